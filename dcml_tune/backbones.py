@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcml_tune.config import SettingError, unknown_name
+from dcml_tune.folding import fold
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -59,13 +60,16 @@ class Backbone(nn.Module):
         return cast(Any, self.network).forward_head(features, pre_logits=True) if self.pooled else features
 
 
-def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224) -> Backbone:
+def build(
+    arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_statistics: bool = True
+) -> Backbone:
     """A backbone by name: a torchvision ResNet, or any timm model.
 
     Args:
         arch: name of the architecture.
         weights: `pretrained`, `none` (random), or a file with a state dict of the whole network.
         sz_crop: side of the images in pixels; networks with position embeddings are built for it.
+        frozen_statistics: batch-norm statistics never move, so that batch-norm can be folded (`folding`).
 
     Raises:
         SettingError: for an unknown name, or weights that are not on this machine; the message says which
@@ -74,6 +78,8 @@ def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224) -> Back
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise SettingError(f"weights={weights}: no such file; give a file, `pretrained` or `none`")
     backbone = _torchvision(arch, weights) if arch in TORCHVISION else _timm(arch, weights, sz_crop)
+    if frozen_statistics and not backbone.pooled:
+        fold(backbone.network, torch.linspace(-2, 2, 3 * sz_crop * sz_crop).view(1, 3, sz_crop, sz_crop))
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -1,0 +1,5 @@
+"""What may vary in a search and what was published, one module a data set. No training code."""
+
+from search_spaces.space import Choice, Float, Int, SearchSpace, load_space
+
+__all__ = ["Choice", "Float", "Int", "SearchSpace", "load_space"]

@@ -1,0 +1,151 @@
+"""Two rewrites of a convolutional network that keep its numbers and halve its training time on a CPU.
+
+1. Frozen batch-norm is folded into the convolution before it: `bn(conv(x, w)) = conv(x, w * s, b - m * s)` with
+   s = gamma / sqrt(var + eps). The statistics never move here, so this holds in training, too; scale and shift
+   still take gradients, through the small product w * s instead of through the feature map.
+2. The weight gradient of a depthwise convolution over a small map is a sum of shifted products. oneDNN takes
+   10 times as long for it on processors with AVX2 (48 ms against 4 ms for 64 x 1152 x 2 x 2, kernel 5).
+
+`benchmarks/epoch.py` shows what both are worth. Parameters keep their names: state dicts do not change.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, pad_same
+from torch import Tensor, nn
+
+# Pixels of the output map up to which the sum of shifted products is the faster one.
+_SMALL_MAP = 16
+
+
+def fold(network: nn.Module, example: Tensor) -> nn.Module:
+    """Rewrite a network in place, if it still computes the same afterwards.
+
+    Convolutions are paired with the batch-norm that is defined right after them. Whether that is also how the
+    network applies them is checked on `example` (B x 3 x H x W, normalised images); where it is not, nothing is
+    folded.
+    """
+    network.eval()
+    with torch.no_grad():
+        before = cast(Any, network).forward_features(example)
+        pairs = [pair for module in network.modules() for pair in pairwise(module.children()) if _foldable(*pair)]
+        for conv, norm in pairs:
+            _FoldedConv.adopt(conv, norm)
+        after = cast(Any, network).forward_features(example)
+        if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+            for conv, norm in pairs:
+                _FoldedConv.release(conv, norm)
+    return network
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return (
+        type(conv) in (nn.Conv2d, Conv2dSame)
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and not (type(conv) is nn.Conv2d and isinstance(conv.padding, str))
+        and isinstance(norm, nn.BatchNorm2d)
+        and norm.affine
+        and norm.num_features == conv.out_channels
+    )
+
+
+class _FoldedNorm(nn.BatchNorm2d):
+    """A batch-norm whose work is done: what is left is the activation that timm's layers carry behind it."""
+
+    unfolded: type[nn.Module]
+
+    def forward(self, input: Tensor) -> Tensor:
+        for name in ("drop", "act"):
+            layer = getattr(self, name, None)
+            input = layer(input) if layer is not None else input
+        return input
+
+
+class _FoldedConv(nn.Conv2d):
+    """A convolution that does the work of the batch-norm behind it."""
+
+    norm: list[nn.BatchNorm2d]  # in a list, so that its parameters are not registered twice
+    unfolded: type[nn.Module]
+
+    @classmethod
+    def adopt(cls, conv: nn.Module, norm: nn.Module) -> None:
+        for module, folded in ((conv, cls), (norm, _FoldedNorm)):
+            cast(Any, module).unfolded = type(module)
+            module.__class__ = folded
+        cast(_FoldedConv, conv).norm = [cast(nn.BatchNorm2d, norm)]
+
+    @staticmethod
+    def release(conv: nn.Module, norm: nn.Module) -> None:
+        for module in (conv, norm):
+            module.__class__ = cast(Any, module).unfolded
+
+    def forward(self, input: Tensor) -> Tensor:
+        norm = self.norm[0]
+        scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
+        bias = norm.bias - cast(Tensor, norm.running_mean) * scale
+        weight = self.weight * scale[:, None, None, None]
+        padding = cast("tuple[int, int]", self.padding)
+        if self.unfolded is Conv2dSame:
+            input, padding = pad_same(input, self.kernel_size, self.stride, self.dilation), (0, 0)
+        if self._small_depthwise(input):
+            return cast(Tensor, _SmallDepthwise.apply(input, weight, bias, self.stride, padding))
+        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _small_depthwise(self, input: Tensor) -> bool:
+        """Whether our weight gradient is the faster one."""
+        pixels = (input.shape[2] // self.stride[0]) * (input.shape[3] // self.stride[1])
+        return (
+            input.device.type == "cpu"
+            and self.groups == self.in_channels == self.out_channels
+            and self.dilation == (1, 1)
+            and pixels <= _SMALL_MAP
+        )
+
+
+class _SmallDepthwise(torch.autograd.Function):
+    """Depthwise convolution whose weight gradient is a sum of shifted products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(input, weight, bias, stride, padding, 1, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        grad = grads[0]
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_input = None
+        if needs_input:
+            grad_input = torch.nn.grad.conv2d_input(
+                input.shape, weight, grad, ctx.stride, ctx.padding, 1, weight.shape[0]
+            )
+        grad_weight = _weight_gradient(input, grad, weight.shape, ctx.stride, ctx.padding) if needs_weight else None
+        return grad_input, grad_weight, grad.sum((0, 2, 3)) if needs_bias else None, None, None
+
+
+def _weight_gradient(
+    input: Tensor, grad: Tensor, shape: torch.Size, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Gradient C x 1 x k x l of a depthwise kernel: for each of its entries, the product of two shifted maps."""
+    (down, right), (pad_h, pad_w) = stride, padding
+    height, width = grad.shape[2:]
+    map_NHWC = F.pad(input.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h))
+    grad_NHWC = grad.permute(0, 2, 3, 1)
+    entries = [
+        (map_NHWC[:, i : i + down * height : down, j : j + right * width : right][:, :height, :width] * grad_NHWC).sum(
+            (0, 1, 2)
+        )
+        for i in range(shape[2])
+        for j in range(shape[3])
+    ]
+    return torch.stack(entries, 1).view(shape)

@@ -1,0 +1,472 @@
+"""Trainer: one trial of the method in plain PyTorch. It knows no Ray and no MLflow."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcml_tune import checkpoint, data
+from dcml_tune.clustering import recluster
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.criterion import MetricLoss
+from dcml_tune.data import EvaluationSet, ImageList, ImageStore
+from dcml_tune.evaluation import retrieval_measures
+from dcml_tune.losses import mask_overlap
+from dcml_tune.model import MaskedEmbedder
+from dcml_tune.optimizer import build_optimizer, load_moments, moments, replace_masks
+from dcml_tune.schedule import EpochPlan
+
+log = logging.getLogger(__name__)
+
+Indices = NDArray[np.int64]
+_EMBED_BATCH = {"cpu": 64, "cuda": 256}
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training has diverged: the loss of an epoch is not a finite number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialData:
+    """What a trial looks at, as rows of the stores of a data set's training classes."""
+
+    dataset: data.DataSet
+    images: ImageList
+    """All images of the training classes that can be read, held out or not."""
+    labels: Indices
+    """Class of each image, 0 .. number of classes - 1."""
+    train: Indices
+    """Rows that train."""
+    validation: Indices | None
+    """Rows that are held out; None when nothing is."""
+    gallery: Indices | None
+    """Rows of the gallery that held-out queries are searched in; None: each other."""
+    ks: tuple[int, ...]
+    originals: ImageStore
+    """Decoded images that training crops are taken from."""
+    views: ImageStore
+    """The same images as the network sees them in evaluation."""
+
+    @classmethod
+    def open(cls, config: TrialConfig, stores: Path) -> TrialData:
+        """Open the image stores of a trial, or build them where they are missing.
+
+        Args:
+            config: says which data set, which share is held out, and the sizes of the images.
+            stores: directory of the image stores, shared by all trials of a node.
+
+        Raises:
+            SettingError: for a data set that is missing, unreadable, or too small for the settings.
+        """
+        dataset = data.load(config)
+        originals, views = (
+            data.open_or_build(
+                dataset.train,
+                stores,
+                kind=kind,
+                sz_resize=config.sz_resize,
+                sz_crop=config.sz_crop,
+                skip_unreadable=config.skip_unreadable,
+            )
+            for kind in (config.image_store, "evaluation")
+        )
+        images = dataset.train.take(originals.kept)
+        train, held_out = data.hold_out(images, share=config.val_share, seed=config.split_seed, ks=_ks(dataset))
+        labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
+        trial = cls(
+            dataset=dataset,
+            images=images,
+            labels=labels,
+            train=train,
+            validation=held_out.queries if held_out else None,
+            gallery=held_out.gallery if held_out else None,
+            ks=_ks(dataset),
+            originals=originals,
+            views=views,
+        )
+        if reason := trial.cannot_train(config):
+            raise SettingError(reason)
+        return trial
+
+    def cannot_train(self, config: TrialConfig) -> str | None:
+        """Why the classes that train are too few for some settings, or None.
+
+        Every cluster needs two classes, and a batch what its sampler asks for.
+        """
+        classes = len(np.unique(self.labels[self.train]))
+        if 2 * config.nb_clusters > classes:
+            return (
+                f"nb_clusters={config.nb_clusters}: every cluster needs two classes, and {classes} classes train; "
+                f"take at most {1 << max(0, (classes // 2).bit_length() - 1)}"
+            )
+        return None
+
+
+def _ks(dataset: data.DataSet) -> tuple[int, ...]:
+    return dataset.tests[0].ks
+
+
+class Trainer:
+    """Trains one configuration, an epoch at a time.
+
+    Randomness is derived, not stored: batches, augmentation and dropout of epoch e are seeded from (seed, e), so a
+    trainer that is saved and loaded at the end of an epoch goes on, on the CPU, with the very same numbers.
+
+    Example:
+        trainer = Trainer(TrialConfig(dataset="emoji", nb_epochs=2), stores=Path("runs/store"))
+        while trainer.epoch < trainer.config.nb_epochs:
+            print(trainer.run_epoch()["val/recall_at_1"])
+
+    Attributes:
+        epoch: number of epochs completed.
+        best: the best epoch so far by `metric`, with its value and its model's weights.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        *,
+        stores: Path | str = Path("runs/store"),
+        device: torch.device | str | None = None,
+        metric: str = "val/recall_at_1",
+    ) -> None:
+        """Open the data and build the model.
+
+        Args:
+            config: every setting of the trial.
+            stores: directory of the image stores.
+            device: by default the GPU where there is one.
+            metric: the measure by which the best epoch is kept.
+        """
+        self.config, self.metric, self.stores = config, metric, Path(stores)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.data = TrialData.open(config, self.stores)
+        self.model = MaskedEmbedder(config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.criterion = MetricLoss(config, int(self.data.labels.max()) + 1).to(self.device)
+        self.optimizer = build_optimizer(self.model, self.criterion, config)
+        workers = config.num_workers if config.num_workers is not None else (4 if self.device.type == "cuda" else 0)
+        self.loader = data.BatchLoader(
+            self.data.originals,
+            data.TrainTransform(config.sz_crop, config.album),
+            num_workers=workers,
+            pin=self.device.type == "cuda",
+        )
+        self.epoch = 0
+        self.assignment: Indices | None = None
+        self.partition = np.zeros(len(self.data.train), dtype=np.int64)
+        self.best: Best | None = None
+
+    def run_epoch(self) -> dict[str, float]:
+        """Run one epoch of the method and measure the model on the held-out classes.
+
+        Returns:
+            Measures by the names of docs/architecture.md: shares of 1, times in seconds.
+
+        Raises:
+            NonFiniteLossError: if the loss was not finite.
+        """
+        plan = EpochPlan.at(self.epoch, self.config)
+        start = time.perf_counter()
+        with _seeded(self.config.seed, self.epoch):
+            measures = self._recluster(plan)
+            clustered = time.perf_counter()
+            measures |= self._train(plan)
+            trained = time.perf_counter()
+            measures |= self.evaluate()
+        end = time.perf_counter()
+        self.epoch += 1
+        self._keep_best(measures)
+        return measures | {
+            "clusters/count": float(plan.nb_clusters),
+            "phase/full_embedding": float(plan.full_embedding),
+            "phase/backbone_frozen": float(plan.backbone_frozen),
+            "time/cluster_s": clustered - start,
+            "time/train_s": trained - clustered,
+            "time/evaluate_s": end - trained,
+            "time/epoch_s": end - start,
+        }
+
+    # -- the division ----------------------------------------------------------------------------------
+
+    def _recluster(self, plan: EpochPlan) -> dict[str, float]:
+        """Compute the partition anew where the plan says so, and let the masks follow."""
+        measures: dict[str, float] = {}
+        if plan.recluster:
+            views = self.data.views
+            penultimate = self.config.penultimate_for_clusters
+            features = embed(self.model, views, self.data.train, penultimate=penultimate).cpu().numpy()
+            labels = self.data.labels[self.data.train]
+            found = recluster(features, labels, plan, self.assignment, config=self.config)
+            self.partition, self.assignment = found.partition, found.assignment
+            if found.nmi_previous is not None:
+                measures["clusters/nmi_previous"] = found.nmi_previous
+        if plan.divide or plan.merge:
+            self.model.divide_masks() if plan.divide else self.model.merge_masks()
+            replace_masks(self.optimizer, self.model.masks)
+        measures["clusters/left_out"] = float(np.mean(self.partition < 0))
+        return measures
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def _train(self, plan: EpochPlan) -> dict[str, float]:
+        """One pass of batches, round robin over the learners."""
+        self._set_trainable(plan)
+        labels = self.data.labels[self.data.train]
+        batches = data.epoch_batches(self.partition, labels, self.config, plan.epoch)
+        generator = torch.Generator(self.device).manual_seed(_mixed(self.config.seed, plan.epoch))
+        total = torch.zeros(2, device=self.device)
+        rows = [(learner, self.data.train[indices]) for learner, indices in batches]
+        for learner, images, indices in self.loader.epoch(rows, seed=self.config.seed, epoch=plan.epoch):
+            total += self._step(images, self.data.labels[indices], learner, plan, generator)
+        loss, overlap = (total / max(1, len(batches))).tolist()
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss of epoch {plan.epoch} is not finite (base_lr={self.config.base_lr}, "
+                f"mask_lr_mult={self.config.mask_lr_mult}); lower the learning rates"
+            )
+        return {"train/loss": loss, "train/loss_masks": overlap, "train/batches": float(len(batches))}
+
+    def _step(
+        self, images: Tensor, labels: Indices, learner: int, plan: EpochPlan, generator: torch.Generator
+    ) -> Tensor:
+        """One update from a batch; returns (loss, mask overlap) without waiting for the device."""
+        z_BD = self.model(images.to(self.device, non_blocking=True), None if plan.full_embedding else learner)
+        metric = self.criterion(z_BD, torch.from_numpy(labels), generator)
+        overlap = self._overlap(plan)
+        loss = metric + self.config.masking_lambda * overlap
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return torch.stack([loss.detach(), overlap.detach()])
+
+    def _overlap(self, plan: EpochPlan) -> Tensor:
+        """The overlap of the masks, where it is part of the loss."""
+        if plan.full_embedding or plan.nb_clusters == 1 or not self.model.masks.requires_grad:
+            return torch.zeros((), device=self.device)
+        return mask_overlap(self.model.masks)
+
+    def _set_trainable(self, plan: EpochPlan) -> None:
+        """Freeze what the plan freezes: parameters without gradient are passed over by the optimiser too, so
+        that Adam's moments of a frozen backbone stay as they are."""
+        config = self.config
+        self.model.train()
+        self.model.backbone.requires_grad_(not plan.backbone_frozen)
+        single = plan.nb_clusters == 1 and config.masks_freeze_one_cluster
+        self.model.masks.requires_grad_(not (plan.full_embedding or config.fixed_mask or single))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * plan.lr_factor
+
+    # -- measuring -------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the full embedding on the held-out classes; nothing when none are held out."""
+        return self._validate(penultimate=False)
+
+    def _validate(self, *, penultimate: bool) -> dict[str, float]:
+        queries, gallery = self.data.validation, self.data.gallery
+        if queries is None:
+            return {}
+        labels = self.data.labels
+        found = retrieval_measures(
+            embed(self.model, self.data.views, queries, penultimate=penultimate),
+            labels[queries],
+            self.data.ks,
+            gallery=None if gallery is None else embed(self.model, self.data.views, gallery, penultimate=penultimate),
+            gallery_labels=None if gallery is None else labels[gallery],
+        )
+        return {f"val/{name}": value for name, value in found.items()}
+
+    def untrained(self) -> dict[str, float]:
+        """Measures of the untrained network's penultimate features on the held-out classes.
+
+        They are the same in every trial of a search, so they are kept beside the image stores. Only a trainer
+        that has not begun can measure them.
+        """
+        config = self.config
+        key = data.fingerprint(
+            self.data.views.key, config.arch, config.weights, config.features_pooling, config.val_share, config.split_seed
+        )
+        path = self.stores / f"untrained-{key}.json"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                assert self.epoch == 0, "the untrained network is gone"
+                fresh = path.with_suffix(".new")
+                fresh.write_text(json.dumps(self._validate(penultimate=True)))
+                fresh.replace(path)
+            return cast("dict[str, float]", json.loads(path.read_text()))
+
+    def test(self, *, penultimate: bool = False) -> dict[str, float]:
+        """Measure the model on the test classes. This is the only place that opens a test image.
+
+        Args:
+            penultimate: measure penultimate features instead of the embedding (for the untrained network).
+        """
+        measures: dict[str, float] = {}
+        sets = self.data.dataset.tests
+        for number, test in enumerate(sets):
+            prefix = "test" if number == 0 else f"test_{test.name}"
+            measures |= {f"{prefix}/{name}": value for name, value in self._test(test, penultimate).items()}
+        return measures
+
+    def _test(self, test: EvaluationSet, penultimate: bool) -> dict[str, float]:
+        embedded = [self._embed_list(images, penultimate) for images in (test.queries, test.gallery) if images is not None]
+        (queries, labels), *gallery = embedded
+        return retrieval_measures(
+            queries,
+            labels,
+            test.ks,
+            gallery=gallery[0][0] if gallery else None,
+            gallery_labels=gallery[0][1] if gallery else None,
+        )
+
+    def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:
+        config = self.config
+        store = data.open_or_build(
+            images,
+            self.stores,
+            kind="evaluation",
+            sz_resize=config.sz_resize,
+            sz_crop=config.sz_crop,
+            skip_unreadable=config.skip_unreadable,
+        )
+        rows = np.arange(len(store.kept), dtype=np.int64)
+        return embed(self.model, store, rows, penultimate=penultimate), images.labels[store.kept]
+
+    def _keep_best(self, measures: dict[str, float]) -> None:
+        """Add the best of the metric so far to the measures, and keep the weights that reached it."""
+        value = measures.get(self.metric)
+        if value is None:
+            self.best = Best(epoch=self.epoch, value=None, weights=_copied(self.model.state_dict()))
+            return
+        if self.best is None or self.best.value is None or value > self.best.value:
+            self.best = Best(epoch=self.epoch, value=value, weights=_copied(self.model.state_dict()))
+        measures[f"{self.metric}_best"] = cast(float, self.best.value)
+        measures["epoch_best"] = float(self.best.epoch)
+
+    # -- saving ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on after the last completed epoch: tensors by name, and facts."""
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"criterion/{name}": value for name, value in self.criterion.state_dict().items()}
+        tensors |= {f"moments/{name}": value for name, value in moments(self.optimizer).items()}
+        tensors["partition"] = torch.from_numpy(self.partition)
+        if self.assignment is not None:
+            tensors["assignment"] = torch.from_numpy(self.assignment)
+        if self.best is not None:
+            tensors |= {f"best/{name}": value for name, value in self.best.weights.items()}
+        return {
+            "tensors": tensors,
+            "epoch": self.epoch,
+            "best": None if self.best is None else {"epoch": self.best.epoch, "value": self.best.value},
+            "config": self.config.model_dump(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another trainer of the same configuration was saved.
+
+        Raises:
+            SettingError: if the state is of another configuration.
+        """
+        self._check_same(state["config"])
+        tensors = state["tensors"]
+        self.model.load_state_dict(_under("model/", tensors))
+        self.criterion.load_state_dict(_under("criterion/", tensors))
+        replace_masks(self.optimizer, self.model.masks)
+        load_moments(self.optimizer, _under("moments/", tensors))
+        self.partition = tensors["partition"].cpu().numpy().copy()
+        self.assignment = tensors["assignment"].cpu().numpy().copy() if "assignment" in tensors else None
+        self.epoch = state["epoch"]
+        self.best = None
+        if state["best"] is not None:
+            self.best = Best(**state["best"], weights=_copied(_under("best/", tensors)))
+
+    def _check_same(self, settings: dict[str, Any]) -> None:
+        ours = self.config.model_dump()
+        for name, value in settings.items():
+            if name not in ("num_workers", "dataset_dir") and ours.get(name) != value:
+                raise SettingError(f"{name}={ours.get(name)!r}: the checkpoint was made with {value!r}; use that")
+
+    def save(self, directory: Path) -> None:
+        """Write the trainer's state into a directory, and the best model so far into its folder `best`."""
+        state = self.state_dict()
+        tensors = state.pop("tensors")
+        own = {name: value for name, value in tensors.items() if not name.startswith("best/")}
+        checkpoint.write(directory, "trainer", own, state)
+        if self.best is not None:
+            facts = {"epoch": self.best.epoch, self.metric: self.best.value}
+            self.model.save(directory / "best", self.best.weights, **facts)
+
+    def load(self, directory: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            CheckpointError: if a file is missing, torn or changed.
+        """
+        tensors, facts = checkpoint.read(directory, "trainer")
+        if facts["best"] is not None:
+            best, _ = checkpoint.read(directory / "best", "model")
+            tensors |= {f"best/{name}": value for name, value in best.items()}
+        self.load_state_dict({"tensors": tensors, **facts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best epoch of a trial so far."""
+
+    epoch: int
+    """Epochs completed when it was reached."""
+    value: float | None
+    """Of the metric; None when nothing is held out, and the last epoch counts as the best."""
+    weights: dict[str, Tensor]
+
+
+def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False) -> Tensor:
+    """Full embeddings, or penultimate features, of rows of an evaluation store.
+
+    Returns:
+        Unit vectors, rows x D or rows x F, float32, on the model's device.
+    """
+    device = model.masks.device
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for images in data.evaluation_batches(views, rows, _EMBED_BATCH.get(device.type, 64)):
+            features = model.penultimate(images.to(device, non_blocking=True))
+            parts.append(torch.nn.functional.normalize(features, dim=1) if penultimate else model.embed(features))
+        return torch.cat(parts)
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int) -> Iterator[None]:
+    """Seed what draws from torch's global generators (dropout), and give them back as they were."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_mixed(seed, epoch))
+        yield
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    """One seed from two numbers, without the overlaps that a sum would have."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
