@@ -84,7 +84,7 @@ class TrialData:
             for kind in (config.image_store, "evaluation")
         )
         images = dataset.train.take(originals.kept)
-        train, held_out = data.hold_out(images, share=config.val_share, seed=config.split_seed, ks=_ks(dataset))
+        train, held_out = data.hold_out(images, share=config.val_share, seed=config.split_seed)
         labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
         trial = cls(
             dataset=dataset,
