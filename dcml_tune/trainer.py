@@ -84,7 +84,9 @@ class TrialData:
             for kind in (config.image_store, "evaluation")
         )
         images = dataset.train.take(originals.kept)
-        train, held_out = data.hold_out(images, share=config.val_share, seed=config.split_seed)
+        train, held_out = data.hold_out_rows(
+            images, share=config.val_share, seed=config.split_seed, gallery=dataset.tests[0].gallery is not None
+        )
         labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
         trial = cls(
             dataset=dataset,

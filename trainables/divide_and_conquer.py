@@ -81,7 +81,8 @@ class DivideAndConquer(tune.Trainable):  # type: ignore[misc]
         done = self.trainer.epoch >= until
         if done and self.run.role != "trial":
             measures |= self.trainer.test()
-        return {**before, **measures, "epoch": self.trainer.epoch, "done": done}
+        complete = self.trainer.epoch >= self.trainer.config.nb_epochs
+        return {**before, **measures, "epoch": self.trainer.epoch, "done": done, "done_all": complete}
 
     def _compares(self) -> bool:
         return self.run.role == "trial" and self.trainer.data.validation is not None

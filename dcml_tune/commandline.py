@@ -1,0 +1,111 @@
+"""Flags from the settings of TrialConfig, and errors of one line. Imports no torch: `--help` must be quick."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import sys
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
+
+from dcml_tune.config import SettingError, TrialConfig
+
+BAD_INPUT = 2
+"""Exit status for input that cannot work."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line with the nearest known flag, and status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and stop."""
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+            near = difflib.get_close_matches(unknown, list(self._option_string_actions), n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the known flags"
+            message = f"setting {unknown} is not known; {hint}"
+        fail(message)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line and exit with the status of bad input."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(BAD_INPUT)
+
+
+def run_command(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a command; bad input ends it with one line and status 2."""
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except SettingError as error:
+        fail(str(error))
+
+
+def add_settings(parser: argparse.ArgumentParser, *, exclude: Collection[str] = ()) -> None:
+    """Add one flag for each setting of TrialConfig, `nb_clusters` as `--nb-clusters` (or `--nb_clusters`)."""
+    group = parser.add_argument_group("settings of a trial", "each takes its default unless its flag is given")
+    for name, field in TrialConfig.model_fields.items():
+        if name in exclude:
+            continue
+        flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
+        about = " ".join((field.description or "").split()).replace("%", "%%") + f" [{field.default}]"
+        if field.annotation is bool:
+            group.add_argument(
+                *flags, dest=name, nargs="?", const=True, type=_truth, metavar="0|1", default=argparse.SUPPRESS, help=about
+            )
+        else:
+            metavar = name.rsplit("_", 1)[-1].upper()
+            group.add_argument(*flags, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=about)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes"):
+        return True
+    if text.lower() in ("0", "false", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1")
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings whose flags were given, checked one by one and turned into their types."""
+    given = {name: value for name, value in vars(arguments).items() if name in TrialConfig.model_fields}
+    given = {name: None if value in ("none", "None") and name != "weights" and name != "hierarchy_method" else value
+             for name, value in given.items()}  # fmt: skip
+    return {name: typed(name, value) for name, value in given.items()}
+
+
+def typed(name: str, value: Any) -> Any:
+    """The value of one setting in its type; rules between settings are checked when all are known."""
+    from pydantic import TypeAdapter, ValidationError
+
+    field = TrialConfig.model_fields[name]
+    adapter: TypeAdapter[Any] = TypeAdapter(_annotated(field))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].replace("Input should be", "must be")
+        raise SettingError(f"{name}={value}: {rule}; the default is {field.default!r}") from None
+
+
+def _annotated(field: Any) -> Any:
+    from typing import Annotated
+
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def settings_to_flags(settings: dict[str, Any]) -> list[str]:
+    """Flags that give these settings; None and truth values are written so that they are read back."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        text = "none" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
+        flags += [f"--{name.replace('_', '-')}", text]
+    return flags
+
+
+def command(module: str, *words: str) -> str:
+    """A command to paste: this interpreter, a module, quoted words."""
+    return shlex.join([sys.executable, "-m", module, *words])
