@@ -60,9 +60,7 @@ class Backbone(nn.Module):
         return cast(Any, self.network).forward_head(features, pre_logits=True) if self.pooled else features
 
 
-def build(
-    arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_statistics: bool = True
-) -> Backbone:
+def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_statistics: bool = True) -> Backbone:
     """A backbone by name: a torchvision ResNet, or any timm model.
 
     Args:

@@ -55,7 +55,14 @@ def add_settings(parser: argparse.ArgumentParser, *, exclude: Collection[str] = 
         about = " ".join((field.description or "").split()).replace("%", "%%") + f" [{field.default}]"
         if field.annotation is bool:
             group.add_argument(
-                *flags, dest=name, nargs="?", const=True, type=_truth, metavar="0|1", default=argparse.SUPPRESS, help=about
+                *flags,
+                dest=name,
+                nargs="?",
+                const=True,
+                type=_truth,
+                metavar="0|1",
+                default=argparse.SUPPRESS,
+                help=about,
             )
         else:
             metavar = name.rsplit("_", 1)[-1].upper()

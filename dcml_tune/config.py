@@ -332,37 +332,62 @@ class TrialConfig(BaseModel):
         """One line for each setting that was changed but that another one makes meaningless."""
         changed = self.non_default()
         idle = [
-            (("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init"), self.nb_clusters == 1,
-             "nb_clusters=1 trains no masks"),
-            (("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init", "mask_relu"), self.fixed_mask,
-             "fixed_mask=True trains no masks"),
-            (("sampler", "cutoff"), self.criterion not in SAMPLED_CRITERIA,
-             f"criterion={self.criterion} samples no triplets"),
+            (
+                ("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init"),
+                self.nb_clusters == 1,
+                "nb_clusters=1 trains no masks",
+            ),
+            (
+                ("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init", "mask_relu"),
+                self.fixed_mask,
+                "fixed_mask=True trains no masks",
+            ),
+            (
+                ("sampler", "cutoff"),
+                self.criterion not in SAMPLED_CRITERIA,
+                f"criterion={self.criterion} samples no triplets",
+            ),
             (("alpha", "lr_alpha"), self.criterion != "npairs", f"criterion={self.criterion} has no alpha"),
             (("beta", "nu", "lr_beta"), self.criterion != "margin", f"criterion={self.criterion} has no beta"),
             (("nu",), self.lr_beta == 0, "lr_beta=0 trains no beta"),
             (("soft_loss",), not self.criterion.startswith("triplet"), f"criterion={self.criterion} has no soft form"),
             (("margin",), self.criterion in ("npairs", "kantorov_margin"), f"criterion={self.criterion} has no margin"),
-            (("small_class_action",), self.batch_sampler != "adaptbalanced",
-             f"batch_sampler={self.batch_sampler} does not use it"),
+            (
+                ("small_class_action",),
+                self.batch_sampler != "adaptbalanced",
+                f"batch_sampler={self.batch_sampler} does not use it",
+            ),
             (("lr_gamma",), self.lr_step is None, "lr_step=None never decays the learning rate"),
-            (("freeze_without_division",), self.nb_clusters > 1 or self.mod_epoch_freeze == 0,
-             "it acts only when nb_clusters=1 and mod_epoch_freeze > 0"),
-            (("mod_epoch_freeze",), self.nb_clusters == 1 and not self.freeze_without_division,
-             "nb_clusters=1 never freezes the backbone unless freeze_without_division=True"),
-            (("mod_epoch",), self.nb_clusters == 1 and not self.freeze_without_division,
-             "nb_clusters=1 never divides"),
+            (
+                ("freeze_without_division",),
+                self.nb_clusters > 1 or self.mod_epoch_freeze == 0,
+                "it acts only when nb_clusters=1 and mod_epoch_freeze > 0",
+            ),
+            (
+                ("mod_epoch_freeze",),
+                self.nb_clusters == 1 and not self.freeze_without_division,
+                "nb_clusters=1 never freezes the backbone unless freeze_without_division=True",
+            ),
+            (("mod_epoch",), self.nb_clusters == 1 and not self.freeze_without_division, "nb_clusters=1 never divides"),
         ]
         lines = [
             f"{name}={changed[name]} has no effect: {reason}"
-            for names, holds, reason in idle if holds for name in names if name in changed
+            for names, holds, reason in idle
+            if holds
+            for name in names
+            if name in changed
         ]
         return list({line.split("=", 1)[0]: line for line in reversed(lines)}.values())[::-1]
 
 
 INIT_METHODS = (
-    "pt_default", "pt_splitted", "xavier_uniform_GAIN", "xavier_normal_GAIN",
-    "kaiming_normal_fan_in", "kaiming_normal_fan_out", "trunc_normal",
+    "pt_default",
+    "pt_splitted",
+    "xavier_uniform_GAIN",
+    "xavier_normal_GAIN",
+    "kaiming_normal_fan_in",
+    "kaiming_normal_fan_out",
+    "trunc_normal",
 )
 
 

@@ -21,7 +21,12 @@ _BLOCK = 1 << 26
 
 
 def recall_at_k(
-    embeddings: Rows, labels: Rows, ks: Sequence[int], *, gallery: Rows | None = None, gallery_labels: Rows | None = None
+    embeddings: Rows,
+    labels: Rows,
+    ks: Sequence[int],
+    *,
+    gallery: Rows | None = None,
+    gallery_labels: Rows | None = None,
 ) -> dict[int, float]:
     """Share of queries with an image of their class among the k nearest others (Euclidean distance).
 
@@ -35,7 +40,9 @@ def recall_at_k(
     return {k: found[f"recall_at_{k}"] for k in ks}
 
 
-def map_at_r(embeddings: Rows, labels: Rows, *, gallery: Rows | None = None, gallery_labels: Rows | None = None) -> float:
+def map_at_r(
+    embeddings: Rows, labels: Rows, *, gallery: Rows | None = None, gallery_labels: Rows | None = None
+) -> float:
     """MAP@R: precision summed at the hits among the first R results, divided by R (Musgrave et al. 2020).
 
     R is the number of other gallery images of the query's class; queries with R = 0 are left out.
@@ -59,7 +66,12 @@ def ami(labels: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def retrieval_measures(
-    embeddings: Rows, labels: Rows, ks: Sequence[int], *, gallery: Rows | None = None, gallery_labels: Rows | None = None
+    embeddings: Rows,
+    labels: Rows,
+    ks: Sequence[int],
+    *,
+    gallery: Rows | None = None,
+    gallery_labels: Rows | None = None,
 ) -> dict[str, float]:
     """Recall at each k, MAP@R, mARP and R-precision in one pass over blocks of queries.
 
@@ -89,7 +101,7 @@ def retrieval_measures(
             f"and {len(other_targets)} for {len(others)} of the gallery"
         )
     relevant = _count_relevant(targets, other_targets) - int(itself)
-    sums = {name: 0.0 for name in [*(f"recall_at_{k}" for k in ks), "map_at_r", "marp", "r_precision"]}
+    sums = dict.fromkeys([*(f"recall_at_{k}" for k in ks), "map_at_r", "marp", "r_precision"], 0.0)
     # Queries with as many relevant images share a block, so that a few large classes do not make every block wide.
     order = np.argsort(relevant, kind="stable")
     start = 0

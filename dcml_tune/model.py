@@ -172,7 +172,9 @@ def _initialise(layer: nn.Linear, config: TrialConfig) -> None:
     if method == "pt_default":
         return
     if method == "pt_splitted":
-        parts = [nn.Linear(layer.in_features, layer.out_features // config.nb_clusters) for _ in range(config.nb_clusters)]
+        parts = [
+            nn.Linear(layer.in_features, layer.out_features // config.nb_clusters) for _ in range(config.nb_clusters)
+        ]
         with torch.no_grad():
             layer.weight.copy_(torch.cat([part.weight for part in parts]))
             layer.bias.copy_(torch.cat([part.bias for part in parts]))

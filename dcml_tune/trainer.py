@@ -262,7 +262,8 @@ class Trainer:
 
     def _set_trainable(self, plan: EpochPlan) -> None:
         """Freeze what the plan freezes: parameters without gradient are passed over by the optimiser too, so
-        that Adam's moments of a frozen backbone stay as they are."""
+        that Adam's moments of a frozen backbone stay as they are.
+        """
         config = self.config
         self.model.train()
         self.model.backbone.requires_grad_(not plan.backbone_frozen)
@@ -299,7 +300,12 @@ class Trainer:
         """
         config = self.config
         key = data.fingerprint(
-            self.data.views.key, config.arch, config.weights, config.features_pooling, config.val_share, config.split_seed
+            self.data.views.key,
+            config.arch,
+            config.weights,
+            config.features_pooling,
+            config.val_share,
+            config.split_seed,
         )
         path = self.stores / f"untrained-{key}.json"
         with FileLock(f"{path}.lock"):
@@ -324,7 +330,9 @@ class Trainer:
         return measures
 
     def _test(self, test: EvaluationSet, penultimate: bool) -> dict[str, float]:
-        embedded = [self._embed_list(images, penultimate) for images in (test.queries, test.gallery) if images is not None]
+        embedded = [
+            self._embed_list(images, penultimate) for images in (test.queries, test.gallery) if images is not None
+        ]
         (queries, labels), *gallery = embedded
         return retrieval_measures(
             queries,

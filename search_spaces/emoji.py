@@ -3,7 +3,7 @@
 The point of departure is the published setting for Stanford Online Products (the authors' sample command: 32
 clusters, mod_epoch 2, masking_lambda 0.01, mask_lr_mult 100, backbone frozen in every other epoch, 180 epochs with the
 full-embedding phase from epoch 80), scaled to a data set that trains in minutes: 64 pixels, EfficientNet-Lite0,
-8 epochs with the full-embedding phase from epoch 7, and learning rates to match. There are no published results.
+6 epochs with the full-embedding phase from epoch 5, and learning rates to match. There are no published results.
 
     python -m dcml_tune.search emoji
 """
@@ -14,8 +14,8 @@ SPACE = SearchSpace(
     name="emoji",
     published={
         "dataset": "emoji",
-        "nb_epochs": 8,
-        "force_full_embedding_epoch": 7,
+        "nb_epochs": 6,
+        "force_full_embedding_epoch": 5,
         "nb_clusters": 32,
         "mod_epoch": 2,
         "mod_epoch_freeze": 1,
@@ -32,14 +32,14 @@ SPACE = SearchSpace(
         "sampler": "distanceweighted",
     },
     domains={
-        "nb_clusters": Choice([2, 4, 8]),
-        "mod_epoch": Int(2, 6),
+        "nb_clusters": Choice([2, 4]),
+        "mod_epoch": Int(2, 4),
         "masking_lambda": Float(1e-3, 1.0, log=True),
         "mask_lr_mult": Float(1.0, 1000.0, log=True),
     },
     why={
-        "nb_clusters": "a cluster of about 500 classes still fills batches of 16 classes at 8",
-        "mod_epoch": "the division has to end before the full-embedding phase at epoch 7",
+        "nb_clusters": "a cluster of about 500 classes halves to 250 at 2 and 125 at 4",
+        "mod_epoch": "the division has to end before the full-embedding phase at epoch 5",
         "masking_lambda": "published: 0.01 and, as the flag's default, 1",
         "mask_lr_mult": "published: 100 and, as the flag's default, 1",
     },

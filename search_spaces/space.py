@@ -183,11 +183,7 @@ class SearchSpace:
         self, name: str, domain: Int, chosen: dict[str, Any], rest: dict[str, Domain], feasible: Feasible | None
     ) -> Int:
         """The part of a range that works; the ends are found by bisection, as all our rules are monotone."""
-        works = [
-            value
-            for value in _spread(domain)
-            if self._completes({**chosen, name: value}, rest, feasible) is None
-        ]
+        works = [value for value in _spread(domain) if self._completes({**chosen, name: value}, rest, feasible) is None]
         return Int(min(works), max(works), domain.log) if works else domain
 
     def _completes(self, chosen: dict[str, Any], rest: dict[str, Domain], feasible: Feasible | None) -> str | None:
@@ -218,7 +214,9 @@ class SearchSpace:
             published = self.published.get(name, getattr(default, name))
             point[name] = domain.nearest(published)
             if point[name] != published:
-                lines.append(f"trial 0: {name} {published} of the published setting is outside {domain}; takes {point[name]}")
+                lines.append(
+                    f"trial 0: {name} {published} of the published setting is outside {domain}; takes {point[name]}"
+                )
         clusters = self.domains.get("nb_clusters")
         if isinstance(clusters, Choice) and (reason := self.refusal(point, feasible)):
             fitting = [v for v in clusters.values if self.refusal({**point, "nb_clusters": v}, feasible) is None]

@@ -64,9 +64,7 @@ def npairs(x, y, alpha):
     rows = []
     for i in range(len(y)):
         similarity = {
-            j: alpha * sum(float(a * b) for a, b in zip(x[i], x[j], strict=True))
-            for j in range(len(y))
-            if j != i
+            j: alpha * sum(float(a * b) for a, b in zip(x[i], x[j], strict=True)) for j in range(len(y)) if j != i
         }
         if positives(y, i):
             log_sum = math.log(sum(math.exp(s) for s in similarity.values()))
@@ -83,9 +81,7 @@ def negatives_an_anchor(y):
 def closest_beyond(x, y, i, count, cutoff):
     """The closest negatives beyond the cutoff; then the farthest within it."""
     beyond = sorted((k for k in others(y, i) if distance(x, i, k) > cutoff), key=lambda k: distance(x, i, k))
-    within = sorted(
-        (k for k in others(y, i) if distance(x, i, k) <= cutoff), key=lambda k: -distance(x, i, k)
-    )
+    within = sorted((k for k in others(y, i) if distance(x, i, k) <= cutoff), key=lambda k: -distance(x, i, k))
     return (beyond + within)[:count]
 
 

@@ -88,7 +88,7 @@ def test_margin_loss_is_that_of_the_loops(sizes, nu, kind):
 
 
 def test_nu_pulls_beta_down():
-    """With nu, a step down the gradient must lower the betas of the anchors, and no other, more than without."""
+    """With nu, the gradient must draw the betas of the anchors, and no others, further down than without."""
     x, y = batch([2, 2, 2], dim=8)
     chosen, triplets = some_triplets(y[:], 6)
     grads = {}
@@ -123,9 +123,7 @@ def test_triplet_loss_is_that_of_the_loops(sizes, soft):
     assert value.item() == pytest.approx(naive.triplet(x, y.tolist(), chosen, 0.2, soft), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "beta", [1.2, torch.tensor(1.2), torch.full((2,), 1.2)], ids=["number", "tensor", "classes"]
-)
+@pytest.mark.parametrize("beta", [1.2, torch.tensor(1.2), torch.full((2,), 1.2)], ids=["number", "tensor", "classes"])
 def test_no_triplets_cost_nothing(beta):
     """A batch without triplets has loss 0, and its backward pass must run."""
     x, y = batch([2, 2])
@@ -191,9 +189,7 @@ def test_overlap_is_that_of_the_loops(learners, dim):
 )
 def test_overlap_of_known_masks(masks, expected):
     """Slices do not overlap, equal directions do entirely, and what the rectifier cuts off does not count."""
-    assert losses.mask_overlap(torch.tensor(masks, dtype=torch.float32)).item() == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert losses.mask_overlap(torch.tensor(masks, dtype=torch.float32)).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [*ALL_BATCH_LOSSES, "margin", "triplet"])

@@ -38,9 +38,7 @@ def broken(y):
 
 def duplicated(y):
     """Pairs of equal images, of different classes wherever classes alternate."""
-    return F.normalize(
-        torch.randn((len(y) + 1) // 2, 4, generator=seeded()).repeat_interleave(2, 0)[: len(y)], dim=1
-    )
+    return F.normalize(torch.randn((len(y) + 1) // 2, 4, generator=seeded()).repeat_interleave(2, 0)[: len(y)], dim=1)
 
 
 INPUTS = {
@@ -50,9 +48,7 @@ INPUTS = {
     "not finite": broken,
     "all NaN": lambda y: torch.full((len(y), 4), torch.nan),
     "huge": lambda y: torch.full((len(y), 4), 1e30) * torch.arange(len(y))[:, None],
-    "antipodes": lambda y: (
-        F.normalize(torch.ones(len(y), 4), dim=1) * (-1.0) ** torch.arange(len(y))[:, None]
-    ),
+    "antipodes": lambda y: F.normalize(torch.ones(len(y), 4), dim=1) * (-1.0) ** torch.arange(len(y))[:, None],
 }
 
 
@@ -187,9 +183,7 @@ def test_negatives_are_drawn_by_weight_without_replacement():
 @pytest.mark.parametrize("useful", [0, 1, 3, 5])
 def test_useless_negatives_only_when_the_useful_have_run_out(useful):
     """Negatives that give no loss are drawn after all that do, at random among themselves."""
-    angles = torch.cat(
-        [torch.zeros(5), torch.linspace(0.9, 1.2, useful), torch.linspace(2.0, 2.5, 5 - useful)]
-    )
+    angles = torch.cat([torch.zeros(5), torch.linspace(0.9, 1.2, useful), torch.linspace(2.0, 2.5, 5 - useful)])
     x = torch.stack([angles.cos(), angles.sin()], dim=1)
     y = torch.tensor([0] * 5 + [1] * 5)
     last = set()

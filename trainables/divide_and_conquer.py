@@ -46,6 +46,11 @@ class Run:
         return {**asdict(self), "varied": list(self.varied)}
 
 
+def whole(config: dict[str, Any]) -> dict[str, Any]:
+    """A trial's dictionary; Ray's grid of whole dictionaries has each under the key `whole`."""
+    return dict(config.get("whole", config))
+
+
 class DivideAndConquer(tune.Trainable):  # type: ignore[misc]
     """A trial of the divide-and-conquer method.
 
@@ -54,7 +59,7 @@ class DivideAndConquer(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the trainer. This is the only step from untyped to typed."""
-        settings = dict(config)
+        settings = whole(config)
         run = dict(settings.pop(RUN, {}))
         self.run = Run(**{**run, "varied": tuple(run.get("varied", ()))})
         if self.run.threads is not None:

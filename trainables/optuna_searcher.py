@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,14 +62,30 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         super().__init__(metric=f"{metric}_best", mode="max")
         self.space, self.feasible, self.constants = space, feasible, constants or {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(
-            storage=storage, study_name=study_name, direction="maximize", load_if_exists=True
-        )
-        # A restored sampler must not draw again what it has drawn.
-        self.study.sampler = _sampler(sampler, seed + 1000 * len(self.study.trials), startup)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self.storage, self.study_name = storage, study_name
+        self.sampler, self.seed, self.startup = sampler, seed, startup
+        self.study = self._open()
         if not self.study.trials:
             for point in points or []:
                 self.study.enqueue_trial(point)
+
+    def _open(self) -> optuna.Study:
+        study = optuna.create_study(
+            storage=self.storage, study_name=self.study_name, direction="maximize", load_if_exists=True
+        )
+        # A sampler that is opened again must not draw again what it has drawn.
+        study.sampler = _sampler(self.sampler, self.seed + 1000 * len(study.trials), self.startup)
+        return study
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray keeps a copy of its searcher on disk; the study is opened again from its own store."""
+        return {name: value for name, value in self.__dict__.items() if name != "study"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the study again."""
+        self.__dict__.update(state)
+        self.study = self._open()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The whole dictionary of a trial: published point, sampled settings, constants.

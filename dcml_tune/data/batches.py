@@ -51,7 +51,9 @@ def _cluster_batches(
     """The batches of one cluster; none if no batch of it could teach anything."""
     _, counts = np.unique(labels[images], return_counts=True)
     if len(counts) < 2 or counts.max() < 2:
-        log.warning("cluster %d takes no part: it has %d classes, none or one of them with a pair", cluster, len(counts))
+        log.warning(
+            "cluster %d takes no part: it has %d classes, none or one of them with a pair", cluster, len(counts)
+        )
         return []
     number = max(1, len(images) // config.batch_size)
     sample = {

@@ -46,7 +46,9 @@ class _Requests:
 class BatchLoader:
     """Augmented training batches."""
 
-    def __init__(self, store: ImageStore, transform: TrainTransform, *, num_workers: int = 0, pin: bool = False) -> None:
+    def __init__(
+        self, store: ImageStore, transform: TrainTransform, *, num_workers: int = 0, pin: bool = False
+    ) -> None:
         """`num_workers` 0 prepares batches in this process; `pin` puts them into memory that a GPU reads from."""
         self._requests = _Requests()
         self._loader: Any = DataLoader(

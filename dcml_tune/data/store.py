@@ -299,9 +299,7 @@ def _decode(
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
     """An array on disk whose blocks are all taken: writing to a map without room would kill the process."""
-    pixels: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.uint8, shape=shape
-    )
+    pixels: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return pixels

@@ -69,7 +69,7 @@ def crop_boxes(sizes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
     ratio = np.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1]), shape))
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (0 < w) & (w <= widths) & (0 < h) & (h <= heights)
+    fits = (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
     rows, first = np.arange(len(sizes)), fits.argmax(1)
     fallback_h, fallback_w = _central(sizes)
     found = fits.any(1)
