@@ -261,8 +261,9 @@ class Trainer:
         return mask_overlap(self.model.masks)
 
     def _set_trainable(self, plan: EpochPlan) -> None:
-        """Freeze what the plan freezes: parameters without gradient are passed over by the optimiser too, so
-        that Adam's moments of a frozen backbone stay as they are.
+        """Freeze what the plan freezes.
+
+        Parameters without gradient are passed over by the optimiser, so Adam's moments of a frozen backbone stay.
         """
         config = self.config
         self.model.train()

@@ -1,155 +1,207 @@
-"""Which images make up the batches of an epoch: seeded from (seed, epoch), and decided before it begins."""
+"""Which images form the batches of an epoch: the batch samplers, and the order over the clusters."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dcml_tune.config import TrialConfig
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.data.images import Indices
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-Indices = NDArray[np.int64]
+# First word of the seed of everything drawn here; augmentation (loader.py) has another.
+STREAM = 1
 
 
-def round_robin(batches_per_cluster: list[int]) -> list[tuple[int, int]]:
-    """The order of an epoch: (cluster, batch number), one batch of each cluster a round.
+def round_robin(batches_per_cluster: Sequence[int]) -> list[tuple[int, int]]:
+    """The order of the batches of an epoch: one batch each cluster a round.
 
-    There are as many rounds as the largest cluster has batches; smaller clusters start over, empty ones are left out.
+    There are as many rounds as the largest cluster has batches; smaller clusters start over. A cluster
+    without batches takes no part.
+
+    Returns:
+        (cluster, batch number) for each step.
 
     Example:
-        >>> round_robin([1, 2])
-        [(0, 0), (1, 0), (0, 0), (1, 1)]
+        >>> round_robin([2, 1])
+        [(0, 0), (1, 0), (0, 1), (1, 0)]
     """
-    rounds = max(batches_per_cluster, default=0)
-    return [(c, r % count) for r in range(rounds) for c, count in enumerate(batches_per_cluster) if count > 0]
+    rounds = range(max(batches_per_cluster, default=0))
+    sizes = [(cluster, size) for cluster, size in enumerate(batches_per_cluster) if size > 0]
+    return [(cluster, number % size) for number in rounds for cluster, size in sizes]
 
 
-def epoch_batches(
-    partition: NDArray[np.int64], labels: Indices, config: TrialConfig, epoch: int
-) -> list[tuple[int, Indices]]:
-    """The batches of an epoch: (learner, indices of images), as docs/algorithm.md says under Batch samplers.
+def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoch: int) -> list[tuple[int, Indices]]:
+    """The batches of an epoch, in the order in which they are trained on.
+
+    A cluster of n images has max(1, n // batch_size) batches. A cluster with too few classes or pairs for a
+    batch is skipped, with a warning. Everything is drawn from (config.seed, epoch, cluster), so a cluster's
+    batches do not depend on the others'.
 
     Args:
-        partition: cluster of each image, -1 for none.
-        labels: class of each image.
-        config: the batch sampler and its settings, and the seed.
+        partition: N, the cluster of each image; -1 is in no batch.
+        labels: N, the class of each image.
+        config: names the batch sampler, and how large batches are.
         epoch: counted from 0.
+
+    Returns:
+        For each step the learner (the cluster) and the positions of its images among the N, `num_replicas`
+        times.
+
+    Raises:
+        SettingError: if no cluster can give a batch.
     """
-    rng = np.random.default_rng([config.seed, epoch])
-    clusters = int(partition.max(initial=-1)) + 1
-    batches = [_cluster_batches(np.flatnonzero(partition == c), labels, config, rng, c) for c in range(clusters)]
-    order = round_robin([len(each) for each in batches])
+    members = [np.flatnonzero(partition == cluster) for cluster in range(int(partition.max(initial=-1)) + 1)]
+    batches = [_cluster_batches(rows, labels[rows], config, epoch, cluster) for cluster, rows in enumerate(members)]
+    if not any(batches):
+        raise SettingError(
+            f"batch_sampler={config.batch_sampler}: no cluster has two classes and a pair of images of one; "
+            "lower nb_clusters, or take a data set with more images a class"
+        )
+    order = round_robin([len(own) for own in batches])
     return [(cluster, np.tile(batches[cluster][number], config.num_replicas)) for cluster, number in order]
 
 
-def _cluster_batches(
-    images: Indices, labels: Indices, config: TrialConfig, rng: np.random.Generator, cluster: int
-) -> list[Indices]:
-    """The batches of one cluster; none if no batch of it could teach anything."""
-    _, counts = np.unique(labels[images], return_counts=True)
-    if len(counts) < 2 or counts.max() < 2:
-        log.warning(
-            "cluster %d takes no part: it has %d classes, none or one of them with a pair", cluster, len(counts)
-        )
+def _cluster_batches(rows: Indices, labels: Indices, config: TrialConfig, epoch: int, cluster: int) -> list[Indices]:
+    """The batches of one cluster, as positions among all images; none if it cannot give any."""
+    if not len(rows):
         return []
-    number = max(1, len(images) // config.batch_size)
-    sample = {
-        "adaptbalanced": _adaptbalanced,
-        "balanced_old": _balanced_old,
-        "npairs": _npairs,
-        "randombatch": _randombatch,
-    }[config.batch_sampler]
-    groups = _by_class(images, labels, rng)
-    return [sample(groups, config, rng) for _ in range(number)]
+    rng = np.random.default_rng([STREAM, config.seed, epoch, cluster])
+    classes = _Classes.of(labels, rng)
+    pairs = int((classes.sizes > 1).sum())
+    if len(classes) < 2 or pairs < (2 if config.batch_sampler == "npairs" else 1):
+        logger.warning(
+            "epoch %d: learner %d is skipped: its %d images are of %d classes, %d with two images or more",
+            epoch, cluster, len(rows), len(classes), pairs,
+        )  # fmt: skip
+        return []
+    number = max(1, len(rows) // config.batch_size)
+    return [rows[batch] for batch in SAMPLERS[config.batch_sampler](classes, number, config, rng)]
 
 
+@dataclass(frozen=True, eq=False)
 class _Classes:
-    """The images of a cluster by class, handed out so that all are seen before one is seen again."""
+    """The images of a cluster, class by class, shuffled within each."""
 
-    def __init__(self, images: list[Indices], rng: np.random.Generator) -> None:
-        self.images, self.rng = images, rng
-        self.everything = np.concatenate(images)
-        self.class_of = {int(i): c for c, group in enumerate(images) for i in group}
-        self.queue: list[int] = []
-        self.position = [0] * len(images)
+    images: Indices
+    """n: positions in the cluster; class c has those from starts[c] to starts[c] + sizes[c]."""
+    starts: Indices
+    sizes: Indices
 
-    def draw_classes(self, count: int) -> list[int]:
-        """Different classes; each takes its turn before one has a second."""
-        count = min(count, len(self.images))
-        drawn: list[int] = []
-        while len(drawn) < count:
-            if not self.queue:
-                self.queue = self.rng.permutation(len(self.images)).tolist()
-            nxt = next((c for c in self.queue if c not in drawn), None)
-            if nxt is None:
-                self.queue += [c for c in self.rng.permutation(len(self.images)).tolist() if c not in self.queue]
-                continue
-            self.queue.remove(nxt)
-            drawn.append(nxt)
-        return drawn
+    @classmethod
+    def of(cls, labels: Indices, rng: np.random.Generator) -> _Classes:
+        images = np.lexsort((rng.random(len(labels)), labels))
+        _, starts, sizes = np.unique(labels[images], return_index=True, return_counts=True)
+        return cls(images, starts.astype(np.int64), sizes.astype(np.int64))
 
-    def draw_images(self, cls: int, count: int) -> Indices:
-        """At most `count` different images of a class, in turns."""
-        group = self.images[cls]
-        count = min(count, len(group))
-        start = self.position[cls]
-        if start + count > len(group):
-            self.images[cls] = group = self.rng.permutation(group)
-            start = 0
-        self.position[cls] = start + count
-        return group[start : start + count]
+    def __len__(self) -> int:
+        return len(self.sizes)
 
+    def draw(self, chosen: Indices, quota: Indices) -> list[Indices]:
+        """Take images of the chosen classes.
 
-def _by_class(images: Indices, labels: Indices, rng: np.random.Generator) -> _Classes:
-    shuffled = rng.permutation(images)
-    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    cuts = np.flatnonzero(np.diff(labels[ordered])) + 1
-    return _Classes(np.split(ordered, cuts), rng)
+        A class hands out its images in turn, so that all are seen before any is seen again in the epoch; it
+        repeats images within one batch only if more are asked for than it has.
+
+        Args:
+            chosen: batches x P classes.
+            quota: batches x P, how many images of each.
+        """
+        flat, takes = chosen.ravel(), quota.ravel()
+        # How many images of the same class the choices before this one take.
+        order = np.argsort(flat, kind="stable")
+        before = np.cumsum(takes[order]) - takes[order]
+        firsts = np.r_[True, flat[order][1:] != flat[order][:-1]]
+        offsets = np.empty_like(before)
+        offsets[order] = before - np.maximum.accumulate(np.where(firsts, before, 0))
+        step = np.arange(takes.sum()) - np.repeat(np.cumsum(takes) - takes, takes)
+        at = (np.repeat(offsets, takes) + step) % np.repeat(self.sizes[flat], takes)
+        images = self.images[np.repeat(self.starts[flat], takes) + at]
+        return np.split(images, np.cumsum(quota.sum(axis=1))[:-1])
 
 
-def _adaptbalanced(classes: _Classes, config: TrialConfig, rng: np.random.Generator) -> Indices:
-    """`num_samples_per_class` images of each class; more where the cluster has fewer classes than a batch."""
-    wanted = config.batch_size // config.num_samples_per_class
-    drawn = classes.draw_classes(wanted)
-    shares = np.full(len(drawn), config.batch_size // len(drawn))
-    shares[: config.batch_size % len(drawn)] += 1
-    parts = [classes.draw_images(cls, int(share)) for cls, share in zip(drawn, shares, strict=True)]
-    batch = np.concatenate(parts)
-    if len(batch) == config.batch_size or config.small_class_action == "smaller_batch":
-        return batch
+def _adaptbalanced(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """`num_samples_per_class` images a class; more where classes are few.
+
+    Where a class has fewer images than its share: `duplicate` repeats them, `smaller_batch` does without, and
+    `sample_other` fills the batch with images of the cluster that are not in it, as far as there are any.
+    """
+    per_batch = config.batch_size // config.num_samples_per_class
+    chosen = _choose(len(classes), min(per_batch, len(classes)), number, rng)
+    quota = np.full(chosen.shape, config.batch_size // chosen.shape[1])
+    quota[:, : config.batch_size % chosen.shape[1]] += 1
     if config.small_class_action == "duplicate":
-        return np.concatenate([np.resize(part, int(share)) for part, share in zip(parts, shares, strict=True)])
-    others = np.setdiff1d(classes.everything, batch)
-    missing = min(len(others), config.batch_size - len(batch))
-    return np.concatenate([batch, rng.choice(others, missing, replace=False)])
+        return classes.draw(chosen, quota)
+    batches = classes.draw(chosen, np.minimum(quota, classes.sizes[chosen]))
+    if config.small_class_action == "smaller_batch":
+        return batches
+    return [_fill(batch, config.batch_size, len(classes.images), rng) for batch in batches]
 
 
-def _balanced_old(classes: _Classes, config: TrialConfig, rng: np.random.Generator) -> Indices:
-    """Classes drawn at random, with repetition when there are too few; images with repetition where too few."""
-    wanted = config.batch_size // config.num_samples_per_class
-    drawn = rng.choice(len(classes.images), wanted, replace=wanted > len(classes.images))
-    return np.concatenate([_choice(classes.images[cls], config.num_samples_per_class, rng) for cls in drawn])
+def _balanced_old(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """`num_samples_per_class` images a class; classes, and their images, are repeated where they are few."""
+    per_batch = config.batch_size // config.num_samples_per_class
+    if per_batch <= len(classes):
+        chosen = _choose(len(classes), per_batch, number, rng)
+    else:
+        chosen = rng.integers(len(classes), size=(number, per_batch))
+        # Departure: the original may draw one class only, and then there is no negative in the batch.
+        chosen[:, :2] = _choose(len(classes), 2, number, rng)
+    return classes.draw(chosen, np.full(chosen.shape, config.num_samples_per_class))
 
 
-def _npairs(classes: _Classes, config: TrialConfig, rng: np.random.Generator) -> Indices:
-    """Two images of each of batch_size / 2 classes that have two."""
-    able = [cls for cls, group in enumerate(classes.images) if len(group) >= 2]
-    drawn = rng.permutation(able)[: config.batch_size // 2]
-    return np.concatenate([_choice(classes.images[cls], 2, rng) for cls in drawn])
+def _npairs(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """Two images of each of batch_size / 2 classes, or of all classes that have two images."""
+    paired = np.flatnonzero(classes.sizes > 1)
+    chosen = paired[_choose(len(paired), min(config.batch_size // 2, len(paired)), number, rng)]
+    return classes.draw(chosen, np.full(chosen.shape, 2))
 
 
-def _randombatch(classes: _Classes, config: TrialConfig, rng: np.random.Generator) -> Indices:
-    """Any images, of at least two classes."""
-    batch = rng.permutation(classes.everything)[: config.batch_size]
-    if len({classes.class_of[int(i)] for i in batch}) < 2:
-        first = classes.class_of[int(batch[0])]
-        others = np.concatenate([group for cls, group in enumerate(classes.images) if cls != first])
-        batch[-1] = rng.choice(others)
-    return batch
+def _randombatch(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """Random images; where all are of one class, the last is exchanged for one of another."""
+    of = np.empty(len(classes.images), dtype=np.int64)
+    of[classes.images] = np.repeat(np.arange(len(classes)), classes.sizes)
+    shuffled = rng.permutation(len(of))
+    batches = [
+        shuffled[start : start + config.batch_size] for start in range(0, number * config.batch_size, config.batch_size)
+    ]
+    for batch in batches:
+        if (of[batch] == of[batch[0]]).all():
+            batch[-1] = rng.choice(np.flatnonzero(of != of[batch[0]]))
+    return batches
 
 
-def _choice(group: Indices, count: int, rng: np.random.Generator) -> Indices:
-    return rng.choice(group, count, replace=count > len(group))
+Sampler = Callable[[_Classes, int, TrialConfig, np.random.Generator], list[Indices]]
+
+SAMPLERS: dict[str, Sampler] = {
+    "adaptbalanced": _adaptbalanced,
+    "balanced_old": _balanced_old,
+    "npairs": _npairs,
+    "randombatch": _randombatch,
+}
+
+
+def _choose(classes: int, wanted: int, number: int, rng: np.random.Generator) -> Indices:
+    """Choose classes for batches, none twice in a batch: number x wanted.
+
+    Each batch is a random choice; the classes are cut from shuffled lists of all, so that all come up before
+    any comes up again, but for the rest of a list that fills no batch.
+    """
+    lists = -(-number // (classes // wanted))
+    shuffled = rng.permuted(np.tile(np.arange(classes), (lists, 1)), axis=1)
+    return shuffled[:, : classes // wanted * wanted].reshape(-1, wanted)[:number]
+
+
+def _fill(batch: Indices, size: int, images: int, rng: np.random.Generator) -> Indices:
+    """Add random images of the cluster that are not in the batch, up to a size or until none is left."""
+    missing = min(size, images) - len(batch)
+    if missing == 0:
+        return batch
+    # A few more than are missing will do where the cluster is much larger than the batch; else look at all.
+    candidates = rng.choice(images, min(images, 2 * size), replace=False, shuffle=True)
+    others = candidates[~np.isin(candidates, batch)][:missing]
+    return np.concatenate([batch, others])

@@ -13,7 +13,21 @@ from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, named
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+    }
 )
 
 # Two classes have to train, else there is nothing to tell apart, and two have to test.
@@ -21,15 +35,16 @@ FEWEST = 2
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of a directory: a folder in it is a class, the image files anywhere below it are its images.
+    """List the images of a directory: a folder in it is a class, the image files below it are its images.
 
     Folders below a class folder (front/, back/, ...) belong to the class. What starts with a dot, `._x.jpg`
     included, is not looked at. Classes are sorted by name; of those with two images or more the first half
-    trains (the larger half of an odd number), or as many as `train_classes` says, and the others test. No image
-    is opened.
+    trains (the larger half of an odd number), or as many as `train_classes` says, and the others test. No
+    image is opened.
 
     Raises:
-        SettingError: for a directory that is not given or holds too few classes, for `train_classes` that leaves
+        SettingError: for a directory that is not given or holds too few classes, for `train_classes` that
+            leaves
             too few on a side, and for classes with a single image when `strict`.
     """
     root = directory(config)
@@ -100,13 +115,13 @@ def _nb_train_classes(root: Path, classes: int, wanted: int | None) -> int:
     """How many of the sorted classes train."""
     if classes < 2 * FEWEST:
         raise SettingError(
-            f"dataset_dir={root}: {classes} folders in it hold two images or more, and {2 * FEWEST} classes are the "
+            f"dataset_dir={root}: {classes} folders in it hold two images or more, {2 * FEWEST} are the "
             "least (two train, two test); give the directory that holds a folder of images a class"
         )
     if wanted is not None and not FEWEST <= wanted <= classes - FEWEST:
         raise SettingError(
-            f"train_classes={wanted}: must leave two classes or more on either side, and {root} has {classes} "
-            f"with two images or more; take {FEWEST} to {classes - FEWEST}"
+            f"train_classes={wanted}: must leave two classes or more on either side, and {classes} have two "
+            f"images or more in {root}; take {FEWEST} to {classes - FEWEST}"
         )
     return (classes + 1) // 2 if wanted is None else wanted
 

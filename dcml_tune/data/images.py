@@ -60,7 +60,8 @@ class ImageList:
     def read(self, i: int) -> Pixels:
         """Decode one image.
 
-        Whatever the file holds is converted as Pillow's `convert("RGB")` does, which is what torchvision's loader
+        Whatever the file holds is converted as Pillow's `convert("RGB")` does, which is what torchvision's
+        loader
         does: grey is repeated, a palette is looked up, an alpha channel is dropped (not composed onto a
         background), and an EXIF orientation is not applied.
 
@@ -71,13 +72,17 @@ class ImageList:
             UnreadableImageError: names the file and why it cannot be decoded.
         """
         try:
-            with self.open(i) as image:
-                return np.asarray(image.convert("RGB"))
+            return np.asarray(self.decode(i))
         except Exception as error:  # a damaged file raises anything: OSError, SyntaxError, struct.error, ...
             raise UnreadableImageError(
                 f"{self.name(i)}: cannot be decoded ({why(error)}); repair or remove it, "
                 "or leave such files out with --skip-unreadable"
             ) from None
+
+    def decode(self, i: int) -> Image.Image:
+        """Decode one image as `read` does, but into Pillow's form and with Pillow's errors."""
+        with self.open(i) as image:
+            return image.convert("RGB")
 
     def open(self, i: int) -> Image.Image:
         """Open one image: its header is read, its pixels are not."""

@@ -25,7 +25,8 @@ def hold_out(dataset: DataSet, *, share: float, seed: int) -> tuple[ImageList, E
     Where the test set has a gallery (In-Shop), the held-out images are split into queries and gallery, too.
 
     Returns:
-        The images that train, with the data set's labels, and the set to compare trials on (None for share 0).
+        The images that train, with the data set's labels, and the set to compare trials on (None for share
+        0).
     """
     has_gallery = dataset.tests[0].gallery is not None
     rows, held = hold_out_rows(dataset.train, share=share, seed=seed, gallery=has_gallery)
@@ -73,8 +74,8 @@ def _nb_held(classes: int, share: float) -> int:
     """How many classes are held out: the share, rounded, and two or more on either side."""
     if classes < 4:
         raise SettingError(
-            f"val_share={share}: {classes} training classes are too few to hold some out (two have to train and two "
-            "to be compared on); take a data set with more, or val_share=0"
+            f"val_share={share}: {classes} training classes are too few to hold some out (two have to "
+            "train, and two to compare trials on); take a data set with more, or val_share=0"
         )
     return min(max(round(share * classes), 2), classes - 2)
 
@@ -82,8 +83,8 @@ def _nb_held(classes: int, share: float) -> int:
 def _choose(groups: Indices, number: int, rng: np.random.Generator) -> Indices:
     """Choose some of the classes so that each group gives its share, to within one class.
 
-    Classes are put in a random order within their group; the groups are then interleaved by how far each class
-    is within its own, and the first `number` are taken. Ties between groups are broken at random.
+    Classes are put in a random order within their group; the groups are then interleaved by how far each
+    class is within its own, and the first `number` are taken. Ties between groups are broken at random.
     """
     shuffled = rng.permutation(len(groups))
     ordered = shuffled[np.argsort(groups[shuffled], kind="stable")]

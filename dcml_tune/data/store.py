@@ -1,10 +1,11 @@
 """Decoded images in memory-mapped files, shared by all trials of a node.
 
-Decoding costs 12 to 36 times what cropping a decoded image costs, and a search looks at each image thousands of
-times. A store is a directory of three files:
+Decoding costs 12 to 36 times what cropping a decoded image costs, and a search looks at each image thousands
+of times. A store is a directory of three files:
 
     pixels.npy   full, small: the pixels of all images one after the other; evaluation: N x S x S x 3
-    index.npy    R x 5 int64, a row an image that could be read: its position in the list, where its pixels begin
+    index.npy    R x 5 int64, a row an image that could be read: its position in the list, where its pixels
+    begin
                  (full, small: byte; evaluation: row), height, width, CRC-32 of its pixels
     meta.json    what the files must look like, and which images were left out and why
 
@@ -27,9 +28,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from PIL import Image
-from torchvision.transforms import functional as F
 
 from dcml_tune.config import SettingError
 from dcml_tune.data.images import ImageList, Indices, Pixels, UnreadableImageError, fingerprint, named, why
@@ -113,7 +113,8 @@ class ImageStore:
     def image(self, row: int) -> Pixels:
         """One image: H x W x 3, a read-only view."""
         if self.kind == "evaluation":
-            return self._pixels[row]
+            square: Pixels = self._pixels[row]
+            return square
         start, height, width = self._starts[row], self._heights[row], self._widths[row]
         return self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
 
@@ -140,10 +141,11 @@ def open_or_build(
 ) -> ImageStore:
     """Open the store of some images, or build it where there is none; one process builds, others wait.
 
-    A store belongs to the names, sizes and times of change of its images: when one of them changes, another store
-    is built. `full` keeps images as they are, `small` those with a shorter side above `sz_resize` resized to it,
-    `evaluation` what the network sees in evaluation: shorter side resized to `sz_resize` (bilinear, antialiased),
-    the middle `sz_crop` x `sz_crop` of it, exactly as torchvision does on Pillow's images.
+    A store belongs to the names, sizes and times of change of its images: when one of them changes, another
+    store is built. `full` keeps images as they are, `small` those with a shorter side above `sz_resize`
+    resized to it, `evaluation` what the network sees in evaluation: shorter side resized to `sz_resize`
+    (bilinear, antialiased), the middle `sz_crop` x `sz_crop` of it, exactly as torchvision does on Pillow's
+    images.
 
     Args:
         images: what to store.
@@ -158,6 +160,7 @@ def open_or_build(
         UnreadableImageError: if images cannot be decoded and `skip_unreadable` is not set.
         SettingError: if the disk has no room for the store; nothing is written then.
     """
+    assert len(images), "an image list without images"
     layout = _Layout(kind, sz_resize, sz_crop)
     final = Path(directory) / layout.name(images)
     store = _open(final)
@@ -181,26 +184,37 @@ class _Layout:
     def name(self, images: ImageList) -> str:
         """The name of the directory of the store."""
         sizes = {"full": (), "small": (self.sz_resize,), "evaluation": (self.sz_resize, self.sz_crop)}[self.kind]
-        # Two directories may hold files of the same names, sizes and times; the checksums of a zip tell enough.
+        # Two directories may hold files of the same names, sizes and times; the checksums of a zip tell
+        # enough.
         place = images.root.resolve() if images.root.is_dir() else "zip"
         return "-".join([self.kind, *map(str, sizes), fingerprint(VERSION, place, images.fingerprint)])
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width that are kept of an image."""
+        """Width and height that are kept of an image."""
         if self.kind == "evaluation":
             return self.sz_crop, self.sz_crop
         if self.kind == "full" or min(width, height) <= self.sz_resize:
-            return height, width
-        longer = int(self.sz_resize * max(width, height) / min(width, height))
-        return (self.sz_resize, longer) if height <= width else (longer, self.sz_resize)
+            return width, height
+        return self._resized(width, height)
 
     def apply(self, image: Image.Image) -> Pixels:
         """The pixels that are kept of a decoded image."""
-        if self.kind == "evaluation":
-            return np.asarray(F.center_crop(F.resize(image, self.sz_resize), [self.sz_crop, self.sz_crop]))
-        height, width = self.size(*image.size)
-        resized = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(resized)
+        if self.kind != "evaluation":
+            return np.asarray(_resize(image, self.size(*image.size)))
+        resized = _resize(image, self._resized(*image.size))
+        # Rounded as torchvision's CenterCrop does: to the even number where the margins differ by one.
+        left, top = (round((side - self.sz_crop) / 2) for side in resized.size)
+        return np.asarray(resized.crop((left, top, left + self.sz_crop, top + self.sz_crop)))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image whose shorter side is `sz_resize`."""
+        longer = int(self.sz_resize * max(width, height) / min(width, height))
+        return (longer, self.sz_resize) if height <= width else (self.sz_resize, longer)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at another width and height; Pillow's bilinear filter is antialiased."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _open(final: Path) -> ImageStore | None:
@@ -214,15 +228,14 @@ def _open(final: Path) -> ImageStore | None:
         return None
 
 
-def _alone(final: Path) -> FileLock:
-    """The lock under which a store is built, taken; says so when another process has it."""
+def _alone(final: Path) -> AcquireReturnProxy[Any]:
+    """Take the lock under which a store is built, until the end of the block; says so when another has it."""
     lock = FileLock(f"{final}.lock")
     try:
-        lock.acquire(blocking=False)
+        return lock.acquire(blocking=False)
     except Timeout:
         logger.info("%s: waiting for the process that builds this image store", final)
-        lock.acquire()
-    return lock
+        return lock.acquire()
 
 
 def _build(images: ImageList, final: Path, layout: _Layout, skip: bool, progress: Progress) -> ImageStore:
@@ -232,22 +245,25 @@ def _build(images: ImageList, final: Path, layout: _Layout, skip: bool, progress
     headers = _map(lambda i: _attempt(lambda: _header(images, i, layout)), len(images))
     readable = [i for i, header in enumerate(headers) if not isinstance(header, str)]
     left_out = [f"{images.name(i)} ({header})" for i, header in enumerate(headers) if isinstance(header, str)]
-    if left_out and not skip:
+    if left_out and (not skip or not readable):
         raise _unreadable(left_out, len(images))
     sizes = np.array([headers[i] for i in readable], dtype=np.int64).reshape(-1, 2)
-    _require_room(int(3 * sizes.prod(axis=1).sum()), final.parent, layout)
+    need = int(3 * sizes.prod(axis=1).sum())
+    if need + RESERVE > shutil.disk_usage(final.parent).free:
+        raise _no_room(need, final.parent, layout)
+    logger.info("%s: decoding %s images into %s", final, f"{len(readable):,}", _size(need))
     fresh = final.with_name(f"{final.name}.building-{os.getpid()}")
     fresh.mkdir()
     try:
         index = _decode(images, np.array(readable, dtype=np.int64), sizes, fresh, layout, left_out, progress)
-        if left_out and not skip:
+        if left_out and (not skip or not len(index)):
             raise _unreadable(left_out, len(images))
         _describe(fresh, index, layout, left_out)
         fresh.rename(final)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise _no_room(int(3 * sizes.prod(axis=1).sum()), 0, final.parent, layout) from None
+        raise _no_room(need, final.parent, layout) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return ImageStore(final)
@@ -256,7 +272,8 @@ def _build(images: ImageList, final: Path, layout: _Layout, skip: bool, progress
 def _header(images: ImageList, i: int, layout: _Layout) -> tuple[int, int]:
     """Height and width that are kept of an image, from its header."""
     with images.open(i) as image:
-        return layout.size(*image.size)
+        width, height = layout.size(*image.size)
+    return height, width
 
 
 def _decode(
@@ -280,8 +297,7 @@ def _decode(
     pixels = _create(fresh / "pixels.npy", shape)
 
     def write(row: int) -> int:
-        with images.open(int(readable[row])) as image:
-            decoded = layout.apply(image.convert("RGB"))
+        decoded = layout.apply(images.decode(int(readable[row])))
         place = pixels[starts[row] : starts[row] + nbytes[row]] if is_flat else pixels[row]
         place[:] = decoded.reshape(place.shape)
         return _crc(decoded)
@@ -314,7 +330,8 @@ def _close_gaps(path: Path, pixels: np.memmap[Any, np.dtype[np.uint8]], index: I
     pixels.flush()
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(index), *pixels.shape[1:])}
     with path.open("r+b") as file:
-        # numpy leaves room in the header for the first axis to change, so that the pixels stay where they are.
+        # numpy leaves room in the header for the first axis to change, so that the pixels stay where they
+        # are.
         np.lib.format.write_array_header_1_0(file, header)
         assert file.tell() == pixels.offset, "the header has changed its length"
         file.truncate(pixels.offset + len(index) * int(np.prod(pixels.shape[1:])))
@@ -339,35 +356,32 @@ def _describe(fresh: Path, index: Indices, layout: _Layout, left_out: Sequence[s
             os.fsync(opened.fileno())
 
 
-def _require_room(need: int, directory: Path, layout: _Layout) -> None:
-    """Refuse a store that would fill the disk."""
+def _no_room(need: int, directory: Path, layout: _Layout) -> SettingError:
+    """What to say of a store that would fill the disk."""
     free = shutil.disk_usage(directory).free
-    if need + RESERVE > free:
-        raise _no_room(need, free, directory, layout)
-
-
-def _no_room(need: int, free: int, directory: Path, layout: _Layout) -> SettingError:
     smaller = ", or keep smaller images with --image-store small" if layout.kind == "full" else ""
     return SettingError(
-        f"{directory}: the image store needs {_size(need)} and {_size(free)} are free there; free some space, or "
-        f"take a directory on another disk{smaller}"
+        f"{directory}: the image store needs {_size(need)} and {_size(free)} are free there; free "
+        f"some space, or take a directory on another disk{smaller}"
     )
 
 
 def _unreadable(left_out: Sequence[str], total: int) -> UnreadableImageError:
     return UnreadableImageError(
-        f"{len(left_out):,} of {total:,} images cannot be decoded: {named(left_out, limit=3)}; repair or remove "
-        "them, or leave them out with --skip-unreadable"
+        f"{len(left_out):,} of {total:,} images cannot be decoded: {named(left_out, limit=3)}; repair or "
+        "remove them, or leave them out with --skip-unreadable"
     )
 
 
 def _attempt(decode: Callable[[], T]) -> T | str:
-    """What a decoding gives, or why it fails. A full disk and the like are no fault of the image."""
+    """What a decoding gives, or why it fails. What the machine is short of is no fault of the image."""
     try:
         return decode()
     except MemoryError:
         raise
     except Exception as error:  # a damaged file raises anything: OSError, SyntaxError, struct.error, ...
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         return why(error)
 
 

@@ -1,124 +1,148 @@
-"""Training views: random resized crop, flip, and the augmentations of `album`; uint8 in, uint8 out."""
+"""Training augmentation of decoded images: random resized crop and flip, and what `album` adds.
+
+Numbers are drawn for a whole batch at once from one generator; so a batch depends on its seed alone, not on
+the process that prepares it.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dcml_tune.data.images import Pixels
+from dcml_tune.data.images import Indices, Pixels
 
-# torchvision's law of RandomResizedCrop.
-_SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+# torchvision's RandomResizedCrop: shares of the area, range of width / height, and tries before the middle
+# of the image is taken.
+SCALE = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+class Crops(NamedTuple):
+    """B rectangles in pixels, one an image."""
+
+    top: Indices
+    left: Indices
+    height: Indices
+    width: Indices
+
+
+class Augmentation(Protocol):
+    """What `album` names: from the views of a batch to squares."""
+
+    def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
+        """Augment images H x W x 3 into B x S x S x 3."""
+        ...
 
 
 class TrainTransform:
-    """Makes a batch of training views, B x 3 x S x S uint8 in channels_last, from images of any size."""
+    """Random resized crop to `sz_crop` and flip with probability 1/2, or the augmentation that `album` names.
+
+    Example:
+        >>> views = [np.zeros((40, 60, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)]
+        >>> TrainTransform(32)(views, np.random.default_rng(0)).shape
+        torch.Size([2, 3, 32, 32])
+    """
 
     def __init__(self, sz_crop: int, album: str | None = None) -> None:
+        """Prepare the augmentation.
+
+        Args:
+            sz_crop: side of the squares, in pixels.
+            album: None, Geom, GeomColor or ColorHeavy (`TrialConfig.album`).
+        """
         self.sz_crop, self.album = sz_crop, album
+        # albumentations takes seconds to import, so it is imported by those who use it.
+        self._augment: Augmentation | None = None
 
-    def __call__(self, images: list[Pixels], rng: np.random.Generator) -> Tensor:
-        """Augment a batch; all chance comes from `rng`."""
-        if self.album is not None:
-            return self._album(images, rng)
-        boxes = crop_boxes(np.array([image.shape[:2] for image in images]), rng)
-        flips = rng.random(len(images)) < 0.5
-        out = torch.empty(len(images), self.sz_crop, self.sz_crop, 3, dtype=torch.uint8)
-        for number, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
-            out[number] = self._resized(image[top : top + height, left : left + width], flips[number])
-        return out.permute(0, 3, 1, 2)
+    def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Tensor:
+        """Augment a batch.
 
-    def _resized(self, crop: Pixels, flip: bool) -> Tensor:
-        """Antialiased bilinear, as torchvision's resized_crop on uint8 tensors."""
-        view = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None]
-        size = (self.sz_crop, self.sz_crop)
-        if view.shape[2:] != size:
-            view = F.interpolate(view, size, mode="bilinear", antialias=True, align_corners=False)
-        view = view[0].permute(1, 2, 0)
-        return view.flip(1) if flip else view
+        Args:
+            views: decoded images, each H x W x 3; they are not written to.
+            rng: the source of everything random.
 
-    def _album(self, images: list[Pixels], rng: np.random.Generator) -> Tensor:
-        """An image at a time, seeded from the batch's source, by albumentations or torchvision."""
-        seeds = rng.integers(0, 2**31, len(images))
-        if self.album == "ColorHeavy":
-            views = [_colour_heavy(image, self.sz_crop, int(seed)) for image, seed in zip(images, seeds, strict=True)]
-        else:
-            pipeline = _albumentations(str(self.album), self.sz_crop)
-            views = []
-            for image, seed in zip(images, seeds, strict=True):
-                pipeline.set_random_seed(int(seed))
-                views.append(torch.from_numpy(pipeline(image=np.array(image))["image"]))
-        return torch.stack(views).permute(0, 3, 1, 2)
+        Returns:
+            B x 3 x S x S uint8, in channels_last memory format.
+        """
+        squares = self._prepared()(views, rng)
+        return torch.from_numpy(squares).permute(0, 3, 1, 2)
+
+    def _prepared(self) -> Augmentation:
+        if self._augment is None and self.album is not None:
+            from dcml_tune.data.albums import ALBUMS
+
+            self._augment = ALBUMS[self.album](self.sz_crop)
+        return self._augment or partial(crop_and_flip, size=self.sz_crop)
+
+    def __reduce__(self) -> tuple[type[TrainTransform], tuple[int, str | None]]:
+        return TrainTransform, (self.sz_crop, self.album)
 
 
-def crop_boxes(sizes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Boxes (top, left, height, width) by torchvision's law of RandomResizedCrop, for all images at once.
+def crop_and_flip(views: Sequence[Pixels], rng: np.random.Generator, *, size: int) -> Pixels:
+    """Random resized crops of images, half of them mirrored: B x size x size x 3."""
+    squares = resized_crops(views, draw_crops(views, rng), size)
+    mirrored = np.flatnonzero(rng.random(len(views)) < 0.5)
+    squares[mirrored] = squares[mirrored, :, ::-1]
+    return squares
 
-    Ten tries each of an area in 0.08..1 and a log-uniform aspect ratio in 3/4..4/3; the first that fits is taken,
-    else the largest central crop with an allowed ratio.
+
+def draw_crops(views: Sequence[Pixels], rng: np.random.Generator) -> Crops:
+    """Draw a rectangle in each image by torchvision's law.
+
+    Area uniform in `SCALE` of the image's, logarithm of the ratio uniform in `RATIO`; the first of `TRIES`
+    tries that lies within the image, at a uniform position; else the largest rectangle in the middle whose
+    ratio is nearest to the image's.
+
+    Source: torchvision.transforms.RandomResizedCrop.get_params.
     """
-    heights, widths = sizes[:, 0, None], sizes[:, 1, None]
-    shape = (len(sizes), _TRIES)
-    area = heights * widths * rng.uniform(*_SCALE, shape)
-    ratio = np.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1]), shape))
-    w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
-    rows, first = np.arange(len(sizes)), fits.argmax(1)
-    fallback_h, fallback_w = _central(sizes)
-    found = fits.any(1)
-    h, w = np.where(found, h[rows, first], fallback_h), np.where(found, w[rows, first], fallback_w)
-    top = np.floor(rng.random(len(sizes)) * (sizes[:, 0] - h + 1)).astype(np.int64)
-    left = np.floor(rng.random(len(sizes)) * (sizes[:, 1] - w + 1)).astype(np.int64)
-    top, left = np.where(found, top, (sizes[:, 0] - h) // 2), np.where(found, left, (sizes[:, 1] - w) // 2)
-    return np.stack([top, left, h, w], 1)
+    height, width = np.array([view.shape[:2] for view in views], dtype=np.int64).T
+    area_BT = (height * width)[:, None] * rng.uniform(*SCALE, (len(views), TRIES))
+    ratio_BT = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), area_BT.shape))
+    w_BT = np.rint(np.sqrt(area_BT * ratio_BT)).astype(np.int64)
+    h_BT = np.rint(np.sqrt(area_BT / ratio_BT)).astype(np.int64)
+    fits_BT = (w_BT > 0) & (w_BT <= width[:, None]) & (h_BT > 0) & (h_BT <= height[:, None])
+    first = np.arange(len(views)), fits_BT.argmax(axis=1)
+    found = fits_BT[first]
+    h_middle, w_middle = _nearest_ratio(height, width)
+    h, w = np.where(found, h_BT[first], h_middle), np.where(found, w_BT[first], w_middle)
+    at = rng.random((2, len(views)))
+    top = np.where(found, at[0] * (height - h + 1), (height - h) // 2).astype(np.int64)
+    left = np.where(found, at[1] * (width - w + 1), (width - w) // 2).astype(np.int64)
+    return Crops(top, left, h, w)
 
 
-def _central(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    height, width = sizes[:, 0], sizes[:, 1]
+def resized_crops(views: Sequence[Pixels], crops: Crops, size: int) -> Pixels:
+    """Cut out rectangles and resize them as torchvision's resized_crop does on tensors (antialiased).
+
+    Returns:
+        B x size x size x 3.
+    """
+    # An image is resized in about 25 us at 64 px, of which a fourth is the call: hence torch's operator
+    # without its Python wrapper, and channels_last on either side, for which it has a path without
+    # conversions.
+    resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
+    squares = np.empty((len(views), size, size, 3), dtype=np.uint8)
+    outputs = torch.split(torch.from_numpy(squares).permute(0, 3, 1, 2), 1)
+    for view, top, left, height, width, output in zip(
+        views, *(column.tolist() for column in crops), outputs, strict=True
+    ):
+        # The copy is dense, which the operator would make of it anyway, and may be written to, as torch
+        # wants.
+        crop = view[None, top : top + height, left : left + width].copy()
+        resize(torch.from_numpy(crop).permute(0, 3, 1, 2), (size, size), False, None, None, out=output)
+    return squares
+
+
+def _nearest_ratio(height: Indices, width: Indices) -> tuple[Indices, Indices]:
+    """Height and width of the largest rectangles in images whose ratio lies within `RATIO`."""
     ratio = width / height
-    h = np.where(ratio < _RATIO[0], np.rint(width / _RATIO[0]), height)
-    w = np.where(ratio > _RATIO[1], np.rint(height * _RATIO[1]), width)
+    h = np.where(ratio < RATIO[0], np.rint(width / RATIO[0]), height)
+    w = np.where(ratio > RATIO[1], np.rint(height * RATIO[1]), width)
     return h.astype(np.int64), w.astype(np.int64)
-
-
-def _albumentations(album: str, size: int) -> Any:
-    """Geom and GeomColor, in the order and with the strengths that docs/algorithm.md gives."""
-    import albumentations as A
-
-    crop = A.RandomResizedCrop(size=(size, size), scale=_SCALE, ratio=_RATIO)
-    flip = A.HorizontalFlip(p=0.5)
-    turn = A.Affine(translate_percent=(-0.0625, 0.0625), rotate=(-45, 45), p=0.5)
-    hole = min(40, size)
-    holes = A.CoarseDropout(
-        num_holes_range=(1, 5), hole_height_range=(1, hole), hole_width_range=(1, hole), fill=0, p=0.5
-    )
-    blur = A.Blur(blur_limit=(3, 7), p=0.5)
-    if album == "Geom":
-        return A.Compose([turn, crop, flip, holes, blur])
-    colour = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)
-    return A.Compose([crop, colour, flip, turn, holes, blur])
-
-
-def _colour_heavy(image: Pixels, size: int, seed: int) -> Tensor:
-    """Crop, flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2), by torchvision."""
-    from torchvision.transforms import v2
-
-    pipeline = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
-            v2.RandomGrayscale(0.2),
-        ]
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        view: Tensor = pipeline(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    return view.permute(1, 2, 0)

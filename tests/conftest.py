@@ -1,0 +1,23 @@
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A data set of 24 classes with 6 images each, a colour and a pattern a class."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        directory = root / f"class {number:02d}"
+        directory.mkdir()
+        base = rng.integers(0, 256, (6, 6, 3))
+        for image in range(6):
+            pixels = np.clip(base + rng.normal(0, 40, base.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).resize((48, 40), Image.Resampling.NEAREST).save(directory / f"{image}.png")
+    return root

@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+
+import mlflow
+import optuna
+import pytest
+
+from dcml_tune.tracking import best_model
+
+TINY = [
+    "--train-classes", "16", "--weights", "none", "--sz-resize", "32", "--sz-crop", "32", "--sz-embedding", "16",
+    "--batch-size", "8", "--num-samples-per-class", "2", "--nb-epochs", "3", "--force-full-embedding-epoch", "2",
+    "--mod-epoch", "1", "--mod-epoch-freeze", "0",
+]  # fmt: skip
+
+
+def command(*words, module="search"):
+    return subprocess.run(
+        [sys.executable, "-m", f"dcml_tune.{module}", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        timeout=400,
+        check=False,
+    )
+
+
+def test_search_ends_to_end(folder, tmp_path):
+    """A search records every trial once in MLflow and Optuna, scores the test classes, and prints the way on."""
+    done = command(
+        "folder", "--dataset-dir", folder, "--num-samples", 3, "--name", "s", "--output-dir", tmp_path, *TINY
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("best of 3 trials", "test, final", "test, untrained", "dcml_tune.train", "compare-runs"):
+        assert words in done.stdout
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id])
+    roles = sorted(run.data.tags["dcml.role"] for run in runs)
+    assert [role for role in roles if role not in ("final", "published")] == [
+        "search",
+        "trial",
+        "trial",
+        "trial",
+        "untrained",
+    ]
+    assert "final" in roles
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    trial = next(run for run in runs if run.data.tags["dcml.role"] == "trial")
+    history = client.get_metric_history(trial.info.run_id, "val/recall_at_1")
+    assert [point.step for point in history][:2] == [0, 1]
+    assert len({point.step for point in history}) == len(history)
+    assert "test/recall_at_1" not in trial.data.metrics
+    assert best_model(uri, "dcml_tune", "s") is not None
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's' / 'optuna.db'}")
+    assert len(study.trials) == 3
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+
+
+def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
+    """The training command runs one setting and leaves a model."""
+    done = command("folder", "--dataset-dir", folder, "--name", "t", "--output-dir", tmp_path, *TINY, module="train")
+    assert done.returncode == 0, done.stderr
+    from dcml_tune.model import load
+
+    assert load(tmp_path / "t" / "checkpoint" / "best").masks.shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["emojy"], ["emojy", "emoji"]),
+        (["folder"], ["--dataset-dir"]),
+        (["folder", "--dataset-dir", "/nowhere"], ["/nowhere"]),
+        (["emoji", "--nb-cluster", "4"], ["--nb-cluster", "--nb-clusters"]),
+        (["emoji", "--gpus-per-trial", "1.5"], ["1.5", "whole"]),
+        (["emoji", "--nb-epochs", "few"], ["nb_epochs", "few"]),
+        (["emoji", "--output-dir", "/proc/nowhere"], ["/proc/nowhere", "cannot be written"]),
+        (["emoji", "--space", "missing.py"], ["missing.py"]),
+        (["emoji", "--mod-epoch-freeze", "4"], ["mod_epoch_freeze"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):
+    """Bad input ends before Ray starts, with one line that names value and remedy."""
+    output = [] if "--output-dir" in words else ["--output-dir", tmp_path]
+    done = command(*words, *output)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for each in expected:
+        assert each in done.stderr

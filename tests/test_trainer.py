@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+from torch.profiler import profile
+
+from dcml_tune.config import TrialConfig
+from dcml_tune.schedule import EpochPlan
+from dcml_tune.trainer import Trainer
+
+
+@pytest.fixture
+def config(folder):
+    return TrialConfig(
+        dataset="folder",
+        dataset_dir=str(folder),
+        train_classes=16,
+        weights="none",
+        sz_resize=32,
+        sz_crop=32,
+        sz_embedding=16,
+        batch_size=8,
+        num_samples_per_class=2,
+        batch_sampler="adaptbalanced",
+        sampler="distanceweighted",
+        nb_epochs=4,
+        nb_clusters=4,
+        mod_epoch=1,
+        force_full_embedding_epoch=3,
+        mask_lr_mult=100,
+        base_lr=1e-3,
+    )
+
+
+def run(trainer, until):
+    measures = {}
+    while trainer.epoch < until:
+        measures = trainer.run_epoch()
+    return {name: value for name, value in measures.items() if not name.startswith("time/")}
+
+
+def test_resumed_is_identical_to_uninterrupted(config, tmp_path):
+    """Saved after epoch 2 and loaded, a trial ends with the metrics, weights and clusters of one that ran through."""
+    through = Trainer(config, stores=tmp_path / "store")
+    expected = run(through, 4)
+    first = Trainer(config, stores=tmp_path / "store")
+    run(first, 2)
+    first.save(tmp_path / "checkpoint")
+    resumed = Trainer(config, stores=tmp_path / "store")
+    resumed.load(tmp_path / "checkpoint")
+    assert run(resumed, 4) == expected
+    assert through.partition.max() == 3
+    assert np.array_equal(through.partition, resumed.partition)
+    for name, value in through.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_two_runs_are_identical(config, tmp_path):
+    """Two runs of one setting and seed give the same metrics; another seed gives others."""
+    found = [run(Trainer(config, stores=tmp_path / "store"), 3) for _ in range(2)]
+    assert found[0] == found[1]
+    assert run(Trainer(config.changed(seed=2), stores=tmp_path / "store"), 3) != found[0]
+
+
+def test_a_step_waits_for_nothing(config, tmp_path):
+    """A training step reads no scalar from the device and counts no non-zeros."""
+    trainer = Trainer(config, stores=tmp_path / "store")
+    run(trainer, 2)
+    plan = EpochPlan.at(2, config)
+    trainer._recluster(plan)
+    trainer._set_trainable(plan)
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    labels = np.repeat(np.arange(4), 2)
+    generator = torch.Generator().manual_seed(0)
+    trainer._step(images, labels, 1, plan, generator)
+    with profile() as profiled:
+        trainer._step(images, labels, 1, plan, generator)
+    # On the CPU torch's fused Adam reads its step counts, which lie on the host already; on a GPU it does not.
+    waits = [event for event in profiled.events() if event.name in ("aten::_local_scalar_dense", "aten::nonzero")]
+    names = {event.name for event in profiled.events()}
+    assert "aten::convolution" in names
+    assert [each for each in waits if "aten::_fused_adam_" not in parents(each)] == []
+
+
+def parents(event):
+    found = []
+    while event is not None:
+        found.append(event.name)
+        event = event.cpu_parent
+    return found
+
+
+def test_frozen_backbone_and_masks_stay(config, tmp_path):
+    """A frozen backbone does not move while the rest does; a single mask stays as it is."""
+    trainer = Trainer(
+        config.changed(mod_epoch=2, mod_epoch_freeze=1, nb_clusters=2, force_full_embedding_epoch=None),
+        stores=tmp_path / "store",
+    )
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    run(trainer, 1)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone"))
+    assert not torch.equal(before["embedding.weight"], after["embedding.weight"])
+    assert torch.equal(after["masks"], torch.ones(1, 16))
+
+
+def test_training_learns(config, tmp_path):
+    """A few epochs raise the recall on training-like data above that of the first epoch's network."""
+    trainer = Trainer(config.changed(weights="pretrained", base_lr=1e-3, emb_lr_mult=10), stores=tmp_path / "store")
+    first = trainer.run_epoch()["train/loss"]
+    assert run(trainer, 4)["train/loss"] < first
