@@ -1,4 +1,4 @@
-"""Losses and samplers written as loops over images, straight from their definitions: the oracles of the tests."""
+"""Losses and samplers as loops over images, straight from their definitions: oracles of the tests."""
 
 import math
 
@@ -109,7 +109,7 @@ def overlap(masks):
 
 
 def log_weights(distances, y, dim, cutoff, nonzero_loss_cutoff):
-    """A row an anchor: None for its own class, "useless" where no loss, else the log-weight less the row's best."""
+    """A row an anchor: None in its class, "useless" where no loss, else log-weight less the row's best."""
     rows = []
     for i, row in enumerate(distances):
         useful = {}

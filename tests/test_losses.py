@@ -1,4 +1,4 @@
-"""Losses agree with loops over images, with pytorch-metric-learning, and keep the device busy without asking it."""
+"""Losses agree with loops over images and with pytorch-metric-learning, and never wait for the device."""
 
 import naive_losses as naive
 import pytest
@@ -55,7 +55,7 @@ def some_triplets(y, count, seed=0):
 @pytest.mark.parametrize("name", ALL_BATCH_LOSSES)
 @pytest.mark.parametrize("dim", [2, 5])
 def test_whole_batch_loss_is_that_of_the_loops(name, sizes, dim):
-    """A loss over a whole batch must be what its definition gives, image by image, and have finite gradients."""
+    """A loss over a whole batch must be what its definition gives, with finite gradients."""
     for seed in range(3):
         x, y = batch(sizes, dim, seed)
         value = ALL_BATCH_LOSSES[name](x.requires_grad_(), y)
@@ -88,7 +88,7 @@ def test_margin_loss_is_that_of_the_loops(sizes, nu, kind):
 
 
 def test_nu_pulls_beta_down():
-    """With nu, a step down the gradient must lower the anchors' betas more than without, and no other class's."""
+    """With nu, the gradient must draw the betas of the anchors, and no others, further down than without."""
     x, y = batch([2, 2, 2], dim=8)
     chosen, triplets = some_triplets(y[:], 6)
     grads = {}

@@ -143,7 +143,7 @@ def test_random_positive_is_uniform(name):
 @pytest.mark.parametrize("sizes", CLASS_SIZES + ONE_CLASS, ids=str)
 @pytest.mark.parametrize("dim", [2, 3, 512])
 def test_weights_are_those_of_the_loops(sizes, dim):
-    """-inf in the class, log-inverse density less the row's best for useful negatives, about -1e5 for others."""
+    """-inf in the class, log-inverse density (row best 0) for useful negatives, about -1e5 for others."""
     x, y = batch(sizes)
     distances = pairwise_distances(x)
     weights = distance_weights(distances, y[:, None] == y, dim=dim, cutoff=0.5, nonzero_loss_cutoff=1.4)
@@ -160,7 +160,7 @@ def test_weights_are_those_of_the_loops(sizes, dim):
 
 def test_negatives_are_drawn_by_weight_without_replacement():
     """First and second draw must follow the law of successive draws in proportion to the weights."""
-    # One anchor's class of 3 images (2 positives each), and 4 single images at set distances from the anchor.
+    # A class of 3 equal images, and 4 images of other classes at set distances from them.
     wanted = torch.tensor([0.6, 0.7, 0.8, 1.0])
     angles = 2 * torch.asin(wanted / 2)
     others = torch.stack([angles.cos(), angles.sin(), torch.zeros(4)], dim=1)
