@@ -242,7 +242,8 @@ def match(previous: npt.ArrayLike, current: npt.ArrayLike) -> IntArray:
     left_over = number < 0
     number[left_over] = nb_previous + np.arange(left_over.sum())
     # The entry after the last stands for "none": index -1 finds it.
-    return np.append(number, -1)[current]
+    renumbered: IntArray = np.append(number, -1)[current]
+    return renumbered
 
 
 def _overlap(previous: IntArray, current: IntArray) -> IntArray:
@@ -288,10 +289,11 @@ def kmeans(
         features: (N, D) float; a tensor on a GPU stays there with the torch backend.
         k: Clusters, 1 <= k <= N.
         seed: At least 0.
-        backend: `faiss` (CPU) and `torch` (the device of the features) give the same labels up to rounding;
-            `faiss-gpu`; `sklearn`, which stops by its own rule (movement of the centroids) and moves the
-            farthest images into empty clusters, an independent check. `auto`: faiss-gpu if there is a GPU
-            that Faiss can use, else torch for features on a GPU, else faiss.
+        backend: `faiss` (CPU), `faiss-gpu` and `torch` (the device of the features) give the same labels up
+            to rounding, which grows from iteration to iteration where the data have no clusters. `sklearn`
+            stops by its own rule (movement of the centroids) and moves the farthest images into empty
+            clusters: an independent check. `auto`: faiss-gpu if there is a GPU that Faiss can use, else
+            torch, which is as fast as Faiss on the CPU and ten times as fast for a few hundred images.
         init: (k, D) Centroids to start from instead.
 
     Returns:
@@ -302,7 +304,7 @@ def kmeans(
             backend, or `faiss-gpu` without a GPU.
     """
     x = _checked(features)
-    run = _backend(backend, x)
+    run = _backend(backend)
     if not 1 <= k <= len(x):
         raise ValueError(f"`1 <= k <= images` must hold, but got k={k} and {len(x)} images; lower k")
     if k == len(x):
@@ -347,7 +349,7 @@ def _first_images(n: int, k: int, seed: int) -> torch.Tensor:
 Run = Callable[[torch.Tensor, torch.Tensor], tuple[IntArray, FloatArray]]
 
 
-def _backend(name: str, x: torch.Tensor) -> Run:
+def _backend(name: str) -> Run:
     """The implementation of a backend's name."""
     known = list(get_args(Backend))
     if name not in known:
@@ -358,7 +360,7 @@ def _backend(name: str, x: torch.Tensor) -> Run:
             "backend='faiss-gpu': Faiss finds no GPU here; use backend='auto', or give the trial a GPU"
         )
     if name == "auto":
-        name = "faiss-gpu" if gpus else "torch" if x.is_cuda else "faiss"
+        name = "faiss-gpu" if gpus else "torch"
     runs: dict[str, Run] = {
         "faiss": _faiss, "faiss-gpu": _faiss_gpu, "torch": _torch, "sklearn": _sklearn
     }  # fmt: skip
@@ -459,7 +461,8 @@ def _torch_nearest(x: torch.Tensor) -> Nearest:
     def nearest(centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         offsets = centroids.square().sum(1)
         rows = max(1, MAX_ENTRIES // len(centroids))
-        parts = [torch.addmm(offsets, part, centroids.T, alpha=-2).min(1) for part in x.split(rows)]
+        blocks = (x[i : i + rows] for i in range(0, len(x), rows))
+        parts = [torch.addmm(offsets, block, centroids.T, alpha=-2).min(1) for block in blocks]
         distances = torch.cat([part.values for part in parts]) + norms
         return torch.cat([part.indices for part in parts]), distances.clamp(min=0)
 
@@ -474,8 +477,9 @@ def _sums(x: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[torch.Tensor, 
         return sums.index_add_(0, labels, x), counts
     # Adding at indices on a GPU sums in another order each time; a product with the one-hot matrix does not.
     rows = max(1, MAX_ENTRIES // k)
-    for part, own in zip(x.split(rows), labels.split(rows), strict=True):
-        sums.addmm_(x.new_zeros(k, len(own)).scatter_(0, own[None], 1.0), part)
+    for i in range(0, len(x), rows):
+        own = labels[None, i : i + rows]
+        sums.addmm_(x.new_zeros(k, own.shape[1]).scatter_(0, own, 1.0), x[i : i + rows])
     return sums, counts
 
 
@@ -489,7 +493,8 @@ def _filled(centroids: torch.Tensor, counts: torch.Tensor, n: int) -> torch.Tens
     if all(sizes):
         return centroids
     twister = np.random.RandomState(1234)
-    apart = torch.where(torch.arange(centroids.shape[1], device=centroids.device) % 2 == 0, 1 / 1024, -1 / 1024)
+    even = torch.arange(centroids.shape[1], device=centroids.device) % 2 == 0
+    apart = torch.where(even, 1 / 1024, -1 / 1024)
     for empty in (j for j, size in enumerate(sizes) if size == 0):
         donor = _donor(sizes, n, twister)
         centroids[empty] = centroids[donor] * (1 + apart)
