@@ -1,104 +1,225 @@
-"""ImageList, EvaluationSet, DataSet: what a data set is made of. Listing opens no image."""
+"""Lists of images on disk and the sets made of them. Nothing here opens an image until it is read."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
 from PIL import Image
 
-Pixels = NDArray[np.uint8]
+from dcml_tune.config import SettingError
+
+Indices = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
 
 
-def fingerprint(*parts: Any) -> str:
-    """Sixteen hexadecimal digits that change when one of the parts does."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+class UnreadableImageError(SettingError):
+    """An image file that is missing, damaged, or no image: one line with the file and the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageList:
-    """Images and their classes."""
+    """Images in an order, with their classes.
+
+    Example:
+        >>> images = ImageList(("a/1.jpg", "b/1.jpg"), np.array([4, 7]), Path("photos"))
+        >>> len(images), images.take([1]).paths, images.dense_labels().tolist()
+        (2, ('b/1.jpg',), [0, 1])
+    """
 
     paths: tuple[str, ...]
-    """Relative to the root."""
-    labels: NDArray[np.int64]
-    """Class of each image, as an index into all classes of the data set."""
+    """Names relative to `root`, with forward slashes."""
+    labels: Indices
+    """N: class of each image, an index into the whole data set's classes."""
     root: Path
-    """A directory, or a zip file."""
-    super_labels: NDArray[np.int64] | None = None
-    """Super-class of each image, where the data set has them."""
+    """Directory of the files, or the zip file that holds them."""
+    super_labels: Indices | None = None
+    """N: super-class of each image, where the data set has them."""
+
+    def __post_init__(self) -> None:
+        assert len(self.paths) == len(self.labels), "one label an image"
+        assert self.super_labels is None or len(self.super_labels) == len(self.labels), (
+            "one super-class an image"
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, indices: NDArray[np.int64]) -> ImageList:
-        """The images at some indices."""
-        chosen = None if self.super_labels is None else self.super_labels[indices]
-        paths = tuple(self.paths[i] for i in indices)
-        return replace(self, paths=paths, labels=self.labels[indices], super_labels=chosen)
+    def take(self, indices: npt.ArrayLike) -> ImageList:
+        """The images at some positions, in that order."""
+        at = np.asarray(indices, dtype=np.int64)
+        supers = None if self.super_labels is None else self.super_labels[at]
+        return ImageList(tuple(self.paths[i] for i in at.tolist()), self.labels[at], self.root, supers)
 
-    def open(self, index: int) -> Image.Image:
-        """An image, its pixels not decoded yet."""
-        if self.root.suffix == ".zip":
-            return Image.open(io.BytesIO(_archive(self.root).read(self.paths[index])))
-        return Image.open(self.root / self.paths[index])
+    def read(self, i: int) -> Pixels:
+        """Decode one image.
 
-    def read(self, index: int) -> Pixels:
-        """An image as RGB, H x W x 3 (`convert("RGB")`: palettes are resolved, transparency is dropped)."""
-        with self.open(index) as image:
-            return np.asarray(image.convert("RGB"))
+        Whatever the file holds is converted as Pillow's `convert("RGB")` does, which is what torchvision's
+        loader
+        does: grey is repeated, a palette is looked up, an alpha channel is dropped (not composed onto a
+        background), and an EXIF orientation is not applied.
 
-    def key(self) -> str:
-        """Fingerprint of names, sizes and times of change; of a zip file, of names and checksums."""
-        if self.root.suffix == ".zip":
-            archive = _archive(self.root)
-            return fingerprint([(path, archive.getinfo(path).CRC) for path in self.paths])
-        stats = [(self.root / path).stat() for path in self.paths]
-        facts = [(p, s.st_size, s.st_mtime_ns) for p, s in zip(self.paths, stats, strict=True)]
-        return fingerprint(str(self.root.resolve()), facts)
+        Returns:
+            H x W x 3.
 
+        Raises:
+            UnreadableImageError: names the file and why it cannot be decoded.
+        """
+        try:
+            return np.asarray(self.decode(i))
+        except Exception as error:  # a damaged file raises anything: OSError, SyntaxError, struct.error, ...
+            raise UnreadableImageError(
+                f"{self.name(i)}: cannot be decoded ({why(error)}); repair or remove it, "
+                "or leave such files out with --skip-unreadable"
+            ) from None
 
-@lru_cache(maxsize=4)
-def _archive(path: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+    def decode(self, i: int) -> Image.Image:
+        """Decode one image as `read` does, but into Pillow's form and with Pillow's errors."""
+        with self.open(i) as image:
+            return image.convert("RGB")
 
+    def open(self, i: int) -> Image.Image:
+        """Open one image: its header is read, its pixels are not."""
+        if not _is_zip(self.root):
+            return Image.open(self.root / self.paths[i])
+        # A ZipFile locks around each read, so the threads of a process may share it; processes may not,
+        # because a fork shares the position in the file.
+        return Image.open(io.BytesIO(_zip_of_process(self.root, os.getpid()).read(self.paths[i])))
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Test images, and how they are searched."""
-
-    name: str
-    queries: ImageList
-    gallery: ImageList | None
-    """None: the queries are searched in each other."""
-    ks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A data set with its published split."""
-
-    name: str
-    class_names: tuple[str, ...]
-    train: ImageList
-    """Images of all training classes."""
-    tests: tuple[EvaluationSet, ...]
-    notes: tuple[str, ...] = ()
-    """Lines that a user should see, such as classes left out."""
+    def name(self, i: int) -> str:
+        """The full name of one image, as messages show it."""
+        return str(self.root / self.paths[i])
 
     @property
     def fingerprint(self) -> str:
-        """Changes when an image or the split does."""
-        return fingerprint(self.train.key(), [test.queries.key() for test in self.tests])
+        """Hash of names, sizes and times of change (of names and checksums in a zip), in order.
+
+        It is computed anew at each use: a file that was replaced gives another. No file is opened.
+        """
+        return fingerprint(*self.states())
+
+    def states(self) -> list[str]:
+        """What is known of each file without opening it, in order.
+
+        Raises:
+            UnreadableImageError: for a file that is gone.
+        """
+        if _is_zip(self.root):
+            archive = _zip_of_process(self.root, os.getpid())
+            entries = ((path, archive.getinfo(path)) for path in self.paths)
+            return [f"{path}|{entry.file_size}|{entry.CRC}" for path, entry in entries]
+        try:
+            stats = ((path, os.stat(os.path.join(self.root, path))) for path in self.paths)
+            return [f"{path}|{stat.st_size}|{stat.st_mtime_ns}" for path, stat in stats]
+        except OSError as error:
+            raise UnreadableImageError(
+                f"{error.filename}: {error.strerror}, though it was listed; restore it and start again"
+            ) from None
+
+    def dense_labels(self) -> Indices:
+        """N: labels renumbered 0 .. number of classes - 1, in the order of the classes."""
+        return np.unique(self.labels, return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def nb_classes(self) -> int:
+        """How many classes the images are of."""
+        return len(np.unique(self.labels))
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """Images whose retrieval is measured."""
+
+    name: str
+    """`test`, `validation`, or what tells several test sets of one data set apart."""
+    queries: ImageList
+    gallery: ImageList | None
+    """The images that queries are searched in; None: each other."""
+    ks: tuple[int, ...]
+    """The k of the recall@k that are reported."""
+
+    @property
+    def lists(self) -> tuple[ImageList, ...]:
+        """Queries, and gallery where there is one."""
+        return (self.queries,) if self.gallery is None else (self.queries, self.gallery)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set: classes that train, and test sets of other classes."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """Names of all classes; labels are indices into them."""
+    train: ImageList
+    """All training classes, those that will be held out included."""
+    tests: tuple[EvaluationSet, ...]
+    """The test sets; the first is the one that is reported by default."""
+    notes: tuple[str, ...] = ()
+    """Lines to show to the user: what was left out, and why."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what is known of all files without opening them; the order of the files has no effect."""
+        lists = [self.train, *(images for test in self.tests for images in test.lists)]
+        return fingerprint(self.name, *sorted({state for images in lists for state in images.states()}))
+
+    @property
+    def nb_test_classes(self) -> int:
+        """How many classes the test sets hold together."""
+        return len(set().union(*(np.unique(images.labels) for test in self.tests for images in test.lists)))
 
     def counts(self) -> str:
-        """`3,339 training images of 621 classes, 3,314 test images of 620 classes`."""
-        parts = [(self.train, "training"), (self.tests[0].queries, "test")]
-        return ", ".join(f"{len(i):,} {role} images of {len(np.unique(i.labels)):,} classes" for i, role in parts)
+        """One line of counts, for the head of a search."""
+        tests = "; ".join(_counts(test) for test in self.tests)
+        return (
+            f"{self.name}: {self.train.nb_classes:,} classes ({len(self.train):,} images) train, "
+            f"{self.nb_test_classes:,} classes test ({tests})"
+        )
+
+
+def fingerprint(*parts: object) -> str:
+    """A short hash of some values, by how they print; the order matters."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        # A separator that no file name holds, so that ("ab", "c") and ("a", "bc") differ.
+        digest.update(f"{part}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def why(error: BaseException) -> str:
+    """The reason of a failed decoding in a few words, on one line and without the file's name."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if "cannot identify image file" in text:
+        return "no image"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def named(names: Sequence[str], *, limit: int = 10) -> str:
+    """Names in a row, and how many more there are beyond the limit."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _counts(test: EvaluationSet) -> str:
+    if test.gallery is None:
+        return f"{len(test.queries):,} images"
+    return f"{len(test.queries):,} queries, {len(test.gallery):,} in the gallery"
+
+
+def _is_zip(root: Path) -> bool:
+    return root.suffix == ".zip"
+
+
+@lru_cache(maxsize=8)
+def _zip_of_process(root: Path, process: int) -> zipfile.ZipFile:
+    """The open archive of one process; the process id is there to tell forked processes apart."""
+    return zipfile.ZipFile(root)

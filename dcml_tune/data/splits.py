@@ -1,48 +1,104 @@
-"""Which training classes are held out to compare trials. The test classes have no part in it."""
+"""Which training classes are held out to compare trials. The search never reads test classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dcml_tune.config import SettingError
-from dcml_tune.data.images import ImageList
+from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, Indices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Rows that are held out."""
+    """Rows of an image list that are held out."""
 
-    queries: NDArray[np.int64]
-    gallery: NDArray[np.int64] | None = None
-    """None: the queries are searched in each other."""
+    queries: Indices
+    gallery: Indices | None
+    """The rows that queries are searched in; None: each other."""
 
 
-def hold_out(images: ImageList, *, share: float, seed: int) -> tuple[NDArray[np.int64], HeldOut | None]:
-    """Split the rows of the training classes: those that train, and those of the classes held out.
+def hold_out(dataset: DataSet, *, share: float, seed: int) -> tuple[ImageList, EvaluationSet | None]:
+    """Hold out a share of the training classes; see `hold_out_rows`.
 
-    A share of the classes is drawn within every super-class, where there are some. A share of 0 holds out none.
+    Where the test set has a gallery (In-Shop), the held-out images are split into queries and gallery, too.
+
+    Returns:
+        The images that train, with the data set's labels, and the set to compare trials on (None for share
+        0).
+    """
+    has_gallery = dataset.tests[0].gallery is not None
+    rows, held = hold_out_rows(dataset.train, share=share, seed=seed, gallery=has_gallery)
+    if held is None:
+        return dataset.train, None
+    gallery = None if held.gallery is None else dataset.train.take(held.gallery)
+    validation = EvaluationSet("validation", dataset.train.take(held.queries), gallery, dataset.tests[0].ks)
+    return dataset.train.take(rows), validation
+
+
+def hold_out_rows(
+    images: ImageList, *, share: float, seed: int, gallery: bool = False
+) -> tuple[Indices, HeldOut | None]:
+    """Hold out a share of the classes: class-disjoint, and within each super-class the same share.
+
+    The choice depends on the classes and the seed alone, not on how many images a class has. At least two
+    classes are held out and at least two train.
+
+    Args:
+        images: the images of the training classes.
+        share: of the classes, 0 to 1; 0 holds none out.
+        seed: of the choice.
+        gallery: split the held-out images of each class into queries and gallery, half and half.
+
+    Returns:
+        Rows that train, in order, and the held-out rows (None for share 0).
 
     Raises:
-        SettingError: if fewer than two classes would be held out or would train.
+        SettingError: if there are too few classes.
     """
-    rows = np.arange(len(images), dtype=np.int64)
     if share == 0:
-        return rows, None
-    classes, first = np.unique(images.labels, return_index=True)
-    strata = np.zeros(len(classes)) if images.super_labels is None else images.super_labels[first]
+        return np.arange(len(images), dtype=np.int64), None
     rng = np.random.default_rng(seed)
-    drawn = [
-        rng.permutation(classes[strata == stratum])[: round(share * (strata == stratum).sum())]
-        for stratum in np.unique(strata)
-    ]
-    held = np.concatenate(drawn)
-    if len(held) < 2 or len(classes) - len(held) < 2:
+    classes, first, dense = np.unique(images.labels, return_index=True, return_inverse=True)
+    groups = np.zeros(len(classes), np.int64) if images.super_labels is None else images.super_labels[first]
+    is_held = np.isin(dense, _choose(groups, _nb_held(len(classes), share), rng))
+    held = np.flatnonzero(is_held)
+    if not gallery:
+        return np.flatnonzero(~is_held), HeldOut(held, None)
+    is_query = _every_second(dense[held], rng)
+    return np.flatnonzero(~is_held), HeldOut(held[is_query], held[~is_query])
+
+
+def _nb_held(classes: int, share: float) -> int:
+    """How many classes are held out: the share, rounded, and two or more on either side."""
+    if classes < 4:
         raise SettingError(
-            f"val_share={share}: holds out {len(held)} of {len(classes)} training classes; at least 2 must be held "
-            "out and 2 train; change --val-share or add classes"
+            f"val_share={share}: {classes} training classes are too few to hold some out (two have to "
+            "train, and two to compare trials on); take a data set with more, or val_share=0"
         )
-    chosen = np.isin(images.labels, held)
-    return rows[~chosen], HeldOut(rows[chosen])
+    return min(max(round(share * classes), 2), classes - 2)
+
+
+def _choose(groups: Indices, number: int, rng: np.random.Generator) -> Indices:
+    """Choose some of the classes so that each group gives its share, to within one class.
+
+    Classes are put in a random order within their group; the groups are then interleaved by how far each
+    class is within its own, and the first `number` are taken. Ties between groups are broken at random.
+    """
+    shuffled = rng.permutation(len(groups))
+    ordered = shuffled[np.argsort(groups[shuffled], kind="stable")]
+    _, starts, sizes = np.unique(groups[ordered], return_index=True, return_counts=True)
+    rank = np.arange(len(groups)) - np.repeat(starts, sizes)
+    progress = (rank + rng.random(len(starts)).repeat(sizes)) / np.repeat(sizes, sizes)
+    return np.sort(ordered[np.argsort(progress, kind="stable")[:number]])
+
+
+def _every_second(labels: Indices, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """N: a random half of each class, the smaller half of an odd number."""
+    order = np.lexsort((rng.random(len(labels)), labels))
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    rank = np.arange(len(labels)) - np.repeat(starts, sizes)
+    half = np.zeros(len(labels), dtype=np.bool_)
+    half[order] = rank < np.repeat(sizes // 2, sizes)
+    return half

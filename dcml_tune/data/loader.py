@@ -1,0 +1,136 @@
+"""One loader for all clusters, which lives as long as the trial and is told each epoch what to prepare."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dcml_tune.data.images import Indices, Pixels
+from dcml_tune.data.store import ImageStore
+from dcml_tune.data.transforms import TrainTransform
+
+# First word of the seed of augmentation; the choice of batches (batches.py) has another.
+STREAM = 2
+
+# (first words of the seed, rows of the store): what a worker needs to know of a batch.
+Order = tuple[list[int], Indices]
+
+
+class BatchLoader:
+    """Prepares training batches, in this process or in others that live on between epochs.
+
+    Without workers a batch is prepared when it is asked for: a thread would take its time from the training
+    on the same core. The number of workers has no effect on what a batch holds.
+    """
+
+    def __init__(
+        self, store: ImageStore, transform: TrainTransform, *, num_workers: int = 0, pin: bool = False
+    ) -> None:
+        """Take what batches are made of; workers start with the first epoch.
+
+        Args:
+            store: training images.
+            transform: augmentation.
+            num_workers: processes; 0 prepares batches in this one.
+            pin: put batches in page-locked memory, from which a GPU copies without waiting.
+        """
+        self._batches = _Batches(store, transform)
+        self._orders = _Orders()
+        self._num_workers, self._pin = num_workers, pin
+        self._loader: DataLoader[Tensor] | None = None
+
+    def epoch(
+        self, batches: Sequence[tuple[int, Indices]], seed: int, epoch: int
+    ) -> Iterator[tuple[int, Tensor, Indices]]:
+        """Prepare the batches of an epoch, in order; batch b is augmented from (seed, epoch, b).
+
+        Args:
+            batches: learner and rows of the store, as `epoch_batches` gives them.
+            seed: of the trial.
+            epoch: counted from 0.
+
+        Yields:
+            Learner, uint8 images B x 3 x S x S in channels_last memory format, and their rows.
+        """
+        orders = [([STREAM, seed, epoch, number], rows) for number, (_, rows) in enumerate(batches)]
+        for (learner, rows), images in zip(batches, self._prepared(orders), strict=True):
+            yield learner, images.permute(0, 3, 1, 2), rows
+
+    def close(self) -> None:
+        """End the workers. The next epoch starts new ones."""
+        # torch ends them when the iterator that the loader keeps is gone.
+        self._loader = None
+
+    def _prepared(self, orders: list[Order]) -> Iterator[Tensor]:
+        """Batches B x S x S x 3: that layout travels between processes as it is."""
+        if self._num_workers == 0:
+            prepared = (self._batches[order] for order in orders)
+            return (images.pin_memory() for images in prepared) if self._pin else prepared
+        self._orders.current = orders
+        if self._loader is None:
+            self._loader = DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=self._orders,
+                num_workers=self._num_workers,
+                pin_memory=self._pin,
+                persistent_workers=True,
+            )
+        return iter(self._loader)
+
+
+if TYPE_CHECKING:
+    _DatasetOfBatches = Dataset[Tensor]
+    _SamplerOfOrders = Sampler[Order]
+else:
+    _DatasetOfBatches, _SamplerOfOrders = Dataset, Sampler
+
+
+class _Batches(_DatasetOfBatches):
+    """Whole batches, by what was ordered."""
+
+    def __init__(self, store: ImageStore, transform: TrainTransform) -> None:
+        self.store, self.transform = store, transform
+
+    def __getitem__(self, order: Order) -> Tensor:
+        seed, rows = order
+        images = self.transform(self.store.images(rows), np.random.default_rng(seed))
+        return images.permute(0, 2, 3, 1)
+
+
+class _Orders(_SamplerOfOrders):
+    """The orders of the current epoch; torch asks for them anew each time its loader is iterated."""
+
+    current: list[Order] = []  # noqa: RUF012
+
+    def __iter__(self) -> Iterator[Order]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+def evaluation_batches(store: ImageStore, indices: Indices, batch_size: int) -> Iterator[Tensor]:
+    """Rows of an evaluation store in batches, uint8 B x 3 x S x S in channels_last memory format.
+
+    Rows that follow each other are views of the memory map, without a copy. Do not write to them.
+    """
+    for start in range(0, len(indices), batch_size):
+        rows = indices[start : start + batch_size]
+        first, last = int(rows[0]), int(rows[-1])
+        follow = last - first == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+        images = store.array[first : last + 1] if follow else store.array[rows]
+        yield _tensor(images).permute(0, 3, 1, 2)
+
+
+def _tensor(images: Pixels) -> Tensor:
+    """A tensor of the same memory, without torch's warning that it must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)
