@@ -90,7 +90,7 @@ def test_balanced_batches(sampler: str) -> None:
 
 
 def test_balanced_batches_see_all_images() -> None:
-    """Over an epoch, equal classes come up equally often, and a class shows all its images before one twice."""
+    """Equal classes come up equally often, and a class shows all its images before one twice."""
     labels = repeated([8] * 8)
     seen = Counter(np.concatenate(one_cluster(labels, config())).tolist())
     assert len(seen) == 64

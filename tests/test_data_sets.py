@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.data import EvaluationSet, ImageList, hold_out, hold_out_rows, load
+from dcml_tune.data import EvaluationSet, ImageList, hold_out, hold_out_rows, load, open_or_build
 from dcml_tune.data.images import DataSet, UnreadableImageError
 
 
@@ -92,13 +92,15 @@ def test_folder_takes_train_classes(folder: Path) -> None:
 
 
 def test_listing_opens_no_file(folder: Path) -> None:
-    """A file that nobody may read is listed all the same."""
+    """Test images that cannot be read are listed, and the training images are stored without them."""
     (folder / "f/1.JPG").write_bytes(b"")
     (folder / "f/2.JPG").unlink()
     (folder / "f/2.JPG").symlink_to("/proc/self/mem")  # Reading its first byte is an error, for root too.
     found = load(config(folder))
     assert "f/2.JPG" in found.tests[0].queries.paths
     assert found.fingerprint
+    store = open_or_build(found.train, folder / ".stores", kind="full", sz_resize=8, sz_crop=8)
+    assert len(store) == len(found.train)
 
 
 @pytest.mark.parametrize(
