@@ -1,57 +1,184 @@
+"""Retrieval and clustering measures against loops, scikit-learn and pytorch-metric-learning."""
+
+import naive_measures as naive
 import numpy as np
 import pytest
+import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from dcml_tune.evaluation import map_at_r, marp, recall_at_k, retrieval_measures
+from dcml_tune import evaluation
+from dcml_tune.evaluation import ami, map_at_r, marp, nmi, r_precision, recall_at_k, retrieval_measures
 
-
-def naive(queries, labels, k, gallery=None, gallery_labels=None):
-    """Recall@k, MAP@R and mARP by loops."""
-    itself = gallery is None
-    gallery, gallery_labels = (queries, labels) if itself else (gallery, gallery_labels)
-    recalls, maps, marps = [], [], []
-    for i, (query, label) in enumerate(zip(queries, labels, strict=True)):
-        others = [j for j in range(len(gallery)) if not (itself and i == j)]
-        others.sort(key=lambda j, query=query: float(((query - gallery[j]) ** 2).sum()))
-        hits = [gallery_labels[j] == label for j in others]
-        recalls.append(any(hits[:k]))
-        r = sum(hits)
-        if r:
-            precisions = [sum(hits[: n + 1]) / (n + 1) for n in range(r) if hits[n]]
-            maps.append(sum(precisions) / r)
-            marps.append(sum(precisions) / len(precisions) if precisions else 0.0)
-    return np.mean(recalls), np.mean(maps), np.mean(marps)
+KS = (1, 2, 4, 100)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("with_gallery", [False, True])
-def test_measures_agree_with_loops(seed, with_gallery):
-    """Recall@k, MAP@R and mARP are those of the loops, with and without a gallery, with queries without relevant images."""
+def clustered(n, classes, dim, seed, noise=0.8):
+    """Unit rows around one centre a class, and classes of unequal size."""
     rng = np.random.default_rng(seed)
-    queries, labels = rng.normal(size=(60, 6)).astype(np.float32), rng.integers(0, 12, 60)
-    more = {}
-    if with_gallery:
-        more = {"gallery": rng.normal(size=(80, 6)).astype(np.float32), "gallery_labels": rng.integers(2, 14, 80)}
-    for k in (1, 4):
-        recall, expected_map, expected_marp = naive(queries, labels, k, **more)
-        assert recall_at_k(queries, labels, [k], **more)[k] == pytest.approx(recall)
-    assert map_at_r(queries, labels, **more) == pytest.approx(expected_map)
-    assert marp(queries, labels, **more) == pytest.approx(expected_marp)
+    labels = (rng.random(n) ** 2 * classes).astype(np.int64)
+    rows = rng.normal(size=(classes, dim))[labels] + noise * rng.normal(size=(n, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def test_agrees_with_pytorch_metric_learning():
-    """MAP@R, R-precision and recall@1 are those of an independent library."""
-    rng = np.random.default_rng(0)
-    queries, labels = rng.normal(size=(200, 8)).astype(np.float32), rng.integers(0, 20, 200)
-    found = retrieval_measures(queries, labels, [1])
-    names = {"mean_average_precision_at_r": "map_at_r", "r_precision": "r_precision", "precision_at_1": "recall_at_1"}
-    expected = AccuracyCalculator(include=tuple(names), k="max_bin_count").get_accuracy(queries, labels)
-    for theirs, ours in names.items():
-        assert found[ours] == pytest.approx(expected[theirs], abs=1e-6)
+def assert_as_naive(measures, lists):
+    expected = naive.retrieval(lists) | {f"recall_at_{k}": naive.recall(lists, k) for k in KS}
+    assert measures == pytest.approx(expected, abs=1e-6)
 
 
-def test_duplicates_are_not_taken_for_the_query_itself():
-    """An image is left out of its own neighbours by its index, also where a duplicate of another class ties."""
-    queries = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    assert recall_at_k(queries, [0, 1, 2, 3], [1]) == {1: 0.0}
-    assert recall_at_k(queries, [0, 0, 1, 1], [1]) == {1: 1.0}
+@pytest.mark.parametrize(
+    ("n", "classes", "dim"), [(60, 5, 8), (80, 40, 4), (50, 2, 3), (30, 1, 4), (2, 2, 3), (1, 1, 2)]
+)
+def test_measures_equal_those_of_loops(n, classes, dim):
+    """One pass of blocks gives what a loop over queries and ranks gives, classes of one image included."""
+    rows, labels = clustered(n, classes, dim, seed=n)
+    assert_as_naive(retrieval_measures(rows, labels, KS), naive.ranked_hits(rows, labels))
+
+
+def test_query_against_gallery_never_finds_queries():
+    """With a gallery, neighbours come from it alone, and R counts its images."""
+    rows, labels = clustered(90, 8, 6, seed=1)
+    parts = rows[:35], labels[:35], rows[35:], labels[35:]
+    measures = retrieval_measures(parts[0], parts[1], KS, gallery=parts[2], gallery_labels=parts[3])
+    assert_as_naive(measures, naive.ranked_hits(*parts))
+
+
+def test_queries_without_relevant_images_are_misses_in_recall_only():
+    """They lower recall, and are left out of the others."""
+    rows = np.array([[0.0], [0.1], [5.0], [9.0]])
+    measures = retrieval_measures(rows, [0, 0, 1, 2], (1,))
+    assert measures == {"recall_at_1": 0.5, "map_at_r": 1.0, "marp": 1.0, "r_precision": 1.0}
+    # None with a relevant image: nothing was found.
+    assert set(retrieval_measures(rows, [0, 1, 2, 3], (1,)).values()) == {0.0}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("n", "classes"), [(40, 4), (200, 60)])
+def test_ties_come_in_the_order_of_the_images(n, classes, seed):
+    """Whole-number rows tie all the time: the first image comes first, at the last place counted, too."""
+    rng = np.random.default_rng(seed)
+    rows, labels = rng.integers(-1, 2, size=(n, 3)), rng.integers(classes, size=n)
+    assert_as_naive(retrieval_measures(rows, labels, KS), naive.ranked_hits(rows, labels))
+
+
+def test_self_is_left_out_by_index_where_duplicates_tie():
+    """A duplicate of the query counts as a neighbour, whichever of the two comes first."""
+    rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=np.float32)
+    assert recall_at_k(rows, [0, 0, 1, 1], [1]) == {1: 1.0}
+    assert recall_at_k(rows, [0, 1, 0, 1], [1]) == {1: 0.0}
+
+
+def test_collapsed_rows_give_chance_not_success():
+    """Where all rows are the same, the first others are found, whatever their class."""
+    labels = np.arange(120) % 6
+    rows = np.ones((120, 16), dtype=np.float32)
+    assert_as_naive(retrieval_measures(rows, labels, KS), naive.ranked_hits(rows[:, :1], labels))
+
+
+def test_blocks_of_any_size_give_the_same(monkeypatch):
+    """How many queries fit in a block changes nothing."""
+    rows, labels = clustered(150, 9, 5, seed=3)
+    expected = retrieval_measures(rows, labels, KS)
+    for distances, results in [(1, 1 << 22), (700, 1 << 22), (1 << 24, 1), (1 << 24, 500)]:
+        monkeypatch.setattr(evaluation, "_DISTANCES", distances)
+        monkeypatch.setattr(evaluation, "_RESULTS", results)
+        assert retrieval_measures(rows, labels, KS) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("width", [1, 5, 60, 400])
+def test_nearest_equals_a_stable_sort(width):
+    """Least distances of any sign, with many ties, in the order of a stable sort."""
+    generator = torch.Generator().manual_seed(width)
+    distances = torch.randint(-4, 40, (50, 400), generator=generator) / 4
+    distances[:, 7], distances[0, :] = -0.0, 0.0
+    distances[3, 11] = torch.inf
+    expected = distances.sort(dim=1, stable=True).indices[:, :width]
+    torch.testing.assert_close(evaluation._nearest(distances, width), expected)
+
+
+@pytest.mark.parametrize("with_gallery", [False, True])
+def test_measures_equal_those_of_pytorch_metric_learning(with_gallery):
+    """Precision at 1, R-precision and MAP@R agree with an independent implementation."""
+    rows, labels = clustered(400, 20, 16, seed=5)
+    rows, labels = torch.from_numpy(rows), torch.from_numpy(labels)
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu"))
+    queries, others = (slice(0, 150), slice(150, None)) if with_gallery else (slice(None), slice(None))
+    reference = (rows[others], labels[others]) if with_gallery else (None, None)
+    expected = calculator.get_accuracy(rows[queries], labels[queries], *reference)
+    found = retrieval_measures(rows[queries], labels[queries], (1,), gallery=reference[0], gallery_labels=reference[1])
+    assert [found["recall_at_1"], found["r_precision"], found["map_at_r"]] == pytest.approx(
+        [expected[name] for name in names], abs=1e-6
+    )
+
+
+def test_single_measures_are_those_of_the_one_pass():
+    """Each named function gives its part of `retrieval_measures`, from arrays, tensors and half precision."""
+    rows, labels = clustered(70, 6, 8, seed=7)
+    rows = rows.astype(np.float16)
+    found = retrieval_measures(rows, labels, (1, 4))
+    for rows_as, labels_as in [
+        (rows, labels),
+        (torch.from_numpy(rows).requires_grad_(), torch.from_numpy(labels)),
+    ]:
+        assert recall_at_k(rows_as, labels_as, [1, 4]) == {1: found["recall_at_1"], 4: found["recall_at_4"]}
+        single = [measure(rows_as, labels_as) for measure in (map_at_r, marp, r_precision)]
+        assert single == [found["map_at_r"], found["marp"], found["r_precision"]]
+    # They differ widely, so a mix-up would show.
+    assert found["map_at_r"] < found["r_precision"] < found["marp"]
+
+
+def test_rows_need_not_be_unit_vectors():
+    """Distances are Euclidean, not angles: a scaled copy of a row is far."""
+    rows = np.array([[1.0, 0.0], [10.0, 0.0], [1.0, 0.5], [10.0, 3.0]])
+    assert recall_at_k(rows, [0, 1, 0, 1], [1]) == {1: 1.0}
+
+
+@pytest.mark.parametrize("name", ["autocast", "medium"])
+def test_precision_of_the_backbone_does_not_reach_distances(name):
+    """Autocast and low matmul precision around the call change nothing."""
+    rows, labels = clustered(300, 30, 64, seed=9, noise=2.0)
+    expected = retrieval_measures(rows, labels, KS)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "autocast"):
+            assert retrieval_measures(rows, labels, KS) == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (([[1.0], [float("nan")], [2.0]], [0, 0, 0], (1,)), "1 of 3 rows of embeddings are not finite"),
+        (([[1.0], [2.0]], [0], (1,)), "1 for 2 rows of embeddings"),
+        (([[1.0], [2.0]], [0, 0], (0, 1)), "k >= 1"),
+        (([[1.0], [2.0]], [0, 0], (1,), [[1.0]]), "give both or neither"),
+        (([[1.0], [2.0]], [0, 0], (1,), [[1.0]], [0, 1]), "2 for 1 rows of gallery"),
+    ],
+)
+def test_wrong_input_is_refused(arguments, said):
+    """Rows that do not agree or are not finite are refused in one line, not measured."""
+    keywords = dict(zip(("gallery", "gallery_labels"), arguments[3:], strict=False))
+    with pytest.raises(ValueError, match=said) as error:
+        retrieval_measures(*arguments[:3], **keywords)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("n", "a", "b"), [(500, 7, 5), (300, 100, 3), (50, 1, 4), (50, 1, 1), (40, 40, 40)])
+def test_nmi_and_ami_equal_those_of_scikit_learn(n, a, b):
+    """Arithmetic mean normalisation, for any numbers as labels, single clusters included."""
+    rng = np.random.default_rng(n + a)
+    first, second = rng.integers(a, size=n), rng.integers(b, size=n) * 3 - 1
+    mixed = np.where(rng.random(n) < 0.5, first, second)
+    for other in (second, mixed, first):
+        assert nmi(first, other) == pytest.approx(normalized_mutual_info_score(first, other), abs=1e-9)
+        assert ami(torch.from_numpy(first), other) == adjusted_mutual_info_score(first, other)
+
+
+def test_nmi_refuses_partitions_of_different_length():
+    """A line says how long the two are."""
+    with pytest.raises(ValueError, match="3 and 2"):
+        nmi([0, 1, 1], [0, 1])
