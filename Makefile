@@ -22,6 +22,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 lint: $(READY)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 

@@ -57,7 +57,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images B x 3 x H x W -> feature map B x dim x h x w, or B x dim where `pooled`."""
         features = cast(Any, self.network).forward_features(images)
-        return cast(Any, self.network).forward_head(features, pre_logits=True) if self.pooled else features
+        if self.pooled:
+            features = cast(Any, self.network).forward_head(features, pre_logits=True)
+        return cast(Tensor, features)
 
 
 def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_statistics: bool = True) -> Backbone:
@@ -78,7 +80,7 @@ def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_
     backbone = _torchvision(arch, weights) if arch in TORCHVISION else _timm(arch, weights, sz_crop)
     if frozen_statistics and not backbone.pooled:
         fold(backbone.network, torch.linspace(-2, 2, 3 * sz_crop * sz_crop).view(1, 3, sz_crop, sz_crop))
-    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return backbone.to(memory_format=torch.channels_last)
 
 
 class _ResNet(nn.Module):

@@ -31,8 +31,8 @@ FloatArray = npt.NDArray[np.float32]
 Features = FloatArray | torch.Tensor
 
 MAX_ITERATIONS = 100
-# Iterations end when one lowers the objective by a smaller share than this: the objective is then within
-# some 0.01 % of where 100 iterations lead, at a twentieth of the time.
+# Iterations end when one lowers the objective by a smaller share than this. On made-up clusters that ended
+# 0.00 to 0.16 % above where 100 iterations lead (mean of 8 seeds; the worst 0.6 %), after 10 to 30 of them.
 LEAST_GAIN = 1e-4
 # Seeds tried until a clustering is acceptable.
 TRIES = 30
@@ -395,7 +395,7 @@ def _lloyd(x: torch.Tensor, start: torch.Tensor, nearest: Nearest) -> tuple[IntA
     """Lloyd's iterations from initial centroids, step by step as in Faiss.
 
     Faiss's own early stop is not used: it sums the objective in float32, one image after the other, which
-    at 60,000 images moves the gains that decide by up to a fifth.
+    at 60,000 images moves the gains that decide by up to a tenth.
     """
     with _full_precision(x.device.type):
         centroids, before = start, 0.0

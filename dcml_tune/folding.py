@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 # Pixels of the output map up to which the sum of shifted products is the faster one.
 _SMALL_MAP = 16
@@ -126,9 +127,7 @@ class _SmallDepthwise(torch.autograd.Function):
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_input = None
         if needs_input:
-            grad_input = torch.nn.grad.conv2d_input(
-                input.shape, weight, grad, ctx.stride, ctx.padding, 1, weight.shape[0]
-            )
+            grad_input = conv2d_input(input.shape, weight, grad, ctx.stride, ctx.padding, 1, weight.shape[0])
         grad_weight = _weight_gradient(input, grad, weight.shape, ctx.stride, ctx.padding) if needs_weight else None
         return grad_input, grad_weight, grad.sum((0, 2, 3)) if needs_bias else None, None, None
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from dcml_tune.mining import (
     Triplets,
     beyond_cutoff_first,
+    move,
     pairwise_distances,
     positive_pairs,
     same_class,
@@ -63,7 +64,8 @@ def margin_loss(
         embeddings: B x D, of unit length.
         labels: B integers; needed only for one beta a class.
         triplets: indices of anchors, positives and negatives, T each.
-        beta: the boundary; a number, a tensor of no dimensions, or one for each class, indexed by label.
+        beta: the boundary; a number, a tensor of no dimensions, or one for each class, indexed by label (on the
+            embeddings' device).
         margin: half the width of the band between positives and negatives.
         nu: weight of the pull of beta towards zero.
     """
@@ -159,7 +161,7 @@ def npairs_loss(embeddings: Tensor, labels: Tensor, *, alpha: float | Tensor) ->
     self_BB = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
     positive_BB = same_class(labels, embeddings.device) & ~self_BB
     similarity_BB = alpha * (embeddings @ embeddings.T)
-    # The lowest number, not -inf, which would make NaN gradients where an image is alone in its batch.
+    # The lowest number, not -inf, of which the softmax is NaN where an image is alone in its batch.
     logits_BB = similarity_BB.masked_fill(self_BB, torch.finfo(similarity_BB.dtype).min)
     log_p_BB = logits_BB.log_softmax(dim=1)
     positives_B = positive_BB.sum(dim=1)
@@ -213,7 +215,8 @@ def _of_anchors(beta: float | Tensor, labels: Tensor, anchors: Tensor) -> float 
     """Beta for each triplet: T numbers where there is one a class, else the one that there is."""
     if not isinstance(beta, Tensor) or beta.dim() == 0:
         return beta
-    return beta[labels.to(beta.device, non_blocking=True)[anchors]]
+    # As int64: smaller integers are refused as indices, or (uint8) read as a mask.
+    return beta[move(labels, beta.device).long()[anchors]]
 
 
 def _total_and_count(pull: Tensor, push: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,7 +168,7 @@ def positive_pairs(labels: Tensor) -> PositivePairs:
 
 def same_class(labels: Tensor, device: torch.device) -> Tensor:
     """B x B booleans on a device: which images share a class. Each shares its own."""
-    classes = labels.to(device, non_blocking=True)
+    classes = move(labels, device)
     return classes[:, None] == classes[None, :]
 
 
@@ -227,7 +227,15 @@ def semihard(distances: Tensor, same_class: Tensor, positive_distances: Tensor) 
 
 def to_device(indices: list[Indices], device: torch.device) -> tuple[Tensor, ...]:
     """Index arrays of equal length as tensors on a device, by one copy for which the host does not wait."""
-    return torch.from_numpy(np.stack(indices)).to(device, non_blocking=True).unbind(0)
+    return move(torch.from_numpy(np.stack(indices)), device).unbind(0)
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, for which the host does not wait, unless the device is the host itself.
+
+    (A copy to the CPU that is not waited for can be read before it is complete.)
+    """
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def _finite(distances: Tensor) -> Tensor:
@@ -242,7 +250,7 @@ def _gumbel_like(weights: Tensor, generator: torch.Generator) -> Tensor:
     Same law as torch.multinomial's, for which the host would wait.
     """
     noise = torch.empty(weights.shape, dtype=weights.dtype, device=generator.device)
-    noise = noise.exponential_(generator=generator).to(weights.device, non_blocking=True)
+    noise = move(noise.exponential_(generator=generator), weights.device)
     # A draw of exactly 0 would make an infinite score.
     return -noise.clamp(min=torch.finfo(noise.dtype).tiny).log()
 

@@ -105,7 +105,7 @@ class MaskedEmbedder(nn.Module):
 
     def merge_masks(self) -> None:
         """2K masks become K: mask k is the mean of masks 2k and 2k+1; fixed masks are united."""
-        pairs = self.masks.detach().unflatten(0, (-1, 2))
+        pairs = self.masks.detach().reshape(-1, 2, self.config.sz_embedding)
         self._replace_masks(pairs.amax(1) if self.config.fixed_mask else pairs.mean(1))
 
     def _first_masks(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ def build_optimizer(model: MaskedEmbedder, criterion: MetricLoss, config: TrialC
     The fused implementation reads no step count on the host, so a step waits for nothing.
     """
     rate, decay = config.base_lr, config.weight_decay
-    groups = [
+    groups: list[dict[str, Any]] = [
         _group("backbone", model.backbone, rate, decay),
         _group("embedding", model.embedding, rate * config.emb_lr_mult, decay),
         _group("loss", criterion, config.lr_beta if config.lr_beta > 0 else rate * config.lr_alpha, 0.0),
@@ -28,7 +30,7 @@ def build_optimizer(model: MaskedEmbedder, criterion: MetricLoss, config: TrialC
     return kind(groups, fused=True)
 
 
-def _group(name: str, module: nn.Module, rate: float, decay: float) -> dict[str, object]:
+def _group(name: str, module: nn.Module, rate: float, decay: float) -> dict[str, Any]:
     names, params = zip(*module.named_parameters(), strict=True) if any(True for _ in module.parameters()) else ((), ())
     return {
         "name": name,

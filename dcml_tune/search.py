@@ -154,7 +154,7 @@ def _run(plan: Plan) -> int:
         address=plan.arguments.ray_address or "local",
         include_dashboard=True,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     if context.dashboard_url:
         print(f"  Ray dashboard: http://{context.dashboard_url} (log in with the output of: ray get-auth-token)")
@@ -191,7 +191,7 @@ def _search(plan: Plan, tracker: Any, tags: dict[str, str]) -> Outcome:
     epochs = TrialConfig(**{**plan.space.published, **plan.point0}).nb_epochs
     # The first rung lies at half of the epochs: earlier ones compare trials before their division.
     grace = max(1, (epochs + 1) // 2)
-    schedulers = {
+    schedulers: dict[str, Any] = {
         "asha": lambda: AsyncHyperBandScheduler(
             time_attr="training_iteration",
             metric=metric,

@@ -234,6 +234,38 @@ def test_no_value_is_read_back_from_the_device(name):
     assert not names & {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select"}
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+def test_labels_of_any_integer_type(dtype):
+    """Small integers must index the betas like large ones; uint8 must not be taken for a mask."""
+    x, y = batch([4, 4, 4], dim=5)
+    # As many triplets as classes: a mask over the betas would fit, and give another loss in silence.
+    _, triplets = some_triplets(y, 3)
+    beta = torch.tensor([0.8, 1.0, 1.3], dtype=torch.float64)
+    value = losses.margin_loss(x, y.to(dtype), triplets, beta=beta, margin=0.2, nu=0.1)
+    assert value == losses.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1)
+    for loss in ALL_BATCH_LOSSES.values():
+        assert loss(x, y.to(dtype)) == loss(x, y)
+
+
+@pytest.mark.parametrize("name", [*ALL_BATCH_LOSSES, "margin", "triplet"])
+def test_no_size_depends_on_a_value(name):
+    """Embeddings without values (device meta), labels on the CPU: forward and backward must know all sizes.
+
+    Whatever reads a value of the embeddings cannot run here, also what the profiler has no name for.
+    """
+    x = torch.empty(20, 16, device="meta", requires_grad=True)
+    y = torch.arange(20) // 4
+    beta = torch.empty(5, device="meta", requires_grad=True)
+    triplets = mine("distanceweighted", x, y, generator=torch.Generator())
+    sampled = {
+        "margin": lambda x, y: losses.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1),
+        "triplet": lambda x, y: losses.triplet_loss(x, y, triplets, margin=0.2),
+    }
+    value = {**ALL_BATCH_LOSSES, **sampled}[name](x, y)
+    value.backward()
+    assert (value.shape, x.grad.shape) == ((), x.shape)
+
+
 @pytest.mark.parametrize("name", ["semihard", "all", "npairs", "kantorov"])
 def test_operators_do_not_grow_with_the_batch(name):
     """No loop over images: a batch four times as large must take the same operators."""

@@ -7,6 +7,7 @@ import naive_losses as naive
 import pytest
 import torch
 import torch.nn.functional as F
+from pytorch_metric_learning.miners import BatchEasyHardMiner
 from test_losses import CLASS_SIZES, ONE_CLASS, batch
 from torch.profiler import ProfilerActivity, profile
 
@@ -121,19 +122,42 @@ def test_positive_and_negative_are_those_of_the_loops(name, sizes):
         assert triplets == naive.one_each(name, x, y.tolist(), {a: p for a, p, _ in triplets})
 
 
+@pytest.mark.parametrize("sizes", [[2, 2, 2], [4, 4, 4], [5, 2, 3]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "positive", "negative"),
+    [
+        ("HPHN", "hard", "hard"),
+        ("EPHN", "easy", "hard"),
+        ("HPSHN", "hard", "semihard"),
+        ("EPSHN", "easy", "semihard"),
+    ],
+)
+def test_hard_and_easy_agree_with_pytorch_metric_learning(name, positive, negative, sizes):
+    """Same positives and negatives; theirs drops anchors without a semi-hard negative, ours falls back."""
+    kept = 0
+    for seed in range(4):
+        x, y = batch(sizes, 6, seed)
+        a, p, _, n = BatchEasyHardMiner(positive, negative)(x, y)
+        theirs = set(zip(a.tolist(), p.tolist(), n.tolist(), strict=True))
+        ours = rows(mine(name, x, y, generator=seeded()))
+        kept += len(theirs)
+        assert {triplet for triplet in ours if triplet[0] in a.tolist()} == theirs
+    assert kept, "nothing was compared"
+
+
 @pytest.mark.parametrize("name", ["RPHN", "RPSHN"])
 def test_random_positive_is_uniform(name):
     """Each of an anchor's positives is drawn equally often."""
-    x, y = batch([4, 3])
-    generator, draws = seeded(), 3000
-    anchor = int((y == 0).nonzero()[0])
-    seen = torch.zeros(len(y))
-    for _ in range(draws):
-        anchors, positives, _ = mine(name, x, y, generator=generator)
-        seen[positives[anchors == anchor]] += 1
-    share = seen[(y == 0) & (torch.arange(len(y)) != anchor)] / draws
+    x, y = batch([4] * 10)
+    there = [naive.positives(y.tolist(), a) for a in range(len(y))]
+    generator, seen = seeded(), torch.zeros(3)
+    for _ in range(100):
+        for a, p, _ in rows(mine(name, x, y, generator=generator)):
+            seen[there[a].index(p)] += 1
+    draws = 100 * len(y)
+    assert seen.sum() == draws
     # Four standard deviations of a share of 1/3.
-    assert (share - 1 / 3).abs().max() < 4 * (2 / 9 / draws) ** 0.5
+    assert (seen / draws - 1 / 3).abs().max() < 4 * (2 / 9 / draws) ** 0.5
 
 
 @pytest.mark.parametrize("sizes", CLASS_SIZES + ONE_CLASS, ids=str)
@@ -166,11 +190,13 @@ def test_negatives_are_drawn_by_weight_without_replacement():
     p = (1 / wanted) / (1 / wanted).sum()
     law = p[:, None] * p[None, :] / (1 - p[:, None])
     law.fill_diagonal_(0)
-    generator, draws, seen = seeded(), 6000, torch.zeros(4, 4)
-    for _ in range(draws):
-        anchors, _, negatives = mine("distanceweighted", x, y, generator=generator)
-        first, second = negatives[anchors == 0].tolist()
-        seen[first - 3, second - 3] += 1
+    generator, calls, seen = seeded(), 2000, torch.zeros(4, 4)
+    for _ in range(calls):
+        # Triplets are ordered by anchor: the first six are those of the three equal images, two each.
+        _, _, negatives = mine("distanceweighted", x, y, generator=generator)
+        for first, second in negatives[:6].view(3, 2).tolist():
+            seen[first - 3, second - 3] += 1
+    draws = 3 * calls
     # Mean positives of the batch: (3 * 2 + 3 * 2 + 0) / 7, rounded 2.
     assert law.sum().item() == pytest.approx(1.0)
     assert not seen.diagonal().any()
@@ -228,3 +254,13 @@ def test_no_value_is_read_back_from_the_device(name):
     forbidden = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::multinomial"}
     assert not forbidden & set(counts[0])
     assert all(small == large for small, large in pairwise(counts))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_size_depends_on_a_value(name):
+    """Embeddings without values (device meta), labels on the CPU: the number of triplets must be known."""
+    _, y = batch([1, 2, 5, 3])
+    triplets = mine(name, torch.empty(len(y), 16, device="meta"), y, generator=seeded())
+    expected = [a for a in range(len(y)) if naive.positives(y.tolist(), a)]
+    count = len(expected) if name in ONE_EACH else len(naive.pairs(y.tolist()))
+    assert [(column.device.type, column.shape) for column in triplets] == [("meta", (count,))] * 3

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _MEASURES = ("val/", "test/", "train/", "clusters/", "phase/", "time/")
 
 
-class Progress(Callback):  # type: ignore[misc]
+class Progress(Callback):
     """Follows the trials: a live table where there is a terminal, else a line an epoch; and MLflow.
 
     No exception leaves a hook: one would end the whole search.

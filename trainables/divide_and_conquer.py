@@ -51,7 +51,7 @@ def whole(config: dict[str, Any]) -> dict[str, Any]:
     return dict(config.get("whole", config))
 
 
-class DivideAndConquer(tune.Trainable):  # type: ignore[misc]
+class DivideAndConquer(tune.Trainable):
     """A trial of the divide-and-conquer method.
 
     The dictionary that Ray hands over holds the settings of TrialConfig, and under `run` those of `Run`.

@@ -28,7 +28,7 @@ _RAY_ID = "ray_trial_id"
 _TRIES = 100
 
 
-class OptunaSearcher(Searcher):  # type: ignore[misc]
+class OptunaSearcher(Searcher):
     """Samples the domains of a space; trial values are the best so far of a metric."""
 
     def __init__(
