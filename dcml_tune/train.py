@@ -27,7 +27,7 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Train, track, and write the checkpoint."""
     arguments = parser().parse_args(argv)
-    config = TrialConfig(dataset=arguments.dataset, **given_settings(arguments))
+    config = TrialConfig(**given_settings(arguments))
     output = writable(Path(arguments.output_dir))
     name = arguments.name or f"train-{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     from dcml_tune.tracking import Tracker, environment_tags
