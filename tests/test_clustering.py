@@ -422,8 +422,13 @@ def test_merging_clusters_anew_into_half_as_many():
     features, own = groups(400, 16, 8, 3)
     found = run(4, features, own, nb_clusters=4, hierarchy_method="bot_top")
     assert [clusters.assignment.max() + 1 for _, clusters in found] == [4, 2, 1, 1]
-    np.testing.assert_array_equal(found[1][1].assignment, kmeans(features, 2, seed=1)[0])
+    halves = kmeans(features, 2, seed=1)[0]
+    np.testing.assert_array_equal(found[1][1].assignment, halves)
     assert (found[2][1].partition == 0).all()
+    # Even where the previous clusters would have it the other way round.
+    config = TrialConfig(nb_clusters=4, nb_epochs=4, mod_epoch=1, hierarchy_method="bot_top")
+    again = recluster(features, own, EpochPlan.at(1, config), 1 - halves, config=config)
+    np.testing.assert_array_equal(again.assignment, halves)
 
 
 def test_seeds_are_one_a_trial_or_fresh_by_clustering_random_state(tried):

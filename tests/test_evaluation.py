@@ -134,16 +134,23 @@ def test_rows_need_not_be_unit_vectors():
     assert recall_at_k(rows, [0, 1, 0, 1], [1]) == {1: 1.0}
 
 
-@pytest.mark.parametrize("name", ["autocast", "medium"])
-def test_precision_of_the_backbone_does_not_reach_distances(name):
-    """Autocast and low matmul precision around the call change nothing."""
+def test_precision_of_the_backbone_does_not_reach_distances(monkeypatch):
+    """Autocast and low matmul precision around the call change nothing, and are as they were after it."""
     rows, labels = clustered(300, 30, 64, seed=9, noise=2.0)
     expected = retrieval_measures(rows, labels, KS)
-    before = torch.get_float32_matmul_precision()
+    seen, nearest, before = [], evaluation._nearest, torch.get_float32_matmul_precision()
+
+    def recorded(distances, width):
+        seen.append(torch.get_float32_matmul_precision())
+        return nearest(distances, width)
+
+    monkeypatch.setattr(evaluation, "_nearest", recorded)
     try:
         torch.set_float32_matmul_precision("medium")
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "autocast"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             assert retrieval_measures(rows, labels, KS) == expected
+        # Few processors multiply otherwise at medium precision, so the result alone would not show it.
+        assert set(seen) == {"highest"}
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
