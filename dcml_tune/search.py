@@ -144,9 +144,7 @@ def _run(plan: Plan) -> int:
     from dcml_tune.tracking import Tracker, environment_tags
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    tracker = Tracker(
-        plan.uri, "dcml_tune", directory=plan.output / plan.name / "tracking", artifacts=plan.output / "mlartifacts"
-    )
+    tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
     tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
     tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.arguments.dataset}, tags=tags)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -4,10 +4,22 @@ Everything to be tracked is first a line in a spool file; one thread delivers th
 server cannot be reached the lines wait, and what is left at the end is delivered by
 
     python -m dcml_tune.tracking flush NAME --output-dir runs
+
+The spool directory holds `spool.jsonl` (the records), `delivered.json` (how far they were sent), `target.json`
+(where to) and `files/` (checkpoints and artifacts until they are sent). A record may be sent twice, after a
+crash, and changes nothing the second time: a run is found by its tag `dcml.key`, a model by key and step, and a
+point of a metric repeats its step, its time and its value.
+
+A run carries the tags `dcml.key`, `dcml.role` (search, trial, final, published, untrained, train), `dcml.search`
+(key of the search), `dcml.state` (running, done, pruned, killed, failed) and, where it failed, `dcml.reason`. To
+MLflow a pruned run is FINISHED: it did all that was asked of it. The step of a metric is the number of epochs
+completed; 0 is the untrained network.
 """
 
 from __future__ import annotations
 
+import functools
+import getpass
 import json
 import logging
 import math
@@ -20,304 +32,966 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.metadata import version
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 from urllib.parse import quote
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import SettingError
 
 log = logging.getLogger(__name__)
 
-KEY, ROLE, STATE, REASON = "dcml.key", "dcml.role", "dcml.state", "dcml.reason"
-_SECONDS_BETWEEN_TRIES = 5.0
+KEY, ROLE, SEARCH, STATE, REASON = "dcml.key", "dcml.role", "dcml.search", "dcml.state", "dcml.reason"
+
+Record = dict[str, Any]
+P = ParamSpec("P")
+
+_THREAD = "dcml-tracking"
+_LINGER_S = 0.2  # records of so long are sent together
+_BACK_OFF_S = (0.5, 30.0)  # between tries while the server is away: the first wait, doubled up to the last
+_TRIES_IF_UNCLEAR = 3  # of a record that fails for a reason that may or may not pass
+_WINDOW = 1000  # records between two marks of what was delivered
+_METRICS, _PARAMS, _TAGS = 1000, 100, 100  # MLflow's limits of one log_batch
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
 _PACKAGES = ("dcml-tune", "torch", "torchvision", "timm", "ray", "optuna", "mlflow", "faiss-gpu")
+# One status a run may end with -> MLflow's status, our state.
+_ENDS = {
+    "FINISHED": ("FINISHED", "done"),
+    "PRUNED": ("FINISHED", "pruned"),
+    "KILLED": ("KILLED", "killed"),
+    "FAILED": ("FAILED", "failed"),
+}
+
+
+def _guarded(method: Callable[P, None]) -> Callable[P, None]:
+    """An exception in tracking must not end a search: it is logged, and the record left out."""
+
+    @functools.wraps(method)
+    def safe(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception:
+            log.exception("tracking: %s failed, this record is left out", method.__name__)
+
+    return safe
 
 
 class Tracker:
-    """Records runs, metrics and models; delivered by a thread of its own.
+    """Records runs, metrics and models; a thread of its own delivers them.
 
-    A run is known by a key that the caller chooses (search and trial), and is found by it again: a record that is
-    delivered twice changes nothing, as points repeat their step and their time.
+    A run is known by a key that the caller chooses, such as search name and trial id. The methods that record
+    never raise and never wait for MLflow.
     """
 
-    def __init__(self, uri: str, experiment: str, *, directory: Path, artifacts: Path) -> None:
-        """Begin to deliver.
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        *,
+        directory: Path,
+        artifact_root: Path | None = None,
+    ) -> None:
+        """Open the spool and begin to deliver.
+
+        An SQLite store and its experiment are made at once, before any other process opens them: two processes
+        that make the tables of a fresh store at the same time break it. A server may be away; records then wait.
 
         Args:
-            uri: address of a server, or sqlite:////absolute/path.
+            uri: address of a server, or of a database such as sqlite:///FILE.
             experiment: name of the experiment; it is made where it is missing.
-            directory: of the spool.
-            artifacts: where a new experiment of an SQLite store keeps its files, absolute.
+            directory: of the spool. A spool that is there already is continued, and points that it holds are
+                not recorded again.
+            artifact_root: where a new experiment of an SQLite store keeps its files; `mlartifacts` beside the
+                database by default. A server chooses its own place.
+
+        Raises:
+            SettingError: if the address is of no kind that MLflow takes, or the database cannot be opened.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
-        (directory / "target.json").write_text(
-            json.dumps({"uri": uri, "experiment": experiment, "artifacts": artifacts.absolute().as_uri()})
-        )
-        self._delivery = _Delivery(directory)
-        if uri.startswith("sqlite"):
-            self._delivery.connect()  # the driver makes the store before anyone else opens it
-        self._spool = open(directory / "spool.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._wake, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._deliver, name="tracking", daemon=True)
+        uri = absolute_uri(uri)
+        self._spool = _Spool(directory)
+        self._delivery = _Delivery(directory, uri, experiment, artifact_root)
+        self._delivery.write_target()
+        if uri.startswith("sqlite:"):
+            _open_store(self._delivery)
+        self._wake, self._closing, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._wake.set()  # what an earlier process left behind
+        self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
         self._thread.start()
 
+    @classmethod
+    def open(cls, output: Path, name: str, *, experiment: str = "dcml_tune", uri: str | None = None) -> Tracker:
+        """The tracker of a search or run called `name`, at the usual places below the directory `output`.
+
+        Without `uri` it is the SQLite store `output/mlflow.db`.
+        """
+        output = output.resolve()
+        store = uri or f"sqlite:///{output / 'mlflow.db'}"
+        return cls(store, experiment, directory=output / name / "tracking", artifact_root=output / "mlartifacts")
+
+    @_guarded
     def start(
-        self, key: str, *, name: str, role: str, parent: str | None = None, params: dict[str, Any], tags: dict[str, str]
+        self,
+        key: str,
+        *,
+        name: str,
+        role: str,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a run, or find it by its key."""
-        tags = {**tags, KEY: key, ROLE: role, "mlflow.runName": name, "mlflow.user": os.environ.get("USER", "")}
-        texts = {each: str(value)[:6000] for each, value in params.items()}
-        self._record("start", key, name=name, parent=parent, params=texts, tags=tags)
+        """Make a run, or go on with the run of this key.
 
-    def metrics(self, key: str, step: int, values: dict[str, float]) -> None:
-        """Record measures after `step` epochs. Values that are not finite are left out."""
-        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        self._record("metrics", key, step=step, values=finite)
+        Args:
+            key: identity of the run.
+            name: what MLflow shows.
+            role: search, trial, final, published, untrained or train.
+            parent: key of the search. Runs nest one level deep (MLflow's pages break with more): the child of a
+                child becomes a child of the search.
+            params: settings. MLflow never changes one: the first value stays, with a warning.
+            tags: versions, command and the like; see `environment_tags`.
+        """
+        parent = self._spool.parents.get(_safe_key(parent), _safe_key(parent)) if parent else None
+        own = {KEY: _safe_key(key), ROLE: role, SEARCH: parent or _safe_key(key), STATE: "running"}
+        tags = {"mlflow.user": _user(), **(tags or {}), **own}
+        self._record("start", key, name=name, role=role, parent=parent, params=_params(params or {}), tags=_texts(tags))
 
-    def tags(self, key: str, tags: dict[str, str]) -> None:
+    @_guarded
+    def metrics(self, key: str, step: int, values: Mapping[str, float], timestamp: int | None = None) -> None:
+        """Record measures after `step` epochs.
+
+        A point of a run that was recorded for this step before, as happens when a trial resumes from its last
+        checkpoint, is left out: MLflow would show both. On the search itself only an equal value is left out.
+        A value that is not finite becomes a tag `dcml.not_finite/NAME`.
+
+        Args:
+            key: of the run.
+            step: epochs completed, 0 for the untrained network.
+            values: measures by name; characters that MLflow refuses are replaced (`recall@1`: `recall_at_1`).
+            timestamp: milliseconds since 1970; now by default.
+        """
+        finite, strange = _finite(values)
+        finite = self._spool.fresh(_safe_key(key), int(step), finite)
+        if finite:
+            self._record("metrics", key, time=timestamp, step=int(step), values=finite)
+        if strange:
+            marks = {f"dcml.not_finite/{name}": f"{value} at step {step}" for name, value in strange.items()}
+            self._record("tags", key, tags=marks)
+
+    @_guarded
+    def tags(self, key: str, tags: Mapping[str, Any]) -> None:
         """Set tags of a run."""
-        self._record("tags", key, tags=tags)
+        self._record("tags", key, tags=_texts(tags))
 
-    def model(self, key: str, path: Path, *, name: str, step: int, metrics: dict[str, float]) -> None:
-        """Record a model's checkpoint, linked to its measures. The files are copied at once."""
-        copy = self._directory / "models" / f"{key.replace('/', '-')}-{step}"
-        try:
-            shutil.copytree(path, copy, dirs_exist_ok=True)
-        except OSError as error:
-            log.warning("the model of %s is not tracked: %s", key, error)
-            return
-        self._record("model", key, path=str(copy), name=name, step=step, values=metrics)
+    @_guarded
+    def artifact(self, key: str, path: Path, artifact_path: str | None = None) -> None:
+        """Record a file or directory. It is kept at once: the original may change or vanish."""
+        self._record("artifact", key, file=self._spool.keep(Path(path)), artifact_path=artifact_path)
 
-    def end(self, key: str, status: str, *, reason: str | None = None) -> None:
-        """End a run: FINISHED, FAILED or KILLED."""
-        self._record("end", key, status=status, reason=reason)
+    @_guarded
+    def model(
+        self,
+        key: str,
+        path: Path,
+        *,
+        name: str,
+        step: int,
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a checkpoint directory as a logged model of MLflow, linked to its measures.
 
-    def close(self, seconds: float = 60.0) -> int:
-        """Wait for the delivery at most so long; returns how many records are left on disk."""
+        The files are kept at once, as hard links where the file system allows: whoever writes a checkpoint
+        again must write to a new name and rename, as `checkpoint.write` does.
+
+        Args:
+            key: of the run that trained it.
+            path: directory of the checkpoint.
+            name: what MLflow shows; characters that it refuses are replaced.
+            step: epochs completed. One model a key and step.
+            metrics: measures by which `best_model` compares.
+            params: settings to be shown with the model.
+        """
+        finite, _ = _finite(metrics)
+        kept = self._spool.keep(Path(path))
+        safe = re.sub(r"[/:.%\"']", "-", name) or "model"
+        self._record("model", key, file=kept, name=safe, step=int(step), values=finite, params=_params(params or {}))
+
+    @_guarded
+    def end(self, key: str, status: str, reason: str | None = None) -> None:
+        """End a run.
+
+        Args:
+            key: of the run.
+            status: FINISHED, PRUNED, KILLED or FAILED. To MLflow a pruned run is FINISHED; the tag `dcml.state`
+                tells them apart. A state that the caller set by `tags` is left as it is when the run finished.
+            reason: why, for a run that failed or was killed.
+        """
+        ended, state = _ENDS.get(status.upper(), _ENDS["FAILED"])
+        if state == "done":
+            state = self._spool.states.get(_safe_key(key), state)
+        tags = {STATE: "done" if state == "running" else state, **({REASON: reason} if reason else {})}
+        self._record("end", key, status=ended, tags=_texts(tags))
+
+    def close(self, timeout: float = 60.0) -> int:
+        """Wait at most `timeout` seconds for the delivery; returns how many records are left on disk."""
         self._closing.set()
         self._wake.set()
-        self._thread.join(seconds)
+        self._thread.join(timeout)
+        self._stop.set()
         return self._delivery.left()
 
     def run_id(self, key: str) -> str | None:
-        """The id of a run that was delivered."""
-        return self._delivery.runs.get(key)
+        """MLflow's id of a run, once it was delivered."""
+        return self._delivery.runs.get(_safe_key(key))
 
     @property
     def experiment_id(self) -> str | None:
-        """The id of the experiment, once the store was reached."""
+        """MLflow's id of the experiment, once the store was reached."""
         return self._delivery.experiment_id
 
-    def _record(self, kind: str, key: str, **facts: Any) -> None:
-        line = json.dumps({"kind": kind, "key": key, "time": int(time.time() * 1000), **facts})
-        try:
-            self._spool.write(line + "\n")
-            self._spool.flush()
-        except OSError as error:
-            log.warning("a record of %s was lost: %s", key, error)
+    def compare_url(self, base: str, keys: Sequence[str]) -> str | None:
+        """The compare page of the runs that were delivered so far, or None if there are none.
+
+        Args:
+            base: address of the MLflow server; that which `ui_command` starts if it is no web address.
+            keys: of the runs.
+        """
+        ids = [run for run in map(self.run_id, keys) if run]
+        return compare_url(base, self.experiment_id, ids) if ids and self.experiment_id else None
+
+    def _record(self, kind: str, key: str, *, time: int | None = None, **facts: Any) -> None:
+        self._spool.append({"kind": kind, "key": _safe_key(key), "time": time or _now(), **facts})
         self._wake.set()
 
-    def _deliver(self) -> None:
-        while True:
-            self._wake.wait(_SECONDS_BETWEEN_TRIES)
+    def _run(self) -> None:
+        """Deliver until closed and empty. A wait between tries is cut short by nothing but `close`."""
+        delay = _BACK_OFF_S[0]
+        while not self._stop.is_set():
+            if not self._closing.is_set():
+                self._wake.wait()
+                self._closing.wait(_LINGER_S)
             self._wake.clear()
-            whole = self._delivery.run()
-            if self._closing.is_set() and (whole or not self._wake.wait(_SECONDS_BETWEEN_TRIES)):
-                return
+            if self._delivery.attempt():
+                delay = _BACK_OFF_S[0]
+                if self._closing.is_set() and not self._wake.is_set():
+                    return
+                continue
+            self._wake.set()
+            if self._closing.is_set():
+                self._stop.wait(_BACK_OFF_S[0])
+            else:
+                self._closing.wait(delay)
+            delay = min(2 * delay, _BACK_OFF_S[1])
 
 
-class _Delivery:
-    """Delivers the records of a spool, from where the last delivery ended."""
+def flush(directory: Path, uri: str | None = None, *, timeout: float = 60.0) -> int:
+    """Deliver what a spool still holds; returns how many records are left.
 
-    def __init__(self, directory: Path) -> None:
-        self.spool, self.mark = directory / "spool.jsonl", directory / "delivered"
-        self.lock = FileLock(directory / "delivery.lock")
+    Args:
+        directory: of the spool.
+        uri: where to, if not where the spool says; needed if that address held a password, which is not stored.
+        timeout: seconds after which it gives up.
+
+    Raises:
+        SettingError: if there is no spool, or its address held a password and none was given.
+    """
+    try:
         target = json.loads((directory / "target.json").read_text())
-        self.uri, self.experiment, self.artifacts = target["uri"], target["experiment"], target["artifacts"]
-        self.client: Any = None
-        self.experiment_id: str | None = None
-        self.runs: dict[str, str] = {}
-        self.reachable = True
-
-    def connect(self) -> None:
-        """Reach the store, and find or make the experiment."""
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        client = MlflowClient(tracking_uri=self.uri)
-        found = client.get_experiment_by_name(self.experiment)
-        place = self.artifacts if self.uri.startswith("sqlite") else None
-        self.experiment_id = found.experiment_id if found else client.create_experiment(self.experiment, place)
-        self.client = client
-
-    def run(self) -> bool:
-        """Deliver what waits; returns whether all was."""
-        with self.lock:
-            try:
-                if self.client is None:
-                    self.connect()
-                for line, end in self._waiting():
-                    self._send(json.loads(line))
-                    self._delivered(end)
-            except Exception as error:
-                if self.reachable:
-                    log.warning("tracking waits: %s does not take records (%s)", redact(self.uri), _short(error))
-                self.reachable = False
-                return False
-            if not self.reachable:
-                log.warning("tracking goes on: %s takes records again", redact(self.uri))
-            self.reachable = True
-            return True
-
-    def left(self) -> int:
-        """Records that wait."""
-        return sum(1 for _ in self._waiting())
-
-    def _waiting(self) -> Any:
-        """Whole lines that were not delivered, each with the position of its end."""
-        if not self.spool.exists():
-            return
-        with open(self.spool, "rb") as file:
-            position = int(self.mark.read_text()) if self.mark.exists() else 0
-            file.seek(position)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # torn, or still being written
-                position += len(line)
-                yield line, position
-
-    def _delivered(self, position: int) -> None:
-        fresh = self.mark.with_suffix(".new")
-        fresh.write_text(str(position))
-        fresh.replace(self.mark)
-
-    def _send(self, record: dict[str, Any]) -> None:
-        from mlflow.entities import Metric, RunTag
-
-        if record["kind"] == "start":
-            self._start(record)
-            return
-        run = self._run(record["key"])
-        if run is None:
-            log.warning("a record of %s has no run", record["key"])
-        elif record["kind"] == "metrics":
-            points = [Metric(name, value, record["time"], record["step"]) for name, value in record["values"].items()]
-            self.client.log_batch(run, metrics=points)
-        elif record["kind"] == "tags":
-            self.client.log_batch(run, tags=[RunTag(name, value) for name, value in record["tags"].items()])
-        elif record["kind"] == "model":
-            self._model(record, run)
-        else:
-            if record["reason"]:
-                self.client.set_tag(run, REASON, record["reason"][:5000])
-            self.client.set_terminated(run, record["status"], end_time=record["time"])
-
-    def _start(self, record: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        if self._run(record["key"]) is not None:
-            return
-        tags = dict(record["tags"])
-        if record["parent"]:
-            parent = self._run(record["parent"])
-            tags |= {"mlflow.parentRunId": parent} if parent else {}
-        run = self.client.create_run(self.experiment_id, start_time=record["time"], tags=tags, run_name=record["name"])
-        self.runs[record["key"]] = run.info.run_id
-        params = [Param(name, value) for name, value in record["params"].items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(run.info.run_id, params=params[start : start + 100])
-
-    def _run(self, key: str) -> str | None:
-        if key not in self.runs:
-            found = self.client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
-            if found:
-                self.runs[key] = found[0].info.run_id
-        return self.runs.get(key)
-
-    def _model(self, record: dict[str, Any], run: str) -> None:
-        from mlflow.entities import LoggedModelStatus, Metric
-
-        path = Path(record["path"])
-        if not path.is_dir():
-            return  # delivered before a crash
-        model = self.client.create_logged_model(
-            self.experiment_id, name=record["name"], source_run_id=run, tags={KEY: record["key"]}
-        )
-        self.client.log_model_artifacts(model.model_id, str(path))
-        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        points = [
-            Metric(name, value, record["time"], record["step"], model_id=model.model_id, run_id=run)
-            for name, value in record["values"].items()
-        ]
-        self.client.log_batch(run, metrics=points)
-        shutil.rmtree(path)
+    except (OSError, ValueError):
+        raise SettingError(f"{directory}: no records of a search there; check NAME and --output-dir") from None
+    if uri is None and "***" in target["uri"]:
+        raise SettingError(f"{target['uri']}: its password is not stored; give the whole address by --tracking-uri")
+    root = target["artifact_root"]
+    delivery = _Delivery(directory, absolute_uri(uri or target["uri"]), target["experiment"], root and Path(root))
+    deadline = time.monotonic() + timeout
+    while not delivery.attempt() and time.monotonic() < deadline:
+        time.sleep(_BACK_OFF_S[0])
+    return delivery.left()
 
 
-def best_model(uri: str, experiment: str, search: str, metric: str = "val/recall_at_1_best") -> Any:
-    """The logged model of a search with the highest metric, or None: one query.
+def best_model(
+    uri: str, experiment: str, search: str, metric: str = "val/recall_at_1_best", *, role: str = "trial"
+) -> Any:
+    """The logged model (mlflow.entities.LoggedModel) of a search with the highest metric: one query.
 
     Args:
         uri: of the store.
         experiment: its name.
-        search: name of the search.
-        metric: name of the metric.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
+        search: key of the search.
+        metric: one of those given to `Tracker.model`.
+        role: of the runs that compete.
 
-    client = MlflowClient(tracking_uri=uri)
+    Returns:
+        The model, with `artifact_location`, `source_run_id` and `metrics`; None if no model has the metric.
+    """
+    client = _client(absolute_uri(uri))
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
     models = client.search_logged_models(
         [found.experiment_id],
-        filter_string=f"tags.`{KEY}` LIKE '{search}/%'",
+        filter_string=f"tags.`{SEARCH}` = '{_safe_key(search)}' AND tags.`{ROLE}` = '{_safe_key(role)}'",
         order_by=[{"field_name": f"metrics.{metric}", "ascending": False}],
         max_results=1,
     )
-    return models[0] if models else None
+    # A model without the metric comes last, and therefore first if none has it.
+    measured = [model for model in models if any(point.key == metric for point in model.metrics or [])]
+    return measured[0] if measured else None
+
+
+def environment_tags(data_fingerprint: str, argv: Sequence[str]) -> dict[str, str]:
+    """Tags that say what a run was made by: versions, commit, command, fingerprint of the data."""
+    tags = {f"dcml.version.{name}": _version(name) for name in _PACKAGES}
+    tags |= {"dcml.version.python": platform.python_version(), "dcml.data": data_fingerprint}
+    tags |= {"dcml.command": redact_command(argv), "mlflow.source.name": redact(argv[0]) if argv else ""}
+    commit = _commit()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 def redact(text: str) -> str:
-    """An address or command without its password and token."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    """An address, or any text with addresses in it, without passwords and tokens.
+
+    Example:
+        >>> redact("http://ann:secret@host:5000/?token=abc&page=1")
+        'http://***@host:5000/?token=***&page=1'
+    """
+    return _NAMED_SECRET.sub(r"\1***", _LOGIN.sub("***@", text))
 
 
-def environment_tags(data_fingerprint: str, argv: list[str]) -> dict[str, str]:
-    """Tags that say what a run was made by: versions, commit, command, fingerprint of the data."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    tags = {f"dcml.version.{name}": version(name) for name in _PACKAGES}
-    tags |= {"dcml.version.python": platform.python_version(), "dcml.data": data_fingerprint}
-    return tags | {"mlflow.source.git.commit": commit, "dcml.command": redact(shlex.join(argv))}
+# What stands before the @ of an address. The second form is a password that has a slash in it, which no port has.
+_LOGIN = re.compile(r"(?<=://)(?:[^\s/?#'\"]*|[^\s/@:'\"]*:(?!\d+(?:/|\s|$))[^\s@'\"]*)@")
+_SECRET_NAME = r"[\w.-]*(?:token|password|passwd|secret|credential|api[-_]?key|access[-_]?key)[\w-]*"
+_NAMED_SECRET = re.compile(rf"(?i)((?<![\w.-]){_SECRET_NAME}=)[^&\s#'\"]+")
+
+
+def redact_command(argv: Sequence[str]) -> str:
+    """A command as one would type it, without passwords and tokens.
+
+    Example:
+        >>> redact_command(["search", "--api-token", "abc", "--nb-clusters=4"])
+        "search --api-token '***' --nb-clusters=4"
+    """
+    flag = re.compile(rf"(?i)--?{_SECRET_NAME}")
+    before = ["", *argv]
+    words = ["***" if flag.fullmatch(last) else redact(word) for last, word in zip(before, argv, strict=False)]
+    return shlex.join(words)
+
+
+def absolute_uri(uri: str) -> str:
+    """The address with the path of an SQLite file made absolute: trials run in other directories.
+
+    Raises:
+        SettingError: if it is neither a web address nor that of a database.
+    """
+    if "://" not in uri or uri.startswith("file:"):
+        raise SettingError(
+            f"tracking-uri={redact(uri)}: must be http(s)://HOST:PORT or sqlite:///FILE; MLflow no longer takes a directory"
+        )
+    prefix, path = "sqlite:///", uri.removeprefix("sqlite:///")
+    if not uri.startswith(prefix) or path in ("", ":memory:"):
+        return uri
+    return f"{prefix}{Path(path).resolve()}"
 
 
 def ui_command(uri: str) -> str:
-    """The command that opens the MLflow UI of a store, or the address of a server."""
-    if not uri.startswith("sqlite"):
-        return redact(uri)
-    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", "5000"])
+    """The command that opens the MLflow UI of a database, or the address of a server."""
+    if uri.startswith("http"):
+        return _without_login(uri)
+    store = redact(absolute_uri(uri))
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", "5000"])
 
 
-def compare_url(uri: str, experiment_id: str, run_ids: list[str]) -> str:
-    """The compare page of some runs, for the server that `ui_command` starts or the server at the address."""
-    base = "http://127.0.0.1:5000" if uri.startswith("sqlite") else redact(uri).rstrip("/")
-    runs, experiments = quote(json.dumps(run_ids)), quote(json.dumps([experiment_id]))
-    return f"{base}/#/compare-runs?runs={runs}&experiments={experiments}"
+def compare_url(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The compare page of some runs.
+
+    Args:
+        base: address of the MLflow server; that which `ui_command` starts if it is no web address.
+        experiment_id: MLflow's id.
+        run_ids: MLflow's ids. Above about a hundred the page is slow.
+    """
+    host = _without_login(base).rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"
+    runs, experiments = quote(json.dumps(list(run_ids)), safe=""), quote(json.dumps([experiment_id]), safe="")
+    return f"{host}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+class _Spool:
+    """The file of records, and what they say so far of each run.
+
+    A line is `{"n": number, "crc": checksum of number and record, "record": {...}}`. It is written by one call
+    to the system, so that a killed process leaves whole lines; a torn one (full disk, power) is skipped.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        (directory / "files").mkdir(parents=True, exist_ok=True)
+        self.directory, self.path = directory, directory / "spool.jsonl"
+        self.parents: dict[str, str] = {}
+        self.states: dict[str, str] = {}
+        self._searches: set[str] = set()
+        self._points: dict[tuple[str, int], dict[str, float]] = {}
+        self._lock = threading.Lock()
+        self._unwritten: list[bytes] = []
+        self._last = _read_mark(directory)[1]
+        wanted = self._replay(self._last)
+        for orphan in (directory / "files").iterdir():
+            if orphan.name not in wanted:
+                shutil.rmtree(orphan, ignore_errors=True)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if _is_torn(self.path):
+            os.write(self._file, b"\n")
+        offset, number = _read_mark(directory)
+        if offset > self.path.stat().st_size:  # a power cut took the end: by number alone, before it grows again
+            _replace(directory / "delivered.json", json.dumps({"offset": 0, "n": number}))
+
+    def append(self, record: Record) -> None:
+        """Write a record; if the disk is full it is held in memory and written with a later one."""
+        with self._lock:
+            self._last += 1
+            self._learn(record)
+            self._unwritten.append(_line(self._last, record))
+            try:
+                while self._unwritten:
+                    _write_line(self._file, self._unwritten[0])
+                    self._unwritten.pop(0)
+            except OSError as error:
+                if len(self._unwritten) == 1:
+                    log.warning("tracking: %s cannot be written (%s); records are held in memory", self.path, error)
+
+    def fresh(self, key: str, step: int, values: dict[str, float]) -> dict[str, float]:
+        """The values that were not recorded for this step before."""
+        with self._lock:
+            known = self._points.get((key, step), {})
+            if key in self._searches:
+                return {name: value for name, value in values.items() if known.get(name) != value}
+            return {name: value for name, value in values.items() if name not in known}
+
+    def keep(self, path: Path) -> str:
+        """Link or copy a file or directory into the spool; returns its place there."""
+        place = self.directory / "files" / uuid.uuid4().hex
+        place.mkdir()
+        if path.is_dir():
+            shutil.copytree(path, place / path.name, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(path, place / path.name)
+        return f"{place.name}/{path.name}"
+
+    def _replay(self, delivered: int) -> set[str]:
+        """Learn from the records that are there; returns the directories in `files` still to be delivered."""
+        wanted = set()
+        for number, record, _ in _read(self.path, 0):
+            self._last = max(self._last, number)
+            if record is None:
+                continue
+            self._learn(record)
+            if number > delivered and "file" in record:
+                wanted.add(record["file"].split("/")[0])
+        return wanted
+
+    def _learn(self, record: Record) -> None:
+        key = record["key"]
+        if record["kind"] == "start":
+            if record["parent"]:
+                self.parents[key] = record["parent"]
+            if record["role"] == "search":
+                self._searches.add(key)
+        if record["kind"] == "metrics":
+            self._points.setdefault((key, record["step"]), {}).update(record["values"])
+        if STATE in record.get("tags", ()):
+            self.states[key] = record["tags"][STATE]
+
+
+def _line(number: int, record: Record) -> bytes:
+    text = json.dumps(record, separators=(",", ":"))
+    return f'{{"n":{number},"crc":{zlib.crc32(f"{number}:{text}".encode())},"record":{text}}}\n'.encode()
+
+
+_LINE = re.compile(rb'\{"n":(\d+),"crc":(\d+),"record":(\{.*\})\}\n')
+
+
+def _read(path: Path, offset: int) -> Iterator[tuple[int, Record | None, int]]:
+    """Number, record (None if torn) and end position of each whole line from a position on."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # torn, or still being written
+            offset += len(line)
+            match = _LINE.fullmatch(line)
+            if match and zlib.crc32(match[1] + b":" + match[3]) == int(match[2]):
+                yield int(match[1]), json.loads(match[3]), offset
+            else:
+                yield 0, None, offset
+
+
+def _write_line(file: int, line: bytes) -> None:
+    written = os.write(file, line)
+    if written < len(line):
+        os.write(file, b"\n")  # ends the torn line, so that the next one is whole
+        raise OSError(f"{written} of {len(line)} bytes were written")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line has no end."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _read_mark(directory: Path) -> tuple[int, int]:
+    """Position in the spool and number of the last record that were delivered.
+
+    Without a readable mark all is delivered again, which changes nothing.
+    """
+    try:
+        mark = json.loads((directory / "delivered.json").read_text())
+        return int(mark["offset"]), int(mark["n"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+class _Delivery:
+    """Sends the records of a spool to MLflow, from where the last delivery ended."""
+
+    def __init__(self, directory: Path, uri: str, experiment: str, artifact_root: Path | None) -> None:
+        self.directory, self.uri, self.experiment = directory, uri, experiment
+        self.artifact_root = artifact_root.resolve() if artifact_root else None
+        self.experiment_id: str | None = None
+        self.runs: dict[str, str] = {}
+        self._client: Any = None
+        self._lock = FileLock(directory / "delivery.lock")
+        self._away = False
+        self._tries: dict[int, int] = {}
+        self._rejected: set[tuple[str, str]] = set()
+        self._torn: set[int] = set()
+        self._send_one = {
+            "start": self._start,
+            "tags": self._set_tags,
+            "artifact": self._artifact,
+            "model": self._model,
+            "end": self._end,
+        }
+
+    def write_target(self) -> None:
+        """Write down where the records go, for `flush`; without the password."""
+        root = str(self.artifact_root) if self.artifact_root else None
+        target = {"uri": redact(self.uri), "experiment": self.experiment, "artifact_root": root}
+        _replace(self.directory / "target.json", json.dumps(target, indent=1))
+
+    def attempt(self) -> bool:
+        """Deliver what waits; returns whether all was. Logs once when MLflow goes away, once when it is back."""
+        try:
+            with self._lock.acquire(timeout=0):
+                self._deliver()
+        except Timeout:
+            return False  # another process delivers this spool
+        except Exception as error:
+            if not self._away:
+                log.warning(
+                    "tracking: %s takes no records (%s); they wait in %s",
+                    redact(self.uri),
+                    _short(error),
+                    self.directory,
+                )
+            self._away = True
+            return False
+        if self._away:
+            log.warning("tracking: %s takes records again", redact(self.uri))
+        self._away = False
+        return True
+
+    def left(self) -> int:
+        """How many records wait."""
+        offset, last = self._position()
+        return sum(
+            record is not None and number > last for number, record, _ in _read(self.directory / "spool.jsonl", offset)
+        )
+
+    def connect(self) -> None:
+        """Reach the store, and find or make the experiment."""
+        if self.experiment_id is not None:
+            return
+        client = _client(self.uri)
+        found = client.get_experiment_by_name(self.experiment) or self._make_experiment(client)
+        if found.lifecycle_stage == "deleted":
+            raise SettingError(f"experiment {self.experiment!r} was deleted: `mlflow experiments restore` it first")
+        self._client, self.experiment_id = client, found.experiment_id
+
+    def _make_experiment(self, client: Any) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        place = None
+        if self.uri.startswith("sqlite:///"):
+            root = self.artifact_root or Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+            place = root.as_uri()
+        try:
+            client.create_experiment(self.experiment, place)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker
+                raise
+        return client.get_experiment_by_name(self.experiment)
+
+    def _deliver(self) -> None:
+        while window := self._window():
+            self.connect()
+            self._send([(number, record) for number, record, _ in window if record is not None])
+            self._mark(window[-1][2], max(number for number, _, _ in window))
+            for _, record, _ in window:
+                if record is not None and "file" in record:
+                    shutil.rmtree(self._kept(record).parent, ignore_errors=True)
+
+    def _position(self) -> tuple[int, int]:
+        """Where to read on. A spool that lost its end to a power cut is shorter than the mark says."""
+        offset, last = _read_mark(self.directory)
+        path = self.directory / "spool.jsonl"
+        if path.exists() and offset > path.stat().st_size:
+            return 0, last
+        return offset, last
+
+    def _window(self) -> list[tuple[int, Record | None, int]]:
+        """The next records that wait, up to the first that carries files (not to send these twice)."""
+        offset, last = self._position()
+        window: list[tuple[int, Record | None, int]] = []
+        for number, record, end in _read(self.directory / "spool.jsonl", offset):
+            if record is None:
+                self._say_torn(end)
+            elif number <= last:
+                continue
+            window.append((number, record, end))
+            if len(window) == _WINDOW or (record is not None and "file" in record):
+                break
+        return window
+
+    def _say_torn(self, end: int) -> None:
+        if end not in self._torn:
+            log.warning("tracking: a torn record in %s, before byte %d, is skipped", self.directory, end)
+        self._torn.add(end)
+
+    def _mark(self, offset: int, number: int) -> None:
+        number = max(number, _read_mark(self.directory)[1])
+        _replace(self.directory / "delivered.json", json.dumps({"offset": offset, "n": number}))
+
+    def _send(self, records: list[tuple[int, Record]]) -> None:
+        """Send records in the order of each run; metrics of a run that follow each other go together."""
+        waiting: dict[str, list[tuple[int, Record]]] = {}
+        for number, record in records:
+            if record["kind"] == "metrics":
+                waiting.setdefault(record["key"], []).append((number, record))
+                continue
+            self._send_metrics(waiting.pop(record["key"], []))
+            self._or_reject(number, record, functools.partial(self._send_one[record["kind"]], record))
+        for metrics in waiting.values():
+            self._send_metrics(metrics)
+
+    def _send_metrics(self, records: list[tuple[int, Record]]) -> None:
+        """All in one call; if MLflow refuses it, one record a call, so that only the bad one is lost."""
+        if len(records) > 1:
+            try:
+                self._metrics([record for _, record in records])
+                return
+            except Exception as error:
+                if _is_away(error):
+                    raise
+        for number, record in records:
+            self._or_reject(number, record, functools.partial(self._metrics, [record]))
+
+    def _or_reject(self, number: int, record: Record, send: Callable[[], None]) -> None:
+        """Send a record; one that MLflow will never take is left out, or nothing behind it would be delivered."""
+        try:
+            send()
+        except Exception as error:
+            if _is_away(error):
+                raise
+            self._tries[number] = self._tries.get(number, 0) + 1
+            if not _is_refusal(error) and self._tries[number] < _TRIES_IF_UNCLEAR:
+                raise
+            kind = record["kind"], record["key"]
+            if kind not in self._rejected:
+                log.warning("tracking: %s of %s is left out: %s", *kind, _short(error))
+            self._rejected.add(kind)
+
+    def _start(self, record: Record) -> None:
+        from mlflow.entities import Param, RunTag
+
+        run, params = self._find(record["key"]), record["params"]
+        if run is None:
+            run = self._create(record)
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            self._client.log_batch(run.info.run_id, tags=[RunTag(*pair) for pair in record["tags"].items()])
+            self._say_changed(record["key"], run.data.params, params)
+        missing = [Param(name, text) for name, text in params.items() if name not in run.data.params]
+        for some in _chunks(missing, _PARAMS):
+            self._client.log_batch(run.info.run_id, params=some)
+
+    def _create(self, record: Record) -> Any:
+        tags = dict(record["tags"])
+        if parent := record["parent"] and self._run(record["parent"]):
+            tags["mlflow.parentRunId"] = parent
+        run = self._client.create_run(self.experiment_id, start_time=record["time"], tags=tags, run_name=record["name"])
+        self.runs[record["key"]] = run.info.run_id
+        return run
+
+    def _say_changed(self, key: str, stored: dict[str, str], params: dict[str, str]) -> None:
+        changed = [name for name, text in params.items() if stored.get(name, text) != text]
+        if changed:
+            log.warning("tracking: %s of %s changed; MLflow keeps the first values", ", ".join(changed), key)
+
+    def _metrics(self, records: list[Record]) -> None:
+        from mlflow.entities import Metric
+
+        run = self._needed_run(records[0])
+        points = [
+            Metric(name, value, record["time"], record["step"])
+            for record in records
+            for name, value in record["values"].items()
+        ]
+        for some in _chunks(points, _METRICS):
+            self._client.log_batch(run, metrics=some)
+
+    def _set_tags(self, record: Record) -> None:
+        from mlflow.entities import RunTag
+
+        for some in _chunks([RunTag(*pair) for pair in record["tags"].items()], _TAGS):
+            self._client.log_batch(self._needed_run(record), tags=some)
+
+    def _artifact(self, record: Record) -> None:
+        path, place = self._kept(record), record["artifact_path"]
+        if path.is_dir():
+            self._client.log_artifacts(self._needed_run(record), str(path), place)
+        else:
+            self._client.log_artifact(self._needed_run(record), str(path), place)
+
+    def _end(self, record: Record) -> None:
+        self._set_tags(record)
+        self._client.set_terminated(self._needed_run(record), record["status"], end_time=record["time"])
+
+    def _model(self, record: Record) -> None:
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        run = self._client.get_run(self._needed_run(record))
+        model = self._find_model(record) or self._create_model(record, run)
+        linked = {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}
+        if model.status != "READY":
+            self._client.log_model_artifacts(model.model_id, str(self._kept(record)))
+            self._client.finalize_logged_model(model.model_id, "READY")
+        if model.model_id not in linked:
+            self._client.log_outputs(run.info.run_id, models=[LoggedModelOutput(model.model_id, record["step"])])
+        points = [
+            Metric(name, value, self._time(run, name, value, record), record["step"], model_id=model.model_id)
+            for name, value in record["values"].items()
+        ]
+        for some in _chunks(points, _METRICS):
+            self._client.log_batch(run.info.run_id, metrics=some)
+
+    def _create_model(self, record: Record, run: Any) -> Any:
+        tags = {name: run.data.tags[name] for name in (KEY, ROLE, SEARCH) if name in run.data.tags}
+        return self._client.create_logged_model(
+            self.experiment_id,
+            name=record["name"],
+            source_run_id=run.info.run_id,
+            tags={**tags, "dcml.step": str(record["step"])},
+            params=record["params"],
+        )
+
+    def _find_model(self, record: Record) -> Any:
+        found = self._client.search_logged_models(
+            [self.experiment_id],
+            filter_string=f"tags.`{KEY}` = '{record['key']}' AND tags.`dcml.step` = '{record['step']}'",
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def _time(self, run: Any, name: str, value: float, record: Record) -> int:
+        """The time of the run's own point, if it has this one: with another time MLflow would store it twice."""
+        if name not in run.data.metrics:
+            return int(record["time"])
+        same = (
+            point.timestamp
+            for point in self._client.get_metric_history(run.info.run_id, name)
+            if point.step == record["step"] and point.value == value
+        )
+        return next(same, int(record["time"]))
+
+    def _kept(self, record: Record) -> Path:
+        return self.directory / "files" / str(record["file"])
+
+    def _needed_run(self, record: Record) -> str:
+        run = self._run(record["key"])
+        if run is None:
+            raise LookupError("no run was started with this key")
+        return run
+
+    def _run(self, key: str) -> str | None:
+        if key not in self.runs:
+            self._find(key)
+        return self.runs.get(key)
+
+    def _find(self, key: str) -> Any:
+        found = self._client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+        if found:
+            self.runs[key] = found[0].info.run_id
+        return found[0] if found else None
+
+
+def _open_store(delivery: _Delivery) -> None:
+    """Make an SQLite store and its experiment, one process at a time."""
+    path = Path(delivery.uri.removeprefix("sqlite:///"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            delivery.connect()
+    except SettingError:
+        raise
+    except Exception as error:
+        raise SettingError(
+            f"tracking-uri={delivery.uri}: cannot be opened ({_short(error)}); give another by --tracking-uri"
+        ) from error
+
+
+def _client(uri: str) -> Any:
+    """A client that gives up early: our own thread tries again, and keeps the rest of the process quiet."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
+
+    for name, level in (("mlflow", "WARNING"), ("alembic", "WARNING"), ("mlflow.store.db.utils", "CRITICAL")):
+        logging.getLogger(name).setLevel(level)
+    # urllib3 warns of each retry; `attempt` says once that the server is away.
+    logging.getLogger("urllib3.connectionpool").addFilter(_not_from_here)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _not_from_here(entry: logging.LogRecord) -> bool:
+    return entry.threadName != _THREAD
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same record may be taken later: the server is down, busy, full, or wants another login."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        return not _is_refusal(error) and error.error_code != "BAD_REQUEST"
+    return isinstance(error, RequestException) or (
+        isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow itself (not a proxy before it) said that it will never take this record."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    if isinstance(error, FileNotFoundError | LookupError):
+        return True
+    if not isinstance(error, MlflowException):
+        return False
+    if "API request" in error.message and not isinstance(error, RestException):
+        return False
+    return error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
+
+
+def _finite(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Values under names that MLflow takes: those that are finite numbers, and the others."""
+    finite: dict[str, float] = {}
+    strange: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isfinite(number):
+            finite[_legal(name)] = number
+        else:
+            strange[_legal(name)] = value
+    return finite, strange
+
+
+@functools.lru_cache(maxsize=4096)
+def _legal(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"), flags=re.ASCII)[:250]
+
+
+def _params(values: Mapping[str, Any]) -> dict[str, str]:
+    return {_legal(name): redact(str(value))[:_LONGEST_PARAM] for name, value in values.items()}
+
+
+def _texts(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {_legal(name): redact(str(value))[:_LONGEST_TAG] for name, value in tags.items()}
+
+
+def _safe_key(key: str) -> str:
+    """The key without what would end a quoted string in MLflow's filters."""
+    return re.sub(r"['\"`\\]", "_", key)
+
+
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _short(error: Exception) -> str:
-    return redact(" ".join(str(error).split())[:200])
+    return redact(" ".join(str(error).split()))[:300] or type(error).__name__
+
+
+def _without_login(uri: str) -> str:
+    return redact(uri).replace("***@", "")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write to a new name and rename, so that nobody ever sees half a file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """The commit of this file, with a mark if the tree was changed; None if it is not under git."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True, timeout=10)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+changed" if dirty.returncode else "")
 
 
 def main(argv: list[str]) -> int:
@@ -326,14 +1000,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("action", choices=["flush"])
     parser.add_argument("name", help="name of the search or run")
     parser.add_argument("--output-dir", default="runs", help="where it was written")
-    arguments = parser.parse_args(argv)
-    directory = Path(arguments.output_dir) / arguments.name / "tracking"
-    if not (directory / "target.json").exists():
-        raise SettingError(f"{directory}: no records there; check NAME and --output-dir")
-    delivery = _Delivery(directory)
-    whole = delivery.run()
-    print("everything is delivered" if whole else f"{delivery.left()} records wait; is the server up?")
-    return 0 if whole else 3
+    parser.add_argument("--tracking-uri", help="MLflow server or database, if not the one that the search used")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds after which to give up")
+    given = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    directory = Path(given.output_dir).resolve() / given.name / "tracking"
+    left = flush(directory, given.tracking_uri, timeout=given.timeout)
+    print(f"{left} records wait in {directory}; is the server up?" if left else "everything is delivered")
+    return 3 if left else 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     for line in [trainer.data.dataset.counts(), *trainer.data.dataset.notes, *config.without_effect()]:
         print(line)
     uri = arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}"
-    tracker = Tracker(uri, "dcml_tune", directory=output / name / "tracking", artifacts=output / "mlartifacts")
+    tracker = Tracker.open(output, name, uri=uri)
     tags = environment_tags(trainer.data.dataset.fingerprint, ["python", "-m", "dcml_tune.train", *sys.argv[1:]])
     tracker.start(name, name=name, role="train", params=config.model_dump(), tags=tags)
     if trainer.data.validation is not None:

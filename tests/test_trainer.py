@@ -105,6 +105,16 @@ def test_frozen_backbone_and_masks_stay(config, tmp_path):
 
 def test_training_learns(config, tmp_path):
     """A few epochs raise the recall on training-like data above that of the first epoch's network."""
-    trainer = Trainer(config.changed(weights="pretrained", base_lr=1e-3, emb_lr_mult=10), stores=tmp_path / "store")
+    trainer = Trainer(
+        config.changed(
+            weights="pretrained",
+            base_lr=1e-4,
+            emb_lr_mult=10,
+            nb_clusters=1,
+            nb_epochs=6,
+            force_full_embedding_epoch=None,
+        ),
+        stores=tmp_path / "store",
+    )
     first = trainer.run_epoch()["train/loss"]
     assert run(trainer, 4)["train/loss"] < first
