@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -358,7 +359,7 @@ def seconds(text: str | None) -> float | None:
         value = float(text[:-1]) * (unit or 0)
     except ValueError:
         value = 0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise SettingError(f"--time-budget {text}: must be a number and a unit, such as 90s, 30m or 10h; give one")
     return value
 

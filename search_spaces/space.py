@@ -187,13 +187,17 @@ class SearchSpace:
         return Int(min(works), max(works), domain.log) if works else domain
 
     def _completes(self, chosen: dict[str, Any], rest: dict[str, Domain], feasible: Feasible | None) -> str | None:
-        """None if some completion of the settings can work, judged at the ends of the other domains."""
-        reason = None
+        """None if some completion of the settings can work, judged at the ends of the other domains.
+
+        Otherwise why the first one, of the low ends, cannot.
+        """
+        reasons = []
         for values in itertools.product(*(domain.ends() for domain in rest.values())):
             reason = self.refusal({**chosen, **dict(zip(rest, values, strict=True))}, feasible)
             if reason is None:
                 return None
-        return reason
+            reasons.append(reason)
+        return reasons[0]
 
     def refusal(self, chosen: dict[str, Any], feasible: Feasible | None = None) -> str | None:
         """Why the published point with these settings instead cannot work, or None."""

@@ -121,12 +121,12 @@ class Progress(Callback):
         reason = error or result.get("failed_reason")
         done = result.get("done_all") or row["role"] != "trial"
         row |= {"state": "failed" if reason else "done" if done else "pruned", "reason": reason}
-        self.tracker.tags(key, {"dcml.state": row["state"]})
         if trial.checkpoint is not None and not reason and row["role"] != "untrained":
             best = Path(trial.checkpoint.path) / "best"
             measures = {n: v for n, v in result.items() if n.startswith(("val/", "test/"))}
             self.tracker.model(key, best, name=f"{row['role']}-{trial.trial_id}", step=row["epoch"], metrics=measures)
-        self.tracker.end(key, "FAILED" if reason else "FINISHED", reason=reason)
+        status = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}[row["state"]]
+        self.tracker.end(key, status, reason=reason)
         if self.live is not None:
             self.live.update(self.table())
 

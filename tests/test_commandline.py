@@ -1,0 +1,114 @@
+import subprocess
+import sys
+
+import pytest
+
+from dcml_tune.commandline import Parser, add_settings, given_settings, settings_to_flags, typed
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.resources import share
+from dcml_tune.search import seconds, writable
+
+
+def settings(*words):
+    parser = Parser(prog="x")
+    add_settings(parser)
+    return given_settings(parser.parse_args([*words]))
+
+
+def test_flags_give_settings_in_their_types():
+    """Either spelling; none is None; a flag of truth takes 0 and 1, or nothing."""
+    assert settings("--nb-clusters", "4", "--masking_lambda=0.5", "--force-full-embedding-epoch", "none") == {
+        "nb_clusters": 4,
+        "masking_lambda": 0.5,
+        "force_full_embedding_epoch": None,
+    }
+    assert settings("--skip-unreadable") == {"skip_unreadable": True}
+    assert settings("--skip-unreadable", "0") == {"skip_unreadable": False}
+    assert settings() == {}
+
+
+def test_settings_become_flags_that_are_read_back():
+    """The command that is printed at the end of a search trains the same setting."""
+    config = TrialConfig(dataset="emoji", nb_clusters=4, nb_epochs=9, mask_lr_mult=12.345678901234567, num_workers=3)
+    assert TrialConfig(**settings(*settings_to_flags(config.model_dump()))) == config
+
+
+@pytest.mark.parametrize(("name", "value"), [("nb_clusters", "two"), ("nb_epochs", "-1"), ("base_lr", "fast")])
+def test_a_wrong_value_names_itself(name, value):
+    """Value, rule and default are in the message."""
+    with pytest.raises(SettingError, match=rf"{name}={value}: .*the default is"):
+        typed(name, value)
+
+
+def test_an_unknown_flag_names_the_nearest(capsys):
+    """One line, status 2."""
+    with pytest.raises(SystemExit) as stop:
+        settings("--nb-cluster", "4")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip() == "error: setting --nb-cluster is not known; did you mean --nb-clusters?"
+
+
+def test_help_imports_no_torch():
+    """Help is there at once."""
+    code = "import sys, dcml_tune.search as s; s.parser(); assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 172800)])
+def test_time_budget(text, expected):
+    """A number and its unit."""
+    assert seconds(text) == expected
+    assert seconds(None) is None
+
+
+@pytest.mark.parametrize("text", ["90", "h", "-1h", "soon", "nanh", "infh"])
+def test_a_wrong_time_budget_is_refused(text):
+    """It is named."""
+    with pytest.raises(SettingError, match="--time-budget"):
+        seconds(text)
+
+
+def test_output_directory_is_made_and_absolute(tmp_path, monkeypatch):
+    """Below a file it cannot be made."""
+    monkeypatch.chdir(tmp_path)
+    assert writable(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="cannot be written"):
+        writable(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("options", "concurrent", "threads", "gpus"),
+    [
+        ({"cores": 2, "gpus": 0}, 2, 1, 0.0),
+        ({"cores": 8, "gpus": 0}, 4, 2, 0.0),
+        ({"cores": 8, "gpus": 0, "max_concurrent": 8}, 8, 1, 0.0),
+        ({"cores": 8, "gpus": 0, "num_samples": 1}, 1, 8, 0.0),
+        ({"cores": 16, "gpus": 1, "gpus_per_trial": 0.25}, 4, 4, 0.25),
+        ({"cores": 16, "gpus": 8}, 8, 2, 1.0),
+        ({"cores": 16, "gpus": 8, "gpus_per_trial": 2}, 4, 4, 2),
+        ({"cores": 16, "gpus": 8, "gpus_per_trial": 0.3}, 20, 1, 0.3),
+        ({"cores": 16, "gpus": 8, "gpus_per_trial": 0.5, "max_concurrent": 3}, 3, 1, 0.5),
+        ({"cores": 4, "gpus": 2, "gpus_per_trial": 0}, 4, 1, 0.0),
+    ],
+)
+def test_shares_of_the_machine(options, concurrent, threads, gpus):
+    """How many trials at once, and what each gets."""
+    found = share(**{"num_samples": 20, **options})
+    assert (found.concurrent, found.threads_per_trial, found.gpus_per_trial) == (concurrent, threads, gpus)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpus_per_trial": -0.5}, "fraction"),
+        ({"gpus_per_trial": float("nan")}, "fraction"),
+        ({"gpus_per_trial": 1.5}, "1 or 2"),
+        ({"gpus_per_trial": 9}, "8 GPUs"),
+        ({"max_concurrent": 0}, "--max-concurrent 0"),
+    ],
+)
+def test_shares_that_cannot_be(options, words):
+    """Value and remedy are in the message."""
+    with pytest.raises(SettingError, match=words):
+        share(num_samples=20, cores=8, gpus=8, **options)
