@@ -102,7 +102,7 @@ def _torchvision(arch: str, weights: str) -> Backbone:
         url = models.get_model_weights(arch).IMAGENET1K_V1.url
         network.load_state_dict(_read(_cached(arch, url)))
     elif weights != "none":
-        network.load_state_dict(_read(Path(weights)))
+        _load(network, Path(weights), arch)
     return Backbone(_ResNet(network), network.fc.in_features, IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -120,8 +120,10 @@ def _timm(arch: str, weights: str, sz_crop: int) -> Backbone:
         network = timm.create_model(arch, num_classes=0, **source, **size)
     else:
         network = timm.create_model(arch, pretrained=False, **size)
-        if weights != "none":
-            network.load_state_dict(_lite0_state() if weights == "pretrained" else _read(Path(weights)))
+        if weights == "pretrained":
+            network.load_state_dict(_lite0_state())
+        elif weights != "none":
+            _load(network, Path(weights), arch)
         network.reset_classifier(0)
     with torch.no_grad():
         channels = network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop)).shape
@@ -155,6 +157,19 @@ def _cached(arch: str, url: str) -> Path:
     return path
 
 
+def _load(network: nn.Module, path: Path, arch: str) -> None:
+    """Take a user's weights.
+
+    Raises:
+        SettingError: if they are of another network.
+    """
+    try:
+        network.load_state_dict(_read(path))
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise SettingError(f"weights={path}: not of arch {arch} ({first}...); give the file of this network") from None
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """A state dict from a file, without executing code."""
     if path.suffix == ".safetensors":
@@ -164,7 +179,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise SettingError(f"weights={path}: cannot be read as weights ({error}); give another file") from None
+        short = str(error).split(". ")[0].split("\n")[0]
+        raise SettingError(f"weights={path}: cannot be read as weights ({short}); give a file of tensors") from None
     return cast(dict[str, Tensor], state.get("state_dict", state))
 
 

@@ -71,27 +71,30 @@ class Plan:
     """A search that was checked: all that can be known to be wrong was refused before Ray starts."""
 
     def __init__(self, arguments: Any, space: SearchSpace, fixed: dict[str, Any]) -> None:
+        from dcml_tune import backbones
         from dcml_tune.resources import share
+        from dcml_tune.tracking import absolute_uri
         from dcml_tune.trainer import TrialData
 
         self.arguments, self.fixed = arguments, fixed
         self.seconds = seconds(arguments.time_budget)
+        given_uri = absolute_uri(arguments.tracking_uri) if arguments.tracking_uri else None
         if arguments.num_samples < 1:
             raise SettingError(f"--num-samples {arguments.num_samples}: must be at least 1; give a number of trials")
         self.name = arguments.name or f"{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.output = writable(Path(arguments.output_dir))
-        if (self.output / self.name).exists():
-            raise SettingError(f"--name {self.name}: {self.output / self.name} exists; choose another name")
+        refuse_existing(self.output / self.name)
         self.shares = share(
             num_samples=arguments.num_samples,
             gpus_per_trial=arguments.gpus_per_trial,
             max_concurrent=arguments.max_concurrent,
         )
         base = TrialConfig(**{**space.published, **fixed, "nb_clusters": 1, "force_full_embedding_epoch": None})
+        backbones.build(base.arch, weights=base.weights, sz_crop=base.sz_crop, frozen_statistics=False)
         self.data = TrialData.open(base, self.output / "store")
         self.space = space.restricted(fixed, self.data.cannot_train)
         self.point0, self.lines = self.space.point0(self.data.cannot_train)
-        self.uri = arguments.tracking_uri or f"sqlite:///{self.output / 'mlflow.db'}"
+        self.uri = given_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.study = f"sqlite:///{self.output / self.name / 'optuna.db'}"
 
     @classmethod
@@ -117,6 +120,7 @@ class Plan:
         lines = [
             f"search {self.name}: {d.dataset.counts()}",
             *d.dataset.notes,
+            *d.notes(),
             f"  {held} training classes are held out to compare trials, {trains} train; test classes stay sealed",
             f"  {self.arguments.num_samples} trials by {self.arguments.searcher} and {self.arguments.scheduler}, "
             f"{self.shares.concurrent} at once ({self.shares.why})",
@@ -348,6 +352,16 @@ def writable(directory: Path) -> Path:
     except OSError as error:
         raise SettingError(f"--output-dir {directory}: cannot be written ({error.strerror}); choose another") from None
     return directory
+
+
+def refuse_existing(directory: Path) -> None:
+    """Nothing is written over.
+
+    Raises:
+        SettingError: if the directory of a search or run is there already.
+    """
+    if directory.exists():
+        raise SettingError(f"--name {directory.name}: {directory} exists; choose another name")
 
 
 def seconds(text: str | None) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dcml_tune.commandline import Parser, add_settings, given_settings, run_command
 from dcml_tune.config import TrialConfig
-from dcml_tune.search import writable
+from dcml_tune.search import refuse_existing, writable
 
 
 def parser() -> Parser:
@@ -30,13 +30,19 @@ def main(argv: list[str]) -> int:
     config = TrialConfig(**given_settings(arguments))
     output = writable(Path(arguments.output_dir))
     name = arguments.name or f"train-{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    from dcml_tune.tracking import Tracker, environment_tags
+    refuse_existing(output / name)
+    from dcml_tune.tracking import Tracker, absolute_uri, environment_tags
     from dcml_tune.trainer import NonFiniteLossError, Trainer
 
+    uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
     trainer = Trainer(config, stores=output / "store")
-    for line in [trainer.data.dataset.counts(), *trainer.data.dataset.notes, *config.without_effect()]:
+    for line in [
+        trainer.data.dataset.counts(),
+        *trainer.data.dataset.notes,
+        *trainer.data.notes(),
+        *config.without_effect(),
+    ]:
         print(line)
-    uri = arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}"
     tracker = Tracker.open(output, name, uri=uri)
     tags = environment_tags(trainer.data.dataset.fingerprint, ["python", "-m", "dcml_tune.train", *sys.argv[1:]])
     tracker.start(name, name=name, role="train", params=config.model_dump(), tags=tags)

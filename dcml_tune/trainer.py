@@ -103,6 +103,11 @@ class TrialData:
             raise SettingError(reason)
         return trial
 
+    def notes(self) -> list[str]:
+        """What a user must know of the images: those that cannot be decoded are left out."""
+        missing = len(self.dataset.train) - len(self.images)
+        return [f"left out {missing} of {len(self.dataset.train)} training images: not decodable"] if missing else []
+
     def cannot_train(self, config: TrialConfig) -> str | None:
         """Why the classes that train are too few for some settings, or None.
 

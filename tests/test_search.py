@@ -3,8 +3,10 @@ import subprocess
 import sys
 
 import mlflow
+import numpy as np
 import optuna
 import pytest
+from PIL import Image
 
 from dcml_tune.tracking import best_model
 
@@ -79,6 +81,12 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
         (["emoji", "--output-dir", "/proc/nowhere"], ["/proc/nowhere", "cannot be written"]),
         (["emoji", "--space", "missing.py"], ["missing.py"]),
         (["emoji", "--mod-epoch-freeze", "4"], ["mod_epoch_freeze"]),
+        (["emoji", "--arch", "resnet50x"], ["resnet50x", "did you mean"]),
+        (["emoji", "--weights", __file__], [__file__, "weights"]),
+        (["emoji", "--tracking-uri", "mlruns"], ["mlruns", "sqlite:///"]),
+        (["emoji", "--nb-clusters", "1024"], ["1024", "lower nb_clusters"]),
+        (["emoji", "--time-budget", "soon"], ["soon", "30m"]),
+        (["cars"], ["cars", "emoji"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):
@@ -89,3 +97,32 @@ def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for each in expected:
         assert each in done.stderr
+
+
+def test_an_unreadable_image_is_refused_or_left_out(tmp_path):
+    """It is named before Ray starts; with --skip-unreadable it is counted."""
+    source = tmp_path / "images"
+    for number in range(16):
+        (source / f"c{number:02d}").mkdir(parents=True)
+        for image in range(4):
+            pixels = np.random.default_rng([number, image]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(source / f"c{number:02d}" / f"{image}.png")
+    torn = source / "c03" / "0.png"
+    torn.write_bytes(torn.read_bytes()[:100])
+    words = ["folder", "--dataset-dir", source, "--dry-run", "--output-dir", tmp_path / "out"]
+    done = command(*words)
+    assert done.returncode == 2
+    assert str(torn) in done.stderr
+    assert "--skip-unreadable" in done.stderr
+    done = command(*words, "--skip-unreadable")
+    assert done.returncode == 0, done.stderr
+    assert "left out 1 of 32 training images" in done.stdout
+
+
+def test_nothing_is_written_over(tmp_path):
+    """A name that is taken is refused."""
+    (tmp_path / "s").mkdir()
+    for module in ("search", "train"):
+        done = command("emoji", "--name", "s", "--output-dir", tmp_path, module=module)
+        assert done.returncode == 2
+        assert "--name s" in done.stderr

@@ -55,7 +55,7 @@ def read(config: TrialConfig) -> DataSet:
     if single and config.strict:
         raise SettingError(
             f"{root}: {len(single):,} classes have a single image, so no pair to learn from or to find "
-            f"({named(single)}); add images, or leave them out with strict=False"
+            f"({named(single)}); add images, or leave --strict out to go on without these classes"
         )
     classes = sorted(folder for folder, size in sizes.items() if size > 1)
     nb_train = _nb_train_classes(root, len(classes), config.train_classes)
