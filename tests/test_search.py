@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -34,7 +35,15 @@ def test_search_ends_to_end(folder, tmp_path):
         "folder", "--dataset-dir", folder, "--num-samples", 3, "--name", "s", "--output-dir", tmp_path, *TINY
     )
     assert done.returncode == 0, done.stderr
-    for words in ("best of 3 trials", "test, final", "test, untrained", "dcml_tune.train", "compare-runs"):
+    for words in (
+        "s: best ",
+        "trial 002 epoch",
+        "best of 3 trials",
+        "test, final",
+        "test, untrained",
+        "dcml_tune.train",
+        "compare-runs",
+    ):
         assert words in done.stdout
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(uri)
@@ -58,6 +67,24 @@ def test_search_ends_to_end(folder, tmp_path):
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's' / 'optuna.db'}")
     assert len(study.trials) == 3
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+
+
+def test_a_search_never_opens_a_test_image(folder, tmp_path):
+    """With test images that nothing can decode a search runs well; the other searcher and no scheduler are taken."""
+    source = tmp_path / "images"
+    shutil.copytree(folder, source)
+    for directory in sorted(source.iterdir())[16:]:
+        for image in directory.iterdir():
+            image.write_bytes(b"not an image")
+    done = command(
+        "folder", "--dataset-dir", source, "--num-samples", 2, "--name", "s", "--output-dir", tmp_path / "runs", *TINY,
+        "--final", "none", "--searcher", "random", "--scheduler", "none", "--max-concurrent", 1, "--time-budget", "10m",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 at once" in done.stdout
+    assert "test, " not in done.stdout
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'runs' / 's' / 'optuna.db'}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
 def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):

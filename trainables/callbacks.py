@@ -68,10 +68,12 @@ class Progress(Callback):
         self._guarded(self._end, trial, "an exception; see error.txt in the trial's directory")
 
     def close(self) -> None:
-        """End the live table, and leave it on the screen."""
+        """Leave the last table on the screen."""
         if self.live is not None:
             self.live.update(self.table())
             self.live.stop()
+        else:
+            Console(width=max(120, Console().width)).print(self.table())
 
     def key(self, trial_id: str) -> str:
         """The tracker's key of a trial."""
@@ -83,8 +85,11 @@ class Progress(Callback):
         config = whole(trial.config)
         settings = {name: value for name, value in config.items() if name != RUN}
         role = config[RUN]["role"]
-        self.rows[trial.trial_id] = {"settings": settings, "epoch": 0, "state": "running", "role": role}
-        name = f"{len(self.rows) - 1:03d}" if role == "trial" else role
+        name = f"{len(self.rows):03d}" if role == "trial" else role
+        epochs = 0 if role == "untrained" else config[RUN]["until"] or TrialConfig(**settings).nb_epochs
+        self.rows[trial.trial_id] = {
+            "name": name, "settings": settings, "epoch": 0, "epochs": epochs, "state": "running", "role": role,
+        }  # fmt: skip
         params = TrialConfig(**settings).model_dump()
         self.tracker.start(
             self.key(trial.trial_id), name=name, role=role, parent=self.search, params=params, tags=self.tags
@@ -113,7 +118,7 @@ class Progress(Callback):
                 for k, v in result.items()
                 if k in (self.metric, f"{self.metric}_best", "train/loss", "test/recall_at_1")
             )
-            print(f"{row['role']} {trial.trial_id} epoch {row['epoch']}: {text}", flush=True)
+            print(f"{'trial ' if row['role'] == 'trial' else ''}{row['name']} epoch {row['epoch']}: {text}", flush=True)
 
     def _end(self, trial: Any, error: str | None) -> None:
         row, key = self.rows[trial.trial_id], self.key(trial.trial_id)
@@ -139,23 +144,30 @@ class Progress(Callback):
         minutes = (time.time() - self.started) / 60
         done = sum(r["epoch"] for r in self.rows.values())
         title = f"{self.search}: best {share(self.best)}, untrained {share(self.untrained)}, {done} epochs, {minutes:.1f} min"
+        if done and (left := self._epochs_left()):
+            title += f", {minutes * left / done:.1f} min left unless trials are pruned"
         table = Table("trial", *self.varied, "epoch", "phase", "last", "best", "state", title=title)
-        for number, row in enumerate(self.rows.values()):
+        for row in self.rows.values():
             config = TrialConfig(**row["settings"])
             phase = EpochPlan.at(max(0, row["epoch"] - 1), config).phase
-            name = str(number) if row["role"] == "trial" else row["role"]
             cells = [f"{row['settings'].get(each, getattr(config, each)):.3g}" for each in self.varied]
             state = row["state"] + (f": {row['reason']}" if row.get("reason") else "")
             table.add_row(
-                name,
+                row["name"],
                 *cells,
-                f"{row['epoch']}/{config.nb_epochs}",
+                f"{row['epoch']}/{row['epochs']}",
                 phase,
                 share(row.get("last")),
                 share(row.get("best")),
                 state,
             )
         return table
+
+    def _epochs_left(self) -> int:
+        """Epochs still to be run if no further trial is pruned."""
+        rows = self.rows.values()
+        running = sum(int(row["epochs"]) - int(row["epoch"]) for row in rows if row["state"] == "running")
+        return running + (self.planned - len(rows)) * max(int(row["epochs"]) for row in rows)
 
     def _guarded(self, hook: Any, *arguments: Any) -> None:
         try:
