@@ -143,24 +143,47 @@ class Plan:
         ).as_dict()
 
 
-def _run(plan: Plan) -> int:
+def _connect(address: str | None) -> str:
+    """Start a local Ray cluster, or join a running one; returns the address of its dashboard, if it has one.
+
+    Raises:
+        SettingError: if no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if address and "RAY_AUTH_MODE" not in os.environ and _has_ray_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": True}
+    try:
+        context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise SettingError(
+            f"--ray-address {address}: no Ray cluster lets us in there ({str(error).splitlines()[0]}); check the "
+            "address, and RAY_AUTH_MODE (token or disabled) and the token of that cluster, or leave the flag out"
+        ) from None
+    return str(context.dashboard_url or "")
+
+
+def _has_ray_token() -> bool:
+    default = Path.home() / ".ray" / "auth_token"
+    return "RAY_AUTH_TOKEN" in os.environ or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default)).is_file()
+
+
+def _run(plan: Plan) -> int:
     from dcml_tune.tracking import Tracker, environment_tags
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    dashboard = _connect(plan.arguments.ray_address)
+    import ray
+
+    if dashboard:
+        print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)")
     tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
     tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
     tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.arguments.dataset}, tags=tags)
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    context = ray.init(
-        address=plan.arguments.ray_address or "local",
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    if context.dashboard_url:
-        print(f"  Ray dashboard: http://{context.dashboard_url} (log in with the output of: ray get-auth-token)")
     try:
         searched = _search(plan, tracker, tags)
         best = max(
