@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -150,6 +151,12 @@ def _connect(address: str | None) -> str:
         SettingError: if no cluster answers at the address.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise SettingError(f"--ray-address {address}: nothing answers ({error}); is the cluster up?") from None
     if address and "RAY_AUTH_MODE" not in os.environ and _has_ray_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
     import ray

@@ -153,3 +153,11 @@ def test_nothing_is_written_over(tmp_path):
         done = command("emoji", "--name", "s", "--output-dir", tmp_path, module=module)
         assert done.returncode == 2
         assert "--name s" in done.stderr
+
+
+def test_a_cluster_that_is_not_there_is_refused(tmp_path):
+    """At once, and nothing is recorded."""
+    done = command("emoji", "--ray-address", "127.0.0.1:9", "--output-dir", tmp_path, "--name", "s")
+    assert done.returncode == 2
+    assert "--ray-address 127.0.0.1:9: nothing answers" in done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
