@@ -21,6 +21,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
 
+    def given(self, argv: list[str]) -> dict[str, Any]:
+        """The arguments that a command line gives, without defaults. The parser is spent then: make a new one."""
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        return vars(self.parse_args(argv))
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and stop."""
         if message.startswith("unrecognized arguments: "):

@@ -17,6 +17,9 @@ from dcml_tune import checkpoint
 from dcml_tune.backbones import Backbone, build
 from dcml_tune.config import SettingError, TrialConfig
 
+BEST = "best"
+"""A trial's directory holds its best model in a folder of this name and the epoch."""
+
 # The settings without which a model cannot be built again from its weights.
 _MODEL_SETTINGS = (
     "dataset", "arch", "sz_resize", "sz_crop", "features_pooling", "features_dropout_prob", "bn_learnable",
@@ -152,18 +155,28 @@ class MaskedEmbedder(nn.Module):
 
 
 def load(path: str | Path) -> MaskedEmbedder:
-    """The model of a checkpoint directory, in evaluation mode: `load(path)(images)` gives full embeddings.
+    """The model of a checkpoint, in evaluation mode: `load(path)(images)` gives full embeddings.
 
     Nothing in the files is executed.
+
+    Args:
+        path: directory of a model, or that of a trial, whose best model is taken.
 
     Raises:
         CheckpointError: if a file is missing, torn or changed.
         SettingError: if the backbone cannot be built by the versions that are installed.
     """
-    tensors, facts = checkpoint.read(Path(path), "model")
+    directory = best_model(Path(path)) or Path(path)
+    tensors, facts = checkpoint.read(directory, "model")
     model = MaskedEmbedder(TrialConfig(**facts["settings"], weights="none"))
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def best_model(trial: Path) -> Path | None:
+    """The directory of the best model of a trial's directory; None if there is none."""
+    found = checkpoint.numbers(trial, BEST)
+    return trial / checkpoint.numbered(BEST, found[0]) if found else None
 
 
 def _initialise(layer: nn.Linear, config: TrialConfig) -> None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import os
-import socket
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.commandline import Parser, add_settings, command, given_settings, run_command, settings_to_flags
+from dcml_tune.commandline import Parser, add_settings, command, run_command, settings_to_flags
 from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
+from dcml_tune.plan import Plan, given_plan, resumed_plan
+from dcml_tune.record import Record, all_records
 
 if TYPE_CHECKING:
-    from search_spaces import SearchSpace
+    from trainables import DivideAndConquer
     from trainables.callbacks import Progress
+    from trainables.optuna_searcher import KnownTrial, OptunaSearcher
+
+WHOLE, PARTIAL = 0, 3
+"""Exit status of a search that did all that was asked of it, and of one that did not."""
 
 _METRICS = ("val/recall_at_1", "val/map_at_r", "val/marp", "val/r_precision")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What one stage of a search left: its trials and how they were shown."""
-
-    results: Any
-    progress: Progress
+_DELIVER_S = {"end": 60.0, "interrupted": 8.0}  # longest wait for MLflow
 
 
 def parser() -> Parser:
@@ -37,7 +33,7 @@ def parser() -> Parser:
         description="Search the divide-and-conquer settings of a data set. Trials are compared on held-out training "
         "classes; the winner is retrained on all of them, and the test classes are scored once.",
     )
-    made.add_argument("dataset", help="emoji (embedded) or folder; cub, cars, sop, inshop, vid come later")
+    made.add_argument("dataset", nargs="?", help="emoji (embedded) or folder; cub, cars, sop, inshop, vid come later")
     made.add_argument("--num-samples", type=int, default=8, help="number of trials")
     made.add_argument("--searcher", choices=["optuna", "random"], default="optuna", help="TPE, or independent draws")
     made.add_argument("--scheduler", choices=["asha", "median", "none"], default="asha", help="how trials are pruned")
@@ -45,367 +41,300 @@ def parser() -> Parser:
     made.add_argument("--gpus-per-trial", type=float, help="share of a GPU up to 1, or a whole number; default 1")
     made.add_argument("--max-concurrent", type=int, help="most trials at once; default: as many as fit")
     made.add_argument("--time-budget", help="stop the search after such as 30m or 10h")
+    made.add_argument("--trial-timeout", help="end a trial that reports no epoch for such as 20m; default: never")
+    made.add_argument("--checkpoint-budget", help="most disk for checkpoints, such as 20GB; the best models stay")
     made.add_argument("--space", help="Python file that defines SPACE = SearchSpace(...)")
     made.add_argument(
         "--final", choices=["best", "none"], default="best", help="score winner and published on test classes"
     )
     made.add_argument("--output-dir", default="runs", help="where everything is written")
     made.add_argument("--name", help="name of the search; default: data set and time")
+    made.add_argument("--resume", nargs="?", const="", metavar="NAME", help="go on with an interrupted search; "
+                      "without a name: list them. No other flag is needed but --output-dir")  # fmt: skip
+    made.add_argument("--extend", metavar="NAME", help="add --num-samples trials to a search, and go on with it")
     made.add_argument("--tracking-uri", help="MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--ray-address", help="a running Ray cluster; default: a local one of its own")
+    made.add_argument("--quiet", action="store_true", help="a line an epoch instead of a live table")
     made.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
     add_settings(made, exclude=("dataset",))
     return made
 
 
-def main(argv: list[str]) -> int:
-    """Check everything, search, score, and say what was found."""
-    arguments = parser().parse_args(argv)
-    plan = Plan.of(arguments)
-    print(plan.head(), flush=True)
-    if arguments.dry_run:
-        return 0
-    return _run(plan)
+def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> int:
+    """Check everything, search, score, and say what was found.
 
-
-class Plan:
-    """A search that was checked: all that can be known to be wrong was refused before Ray starts."""
-
-    def __init__(self, arguments: Any, space: SearchSpace, fixed: dict[str, Any]) -> None:
-        from dcml_tune import backbones
-        from dcml_tune.resources import share
-        from dcml_tune.tracking import absolute_uri
-        from dcml_tune.trainer import TrialData
-
-        self.arguments, self.fixed = arguments, fixed
-        self.seconds = seconds(arguments.time_budget)
-        given_uri = absolute_uri(arguments.tracking_uri) if arguments.tracking_uri else None
-        if arguments.num_samples < 1:
-            raise SettingError(f"--num-samples {arguments.num_samples}: must be at least 1; give a number of trials")
-        self.name = arguments.name or f"{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.output = writable(Path(arguments.output_dir))
-        refuse_existing(self.output / self.name)
-        self.shares = share(
-            num_samples=arguments.num_samples,
-            gpus_per_trial=arguments.gpus_per_trial,
-            max_concurrent=arguments.max_concurrent,
-        )
-        base = TrialConfig(**{**space.published, **fixed, "nb_clusters": 1, "force_full_embedding_epoch": None})
-        backbones.build(base.arch, weights=base.weights, sz_crop=base.sz_crop, frozen_statistics=False)
-        self.data = TrialData.open(base, self.output / "store")
-        self.space = space.restricted(fixed, self.data.cannot_train)
-        self.point0, self.lines = self.space.point0(self.data.cannot_train)
-        self.uri = given_uri or f"sqlite:///{self.output / 'mlflow.db'}"
-        self.study = f"sqlite:///{self.output / self.name / 'optuna.db'}"
-
-    @classmethod
-    def of(cls, arguments: Any) -> Plan:
-        """Check a command line."""
-        from dcml_tune import data
-        from search_spaces import load_space
-
-        fixed = given_settings(arguments)
-        data.load(TrialConfig(dataset=arguments.dataset, **{k: v for k, v in fixed.items() if k in ("dataset_dir",)}))
-        space = load_space(arguments.dataset, arguments.space)
-        if fixed.get("dataset_dir"):
-            fixed["dataset_dir"] = str(Path(fixed["dataset_dir"]).expanduser().absolute())
-        return cls(arguments, space, {"dataset": arguments.dataset, **fixed})
-
-    def head(self) -> str:
-        """What is said before anything runs."""
-        import numpy as np
-
-        d = self.data
-        held = 0 if d.validation is None else len(np.unique(d.labels[d.validation]))
-        trains = len(np.unique(d.labels[d.train]))
-        lines = [
-            f"search {self.name}: {d.dataset.counts()}",
-            *d.dataset.notes,
-            *d.notes(),
-            f"  {held} training classes are held out to compare trials, {trains} train; test classes stay sealed",
-            f"  {self.arguments.num_samples} trials by {self.arguments.searcher} and {self.arguments.scheduler}, "
-            f"{self.shares.concurrent} at once ({self.shares.why})",
-            *(f"  {name}: {domain}  ({why})" for name, domain, why in self.space.describe()),
-            *(f"  {line}" for line in self.lines),
-        ]
-        return "\n".join(lines)
-
-    def run(self, **changes: Any) -> dict[str, Any]:
-        """The `run` entry of a trial's dictionary."""
-        from trainables import Run
-
-        return Run(
-            stores=str(self.output / "store"),
-            threads=self.shares.threads_per_trial,
-            gpu_fraction=self.shares.gpus_per_trial or 1.0,
-            metric=self.arguments.metric,
-            varied=tuple(self.space.domains),
-            **changes,
-        ).as_dict()
-
-
-def _connect(address: str | None) -> str:
-    """Start a local Ray cluster, or join a running one; returns the address of its dashboard, if it has one.
-
-    Raises:
-        SettingError: if no cluster answers at the address.
+    Args:
+        argv: the command line.
+        trainable: a subclass of DivideAndConquer to be searched instead.
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():  # Ray itself would try for minutes
+    arguments, given = parser().parse_args(argv), parser().given(argv)
+    if arguments.resume == "":
+        return _list(Path(arguments.output_dir).expanduser().absolute())
+    with stopped_by_signals():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise SettingError(f"--ray-address {address}: nothing answers ({error}); is the cluster up?") from None
-    if address and "RAY_AUTH_MODE" not in os.environ and _has_ray_token():
-        os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
-    import ray
+            plan = _checked(arguments, given)
+            print(plan.head(), flush=True)
+            return WHOLE if arguments.dry_run else _Search(plan, trainable).run()
+        except SearchStopped as stop:  # before anything had begun
+            print(f"stopped ({stop})", file=sys.stderr)
+            return PARTIAL
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": True}
+
+def _checked(arguments: Any, given: dict[str, Any]) -> Plan:
+    if arguments.resume is not None and arguments.extend is not None:
+        raise SettingError("--resume and --extend: only one of them can be; --extend goes on with the search, too")
+    if arguments.resume is not None or arguments.extend is not None:
+        return resumed_plan(arguments, given)
+    if arguments.dataset is None:
+        raise SettingError("DATASET is not given: say which, such as emoji or folder, or --resume NAME")
+    return given_plan(arguments, given)
+
+
+def _list(output: Path) -> int:
+    """Say which searches can be resumed."""
+    records, damaged = all_records(output)
+    for line in damaged:
+        print(line)
+    open_ones = [record for record in records if record.state.status != "finished"]
+    for record in open_ones:
+        state = record.state
+        status = "running" if record.is_running() else "interrupted" if state.status == "running" else state.status
+        if status == "interrupted":
+            _end_dead(record)
+        best = "" if state.best is None else f", best {100 * state.best:.1f} %"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.changed))
+        why = f" ({state.reason})" if state.reason else ""
+        print(f"{record.name}: {status}{why}, {state.ended} of {state.planned} trials ended{best}, last seen {when}")
+        if status != "running":
+            print("  " + _resume(record))
+    if not open_ones:
+        print(f"no search in {output} can be resumed; {len(records)} are finished")
+    return WHOLE
+
+
+def _resume(record: Record) -> str:
+    words = ["--resume", record.name, "--output-dir", str(record.directory.parent)]
+    return command("dcml_tune.search", *words)
+
+
+def _end_dead(record: Record) -> None:
+    """A search whose process is gone: what it left running in MLflow is ended, until it is resumed."""
+    from dcml_tune.tracking import end_dead
+
     try:
-        context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is None:
-            raise
-        raise SettingError(
-            f"--ray-address {address}: no Ray cluster lets us in there ({str(error).splitlines()[0]}); check the "
-            "address, and RAY_AUTH_MODE (token or disabled) and the token of that cluster, or leave the flag out"
-        ) from None
-    return str(context.dashboard_url or "")
-
-
-def _has_ray_token() -> bool:
-    default = Path.home() / ".ray" / "auth_token"
-    return "RAY_AUTH_TOKEN" in os.environ or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default)).is_file()
-
-
-def _run(plan: Plan) -> int:
-    from dcml_tune.tracking import Tracker, environment_tags
-
-    dashboard = _connect(plan.arguments.ray_address)
-    import ray
-
-    if dashboard:
-        print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)")
-    tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
-    tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
-    tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.arguments.dataset}, tags=tags)
-    try:
-        searched = _search(plan, tracker, tags)
-        best = max(
-            (r for r in searched.results if _value(r, plan) is not None),
-            key=lambda r: _value(r, plan) or 0.0,
-            default=None,
-        )
-        final = (
-            _final(plan, tracker, tags, best, searched) if best is not None and plan.arguments.final == "best" else None
-        )
-    finally:
-        ray.shutdown()
-    tracker.end(plan.name, "FINISHED" if best is not None else "FAILED")
-    left = tracker.close()
-    _say_end(plan, tracker, searched, best, final)
-    if left:
-        print(
-            f"{left} records wait; deliver them with: {command('dcml_tune.tracking', 'flush', plan.name, '--output-dir', str(plan.output))}"
-        )
-    failed = sum(row["state"] == "failed" for row in searched.progress.rows.values())
-    return 0 if best is not None and not failed and len(searched.progress.rows) == plan.arguments.num_samples else 3
-
-
-def _search(plan: Plan, tracker: Any, tags: dict[str, str]) -> Outcome:
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
-
-    from trainables.callbacks import Progress
-    from trainables.optuna_searcher import OptunaSearcher
-
-    arguments, metric = plan.arguments, f"{plan.arguments.metric}_best"
-    epochs = TrialConfig(**{**plan.space.published, **plan.point0}).nb_epochs
-    # The first rung lies at half of the epochs: earlier ones compare trials before their division.
-    grace = max(1, (epochs + 1) // 2)
-    schedulers: dict[str, Any] = {
-        "asha": lambda: AsyncHyperBandScheduler(
-            time_attr="training_iteration",
-            metric=metric,
-            mode="max",
-            grace_period=grace,
-            max_t=epochs,
-            reduction_factor=2,
-        ),
-        "median": lambda: MedianStoppingRule(
-            time_attr="training_iteration", metric=metric, mode="max", grace_period=grace
-        ),
-        "none": FIFOScheduler,
-    }
-    searcher = OptunaSearcher(
-        plan.space,
-        storage=plan.study,
-        study_name=plan.name,
-        metric=arguments.metric,
-        sampler=arguments.searcher,
-        seed=plan.fixed.get("seed", 0),
-        feasible=plan.data.cannot_train,
-        points=[plan.point0],
-        constants={"run": plan.run()},
-    )
-    progress = Progress(
-        tracker,
-        search=plan.name,
-        metric=arguments.metric,
-        varied=list(plan.space.domains),
-        tags=tags,
-        planned=arguments.num_samples,
-    )
-    results = _fit(plan, progress, "trials", search_alg=searcher, scheduler=schedulers[arguments.scheduler](),
-                   num_samples=arguments.num_samples, time_budget_s=plan.seconds)  # fmt: skip
-    return Outcome(results=results, progress=progress)
-
-
-def _fit(plan: Plan, progress: Progress, stage: str, param_space: dict[str, Any] | None = None, **tuning: Any) -> Any:
-    """Run a stage by Ray."""
-    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-
-    from trainables import DivideAndConquer
-
-    shares = plan.shares
-
-    class Trial(DivideAndConquer):
-        @classmethod
-        def default_resource_request(cls, config: dict[str, Any]) -> Any:
-            from ray.tune import PlacementGroupFactory
-
-            return PlacementGroupFactory([{"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}])
-
-    Trial.__name__ = Trial.__qualname__ = "DivideAndConquer"
-    tuner = Tuner(
-        Trial,
-        param_space=param_space,
-        tune_config=TuneConfig(max_concurrent_trials=shares.concurrent or None, **tuning),
-        run_config=RunConfig(
-            name=stage,
-            storage_path=str(plan.output / plan.name),
-            callbacks=[progress],
-            verbose=0,
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=True),
-            failure_config=FailureConfig(max_failures=2),
-        ),
-    )
-    try:
-        return tuner.fit()
-    finally:
-        progress.close()
-
-
-def _value(result: Any, plan: Plan) -> float | None:
-    metrics = result.metrics or {}
-    return None if metrics.get("failed_reason") else metrics.get(f"{plan.arguments.metric}_best")
-
-
-def _final(plan: Plan, tracker: Any, tags: dict[str, str], best: Any, searched: Outcome) -> dict[str, dict[str, Any]]:
-    """Retrain winner and published setting on all training classes; score them and the untrained network once."""
-    from ray import tune
-
-    from trainables.callbacks import Progress
-
-    def settings(result: Any) -> dict[str, Any]:
-        return {name: value for name, value in result.config.items() if name != "run"}
-
-    published = next((r for r in searched.results if all(r.config[n] == v for n, v in plan.point0.items())), None)
-    runs = [{**settings(best), "val_share": 0.0, "run": plan.run(role="final", until=int(best.metrics["epoch_best"]))}]
-    if published is not None and published.config != best.config and published.metrics.get("epoch_best"):
-        until = int(published.metrics["epoch_best"])
-        runs.append({**settings(published), "val_share": 0.0, "run": plan.run(role="published", until=until)})
-    runs.append({**settings(best), "val_share": 0.0, "run": plan.run(role="untrained")})
-    progress = Progress(
-        tracker,
-        search=plan.name,
-        metric=plan.arguments.metric,
-        varied=list(plan.space.domains),
-        tags=tags,
-        planned=len(runs),
-    )
-    print(
-        "\nthe winner and the published setting are retrained on all training classes, and the test classes scored once"
-    )
-    results = _fit(plan, progress, "final", param_space={"whole": tune.grid_search(runs)}, num_samples=1)
-    found = {
-        r.config["whole"]["run"]["role"]: r.metrics for r in results if r.metrics and "test/recall_at_1" in r.metrics
-    }
-    if published is not None and published.config == best.config and "final" in found:
-        found["published"] = found["final"]
-    return found
-
-
-def _say_end(plan: Plan, tracker: Any, searched: Outcome, best: Any, final: dict[str, dict[str, Any]] | None) -> None:
-    from dcml_tune.tracking import compare_url, ui_command
-
-    if best is None:
-        print("\nno trial came to an end; the reasons stand in the table above")
+        record.hold()
+    except SettingError:
         return
-    metric = plan.arguments.metric
-    chosen = {name: best.config[name] for name in plan.space.domains}
-    rows = searched.progress.rows.values()
-    states = [row["state"] for row in rows]
-    full = sum(TrialConfig(**row["settings"]).nb_epochs for row in rows)
-    print(f"\nbest of {len(states)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
-          f"{sum(row['epoch'] for row in rows)} of {full} epochs run)")  # fmt: skip
-    print("  " + ", ".join(f"{name}={value:.4g}" for name, value in chosen.items()))
-    print(
-        f"  {metric} {100 * best.metrics[f'{metric}_best']:.1f} % after epoch {int(best.metrics['epoch_best'])} (held-out training classes)"
-    )
-    for role, measures in sorted((final or {}).items()):
-        print(
-            f"  test, {role:9s}: recall@1 {100 * measures['test/recall_at_1']:.1f} %, MAP@R {100 * measures['test/map_at_r']:.1f} %"
+    try:
+        if record.state.status == "running":
+            end_dead(record.directory / "tracking", reason="the process of the search is gone")
+            record.update(status="interrupted", reason="its process is gone")
+    finally:
+        record.release()
+
+
+class _Search:
+    """Runs a plan: search, final scoring, the last words."""
+
+    def __init__(self, plan: Plan, trainable: type[DivideAndConquer] | None) -> None:
+        from trainables import DivideAndConquer
+
+        self.plan, self.trainable = plan, trainable or DivideAndConquer
+        self.progress: Progress | None = None
+        self.stages = 0
+        self.unscored: list[str] = []
+
+    def run(self) -> int:
+        """Run it; returns the exit status."""
+        from dcml_tune.tracking import Tracker, environment_tags
+
+        plan = self.plan
+        for record in all_records(plan.output)[0]:
+            if record.state.status == "running" and record.name != plan.name:
+                _end_dead(record)
+        dashboard = plan.connect()
+        if dashboard:
+            print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)", flush=True)
+        self.record = plan.begin()
+        self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
+        self.tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
+        self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=self.tags)
+        try:
+            return self._stages()
+        except SearchStopped as stop:
+            return self._interrupted(str(stop))
+        except BaseException as error:
+            self._interrupted(f"{type(error).__name__}: {error}")
+            raise
+
+    def _stages(self) -> int:
+        import ray
+
+        plan = self.plan
+        try:
+            searcher = plan.searcher()
+            self._search(searcher)
+            trials = searcher.known()
+            best = winner(trials)
+            final = self._final(best, trials) if best is not None and plan.arguments.final == "best" else {}
+        finally:
+            with signals_wait():
+                ray.shutdown()
+        failed = [trial.key for trial in trials if trial.state == "failed"]
+        cut = plan.deadline is not None and time.time() >= plan.deadline
+        missing = [] if cut else ["trials"] * (len([t for t in trials if t.has_ended]) < plan.planned)
+        missing += self.unscored
+        whole = best is not None and not failed and not missing
+        reason = None if whole else f"failed: {', '.join(failed) or 'none'}; missing: {', '.join(missing) or 'none'}"
+        self.record.update(status="finished" if whole or not missing else "partial", reason=reason)
+        self.tracker.end(plan.name, "FINISHED" if best is not None else "FAILED", reason=reason)
+        left = self.tracker.close(_DELIVER_S["end"])
+        self._say_end(trials, best, final)
+        self._say_left(left)
+        return WHOLE if whole else PARTIAL
+
+    def _search(self, searcher: OptunaSearcher) -> None:
+        plan, known = self.plan, searcher.known()
+        left = plan.planned - sum(trial.has_ended for trial in known)
+        progress = self._progress("trials", plan.planned, known=known, on_failure=searcher.explain)
+        seconds = plan.seconds_left(self.record)
+        if left > 0 and (seconds is None or seconds > 0):
+            self._fit(
+                progress,
+                search_alg=searcher,
+                scheduler=plan.scheduler(known),
+                num_samples=left,
+                time_budget_s=seconds,
+            )
+        self._report(progress)
+
+    def _progress(self, stage: str, planned: int, **more: Any) -> Progress:
+        from trainables.callbacks import Progress
+
+        plan = self.plan
+        self.guard = plan.guard()
+        if stage == "trials":
+            self.started, self.before = time.time(), self.record.state.elapsed_s
+            more |= {"trials": plan.trials, "untrained": self.record.state.untrained, "on_report": self._report}
+        return Progress(
+            self.tracker,
+            search=plan.name,
+            metric=plan.arguments.metric,
+            varied=list(plan.space.domains),
+            tags=self.tags,
+            planned=planned,
+            guard=self.guard,
+            quiet=plan.arguments.quiet,
+            keep_models=plan.keep_models,
+            deadline=plan.deadline,
+            **more,
         )
-    settings = {n: v for n, v in best.config.items() if n not in ("run", "dataset")}
-    print("\ntrain it again:\n  " + command("dcml_tune.train", plan.arguments.dataset, *settings_to_flags(settings)))
-    print("open MLflow:\n  " + ui_command(plan.uri))
-    runs = [tracker.run_id(searched.progress.key(trial)) for trial in searched.progress.rows]
-    if tracker.experiment_id and all(runs):
-        print("  compare the trials: " + compare_url(plan.uri, tracker.experiment_id, runs))
-    print(f"open the Optuna dashboard:\n  {Path(sys.executable).parent / 'optuna-dashboard'} {plan.study}")
+
+    def _report(self, progress: Progress) -> None:
+        """Write down how far the search is."""
+        self.record.update(
+            elapsed_s=self.before + time.time() - self.started,
+            ended=progress.ended,
+            planned=self.plan.planned,
+            best=progress.best,
+            untrained=progress.untrained,
+        )
+
+    def _fit(self, progress: Progress, **tuning: Any) -> None:
+        from trainables.stages import fit
+
+        plan, self.progress = self.plan, progress
+        self.stages += 1
+        name = f"process-{self.record.state.processes:02d}-{self.stages}"
+        try:
+            fit(
+                self.trainable,
+                shares=plan.shares,
+                directory=plan.directory / "ray" / name,
+                callbacks=[self.guard, progress],
+                **tuning,
+            )
+        finally:
+            progress.close()
+
+    def _final(self, best: KnownTrial, trials: list[KnownTrial]) -> dict[str, dict[str, Any]]:
+        """Retrain winner and published setting on all training classes; score them and the untrained network once.
+
+        What was scored by an earlier process is not scored again.
+        """
+        from ray import tune
+
+        plan = self.plan
+        published = next((t for t in trials if all(t.config[n] == v for n, v in plan.point0.items())), None)
+        runs = {"final": plan.final_run(best, "final"), "untrained": plan.final_run(best, "untrained")}
+        if published is not None and published.key != best.key and published.best_epoch:
+            runs["published"] = plan.final_run(published, "published")
+        found = plan.scored(list(runs))
+        if missing := [run for role, run in runs.items() if role not in found]:
+            print("\nthe winner and the published setting are retrained on all training classes, and the test classes "
+                  "scored once", flush=True)  # fmt: skip
+            grid = {"whole": tune.grid_search(missing)}
+            self._fit(self._progress("final", len(missing)), param_space=grid, num_samples=1)
+            found = plan.scored(list(runs))
+        self.unscored = [role for role in runs if role not in found]
+        if published is not None and published.key == best.key and "final" in found:
+            found["published"] = found["final"]
+        return found
+
+    def _interrupted(self, reason: str) -> int:
+        """End in good order: nothing is lost, nothing stays RUNNING."""
+        import ray
+
+        ray.shutdown()
+        if self.progress is not None:
+            self.progress.interrupt(reason)
+        self.plan.suspend()
+        self.tracker.end(self.plan.name, "INTERRUPTED", reason=reason)
+        left = self.tracker.close(_DELIVER_S["interrupted"])
+        with suppress(OSError):  # a full disk: a status of running with a free lock says the same
+            self.record.update(status="interrupted", reason=reason)
+        print(f"\ninterrupted: {reason}\nnothing is lost; go on with:\n  {_resume(self.record)}", file=sys.stderr)
+        self._say_left(left)
+        return PARTIAL
+
+    def _say_left(self, left: int) -> None:
+        if left:
+            words = ["flush", self.plan.name, "--output-dir", str(self.plan.output)]
+            print(f"{left} records for MLflow wait; deliver them with:\n  {command('dcml_tune.tracking', *words)}")
+
+    def _say_end(self, trials: list[KnownTrial], best: KnownTrial | None, final: dict[str, dict[str, Any]]) -> None:
+        from dcml_tune.tracking import compare_url, ui_command
+
+        plan, states = self.plan, [trial.state for trial in trials]
+        for trial in trials:
+            if trial.state == "failed":
+                print(f"trial {trial.key} failed: {trial.reason}")
+        if best is None or best.best is None:
+            print("\nno trial came to an end; the reasons stand above")
+            return
+        metric = plan.arguments.metric
+        full = sum(TrialConfig(**trial.config).nb_epochs for trial in trials)
+        run = sum(max(trial.curve, default=0) for trial in trials)
+        print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
+              f"{run} of {full} epochs run)")  # fmt: skip
+        print("  " + ", ".join(f"{name}={best.config[name]:.4g}" for name in plan.space.domains))
+        print(f"  {metric} {100 * best.best:.1f} % after epoch {best.best_epoch} (held-out training classes)")
+        for role, measures in sorted(final.items()):
+            recall, map_at_r = 100 * measures["test/recall_at_1"], 100 * measures["test/map_at_r"]
+            print(f"  test, {role:9s}: recall@1 {recall:.1f} %, MAP@R {map_at_r:.1f} %")
+        settings = {n: v for n, v in best.config.items() if n != "dataset"}
+        print("\ntrain it again:\n  " + command("dcml_tune.train", plan.dataset, *settings_to_flags(settings)))
+        print("open MLflow:\n  " + ui_command(plan.uri))
+        runs = [run for run in (self.tracker.run_id(f"{plan.name}/{trial.key}") for trial in trials) if run]
+        if self.tracker.experiment_id and runs:
+            print("  compare the trials: " + compare_url(plan.uri, self.tracker.experiment_id, runs))
+        print(f"open the Optuna dashboard:\n  {Path(sys.executable).parent / 'optuna-dashboard'} {plan.study}")
 
 
-def writable(directory: Path) -> Path:
-    """An output directory, made and absolute.
-
-    Raises:
-        SettingError: if it cannot be written.
-    """
-    directory = directory.expanduser().absolute()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SettingError(f"--output-dir {directory}: cannot be written ({error.strerror}); choose another") from None
-    return directory
-
-
-def refuse_existing(directory: Path) -> None:
-    """Nothing is written over.
-
-    Raises:
-        SettingError: if the directory of a search or run is there already.
-    """
-    if directory.exists():
-        raise SettingError(f"--name {directory.name}: {directory} exists; choose another name")
-
-
-def seconds(text: str | None) -> float | None:
-    """Seconds of such as 90s, 30m, 10h; None for None."""
-    if text is None:
-        return None
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    try:
-        value = float(text[:-1]) * (unit or 0)
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        raise SettingError(f"--time-budget {text}: must be a number and a unit, such as 90s, 30m or 10h; give one")
-    return value
+def winner(trials: list[KnownTrial]) -> KnownTrial | None:
+    """The trial with the best value; of equal ones the first."""
+    valued = [trial for trial in trials if trial.has_ended and trial.best is not None]
+    return max(valued, key=lambda trial: trial.best or 0.0, default=None)
 
 
 if __name__ == "__main__":

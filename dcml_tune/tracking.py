@@ -11,13 +11,17 @@ crash, and changes nothing the second time: a run is found by its tag `dcml.key`
 point of a metric repeats its step, its time and its value.
 
 A run carries the tags `dcml.key`, `dcml.role` (search, trial, final, published, untrained, train), `dcml.search`
-(key of the search), `dcml.state` (running, done, pruned, killed, failed) and, where it failed, `dcml.reason`. To
-MLflow a pruned run is FINISHED: it did all that was asked of it. The step of a metric is the number of epochs
-completed; 0 is the untrained network.
+(key of the search), `dcml.state` (running, done, pruned, interrupted, killed, failed) and, where there is one,
+`dcml.reason`. To MLflow a pruned run is FINISHED: it did all that was asked of it; an interrupted one is KILLED
+until it is started again. The step of a metric is the number of epochs completed; 0 is the untrained network.
+
+While the disk of the spool is full, records are held in memory and written with the first that finds room, or by
+`close`; files are sent from where they lie.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import getpass
 import json
@@ -32,10 +36,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import uuid
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from io import FileIO
 from pathlib import Path
 from typing import Any, ParamSpec
 from urllib.parse import quote
@@ -44,6 +52,7 @@ from filelock import FileLock, Timeout
 
 from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import SettingError
+from dcml_tune.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +68,17 @@ _TRIES_IF_UNCLEAR = 3  # of a record that fails for a reason that may or may not
 _WINDOW = 1000  # records between two marks of what was delivered
 _METRICS, _PARAMS, _TAGS = 1000, 100, 100  # MLflow's limits of one log_batch
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+_STEP, _TIME = "dcml.step", "dcml.time"  # of a model: when in its run, and when at all, it was recorded
+_FORGOTTEN = "forgotten"  # role of a model from the moment that its files are being removed
+_REFUSALS = (405, 413, 501)  # what a proxy before MLflow will say again to the same request
+# What is wrong with a disk or a machine, not with the files of one record: it is waited for.
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE})
 _PACKAGES = ("dcml-tune", "torch", "torchvision", "timm", "ray", "optuna", "mlflow", "faiss-gpu")
 # One status a run may end with -> MLflow's status, our state.
 _ENDS = {
     "FINISHED": ("FINISHED", "done"),
     "PRUNED": ("FINISHED", "pruned"),
+    "INTERRUPTED": ("KILLED", "interrupted"),
     "KILLED": ("KILLED", "killed"),
     "FAILED": ("FAILED", "failed"),
 }
@@ -77,7 +92,8 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
         try:
             method(*args, **kwargs)
         except Exception:
-            log.exception("tracking: %s failed, this record is left out", method.__name__)
+            why = redact(traceback.format_exc())
+            log.error("tracking: %s failed, this record is left out\n%s", method.__name__, why)
 
     return safe
 
@@ -119,6 +135,7 @@ class Tracker:
         self._delivery.write_target()
         if uri.startswith("sqlite:"):
             _open_store(self._delivery)
+        self._cannot_keep = False
         self._wake, self._closing, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._wake.set()  # what an earlier process left behind
         self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
@@ -145,7 +162,7 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make a run, or go on with the run of this key.
+        """Make a run, or go on with the run of this key: it is RUNNING again, without the reason of its end.
 
         Args:
             key: identity of the run.
@@ -159,7 +176,8 @@ class Tracker:
         parent = self._spool.parents.get(_safe_key(parent), _safe_key(parent)) if parent else None
         own = {KEY: _safe_key(key), ROLE: role, SEARCH: parent or _safe_key(key), STATE: "running"}
         tags = {"mlflow.user": _user(), **(tags or {}), **own}
-        self._record("start", key, name=name, role=role, parent=parent, params=_params(params or {}), tags=_texts(tags))
+        settings = _params(params or {})
+        self._record("start", key, name=redact(name), role=role, parent=parent, params=settings, tags=_texts(tags))
 
     @_guarded
     def metrics(self, key: str, step: int, values: Mapping[str, float], timestamp: int | None = None) -> None:
@@ -181,7 +199,7 @@ class Tracker:
             self._record("metrics", key, time=timestamp, step=int(step), values=finite)
         if strange:
             marks = {f"dcml.not_finite/{name}": f"{value} at step {step}" for name, value in strange.items()}
-            self._record("tags", key, tags=marks)
+            self._record("tags", key, tags=_texts(marks))
 
     @_guarded
     def tags(self, key: str, tags: Mapping[str, Any]) -> None:
@@ -190,8 +208,12 @@ class Tracker:
 
     @_guarded
     def artifact(self, key: str, path: Path, artifact_path: str | None = None) -> None:
-        """Record a file or directory. It is kept at once: the original may change or vanish."""
-        self._record("artifact", key, file=self._spool.keep(Path(path)), artifact_path=artifact_path)
+        """Record a file or directory.
+
+        A copy is kept at once: the original may change or vanish. Only where no copy can be written (disk full),
+        with a warning, what the original is at the time of the delivery is sent.
+        """
+        self._record("artifact", key, **self._keep(path, shutil.copy2), artifact_path=artifact_path)
 
     @_guarded
     def model(
@@ -207,7 +229,9 @@ class Tracker:
         """Record a checkpoint directory as a logged model of MLflow, linked to its measures.
 
         The files are kept at once, as hard links where the file system allows: whoever writes a checkpoint
-        again must write to a new name and rename, as `checkpoint.write` does.
+        again must write to a new name and rename, as `checkpoint.write` does. A store of local files takes hard
+        links, too: the checkpoint is on the disk once. Where nothing can be kept (disk full), with a warning, the
+        checkpoint is sent from where it lies; if it is gone by then, the record is left out.
 
         Args:
             key: of the run that trained it.
@@ -218,9 +242,22 @@ class Tracker:
             params: settings to be shown with the model.
         """
         finite, _ = _finite(metrics)
-        kept = self._spool.keep(Path(path))
-        safe = re.sub(r"[/:.%\"']", "-", name) or "model"
-        self._record("model", key, file=kept, name=safe, step=int(step), values=finite, params=_params(params or {}))
+        kept = self._keep(path, _link_or_copy)
+        facts: Record = {"name": re.sub(r"[/:.%\"']", "-", redact(name)) or "model", "params": _params(params or {})}
+        self._record("model", key, **kept, step=int(step), values=finite, **facts)
+
+    @_guarded
+    def forget_model(self, key: str, step: int) -> None:
+        """Remove the model of this key and step from MLflow, and its files from where MLflow keeps them.
+
+        A model that waits in the spool is not sent any more, and its files there go at once. Forgetting what is
+        not there changes nothing. A model that is recorded later is a new one.
+
+        Args:
+            key: as given to `model`.
+            step: as given to `model`.
+        """
+        self._record("forget", key, step=int(step))
 
     @_guarded
     def end(self, key: str, status: str, reason: str | None = None) -> None:
@@ -228,18 +265,22 @@ class Tracker:
 
         Args:
             key: of the run.
-            status: FINISHED, PRUNED, KILLED or FAILED. To MLflow a pruned run is FINISHED; the tag `dcml.state`
-                tells them apart. A state that the caller set by `tags` is left as it is when the run finished.
-            reason: why, for a run that failed or was killed.
+            status: FINISHED, PRUNED, INTERRUPTED, KILLED or FAILED. To MLflow a pruned run is FINISHED, and one
+                that was interrupted KILLED; the tag `dcml.state` tells them apart. A state that the caller set by
+                `tags` is left as it is when the run finished.
+            reason: why, for a run that failed, was interrupted or killed.
         """
-        ended, state = _ENDS.get(status.upper(), _ENDS["FAILED"])
-        if state == "done":
-            state = self._spool.states.get(_safe_key(key), state)
-        tags = {STATE: "done" if state == "running" else state, **({REASON: reason} if reason else {})}
-        self._record("end", key, status=ended, tags=_texts(tags))
+        self._record("end", key, **_end_facts(self.state(key), status, reason))
+
+    def state(self, key: str) -> str | None:
+        """The last recorded `dcml.state` of a run, also by an earlier process; None if it was never started."""
+        return self._spool.states.get(_safe_key(key))
 
     def close(self, timeout: float = 60.0) -> int:
         """Wait at most `timeout` seconds for the delivery; returns how many records are left on disk."""
+        lost = self._spool.write_held()
+        if lost:
+            log.error("tracking: %d records could not be written to %s, and are lost", lost, self._spool.path)
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout)
@@ -266,8 +307,23 @@ class Tracker:
         return compare_url(base, self.experiment_id, ids) if ids and self.experiment_id else None
 
     def _record(self, kind: str, key: str, *, time: int | None = None, **facts: Any) -> None:
-        self._spool.append({"kind": kind, "key": _safe_key(key), "time": time or _now(), **facts})
+        self._spool.append({"kind": kind, "key": _safe_key(key), "time": _now() if time is None else time, **facts})
         self._wake.set()
+
+    def _keep(self, path: Path, copy: Callable[[Any, Any], Any]) -> Record:
+        """Where the files of a record lie: in the spool or, if nothing can be written there, where they are."""
+        path = Path(path).absolute()
+        if not path.exists():
+            raise FileNotFoundError(path)
+        try:
+            kept: Record = {"file": self._spool.keep(path, copy)}
+        except OSError as error:
+            if not self._cannot_keep:
+                log.warning("tracking: %s cannot be kept (%s); it is sent from where it lies", path, _short(error))
+            self._cannot_keep = True
+            return {"original": str(path)}
+        self._cannot_keep = False
+        return kept
 
     def _run(self) -> None:
         """Deliver until closed and empty. A wait between tries is cut short by nothing but `close`."""
@@ -309,10 +365,52 @@ def flush(directory: Path, uri: str | None = None, *, timeout: float = 60.0) -> 
         raise SettingError(f"{target['uri']}: its password is not stored; give the whole address by --tracking-uri")
     root = target["artifact_root"]
     delivery = _Delivery(directory, absolute_uri(uri or target["uri"]), target["experiment"], root and Path(root))
-    deadline = time.monotonic() + timeout
-    while not delivery.attempt() and time.monotonic() < deadline:
-        time.sleep(_BACK_OFF_S[0])
+    stop = threading.Event()
+
+    def deliver() -> None:
+        while not delivery.attempt() and not stop.wait(_BACK_OFF_S[0]):
+            pass
+
+    # On a thread, because a server that accepts and never answers holds each request for as long as it likes.
+    thread = threading.Thread(target=deliver, name=_THREAD, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    stop.set()
     return delivery.left()
+
+
+def end_dead(directory: Path, uri: str | None = None, *, reason: str, timeout: float = 10.0) -> int:
+    """End the runs that a process left RUNNING when it was killed; returns how many these are.
+
+    To be called when no process records to this spool. The runs are KILLED to MLflow, and `interrupted`; what
+    cannot be delivered now waits in the spool, as ever. Where nothing was left running, nothing is recorded.
+
+    Args:
+        directory: of the spool; it may be missing.
+        uri: where to, if not where the spool says. If that address held a password, which is not stored, nothing
+            is delivered without it.
+        reason: what is known of the end.
+        timeout: seconds to try to deliver.
+    """
+    if not (directory / "target.json").exists():
+        return 0
+    with _Spool(directory) as spool:
+        dead = list(reversed(spool.open_runs))  # the search last
+        for key in dead:
+            facts = _end_facts(spool.states.get(key), "INTERRUPTED", reason)
+            spool.append({"kind": "end", "key": key, "time": _now(), **facts})
+        written = max(0, len(dead) - spool.write_held())
+    with suppress(SettingError):
+        flush(directory, uri, timeout=timeout)
+    return written
+
+
+def _end_facts(before: str | None, status: str, reason: str | None) -> Record:
+    """What is recorded of the end of a run that was in the state `before`."""
+    ended, state = _ENDS.get(status.upper(), _ENDS["FAILED"])
+    if state == "done" and before not in (None, "running", "interrupted"):
+        state = before
+    return {"status": ended, "tags": _texts({STATE: state} | ({REASON: reason} if reason else {}))}
 
 
 def best_model(
@@ -328,7 +426,8 @@ def best_model(
         role: of the runs that compete.
 
     Returns:
-        The model, with `artifact_location`, `source_run_id` and `metrics`; None if no model has the metric.
+        The model, with `artifact_location`, `source_run_id` and `metrics`; None if no model has the metric. From the
+        moment that a forgotten model begins to be removed it is not returned; while that waits in a spool it is.
     """
     client = _client(absolute_uri(uri))
     found = client.get_experiment_by_name(experiment)
@@ -432,53 +531,91 @@ class _Spool:
         self.directory, self.path = directory, directory / "spool.jsonl"
         self.parents: dict[str, str] = {}
         self.states: dict[str, str] = {}
+        self.open_runs: dict[str, None] = {}  # started and not ended, in this order
         self._searches: set[str] = set()
-        self._points: dict[tuple[str, int], dict[str, float]] = {}
+        self._points: dict[tuple[str, int], frozenset[Any]] = {}
+        self._sets: dict[frozenset[Any], frozenset[Any]] = {}  # epochs that measure the same share one set of names
+        self._models: dict[tuple[str, int], list[str]] = {}  # where the files of a model were kept
         self._lock = threading.Lock()
-        self._unwritten: list[bytes] = []
+        self._held: deque[bytes] = deque()
+        self._full = False
         self._last = _read_mark(directory)[1]
         wanted = self._replay(self._last)
         for orphan in (directory / "files").iterdir():
             if orphan.name not in wanted:
                 shutil.rmtree(orphan, ignore_errors=True)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the spool is
         if _is_torn(self.path):
-            os.write(self._file, b"\n")
+            self._held.append(b"\n")
         offset, number = _read_mark(directory)
         if offset > self.path.stat().st_size:  # a power cut took the end: by number alone, before it grows again
-            _replace(directory / "delivered.json", json.dumps({"offset": 0, "n": number}))
+            write_whole(directory / "delivered.json", json.dumps({"offset": 0, "n": number}).encode())
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
     def append(self, record: Record) -> None:
         """Write a record; if the disk is full it is held in memory and written with a later one."""
         with self._lock:
             self._last += 1
+            self._held.append(_line(self._last, record))
+            self._write_held()
             self._learn(record)
-            self._unwritten.append(_line(self._last, record))
-            try:
-                while self._unwritten:
-                    _write_line(self._file, self._unwritten[0])
-                    self._unwritten.pop(0)
-            except OSError as error:
-                if len(self._unwritten) == 1:
-                    log.warning("tracking: %s cannot be written (%s); records are held in memory", self.path, error)
+
+    def write_held(self) -> int:
+        """Write what is held in memory; returns how many records still are."""
+        with self._lock:
+            self._write_held()
+            return len(self._held)
+
+    def _write_held(self) -> None:
+        try:
+            while self._held:
+                _write_line(self._file, self._held[0])
+                self._held.popleft()
+        except OSError as error:
+            if not self._full:
+                log.warning("tracking: %s cannot be written (%s); records are held in memory", self.path, _short(error))
+            self._full = True
+            return
+        if self._full:
+            log.warning("tracking: %s can be written again", self.path)
+        self._full = False
 
     def fresh(self, key: str, step: int, values: dict[str, float]) -> dict[str, float]:
         """The values that were not recorded for this step before."""
         with self._lock:
-            known = self._points.get((key, step), {})
-            if key in self._searches:
-                return {name: value for name, value in values.items() if known.get(name) != value}
-            return {name: value for name, value in values.items() if name not in known}
+            known = self._points.get((key, step), frozenset())
+            return {name: value for name, value in values.items() if self._point(key, name, value) not in known}
 
-    def keep(self, path: Path) -> str:
-        """Link or copy a file or directory into the spool; returns its place there."""
+    def _point(self, key: str, name: str, value: float) -> Any:
+        """What tells a point from others of its step: its name; on a search its value, too."""
+        return (name, value) if key in self._searches else name
+
+    def keep(self, path: Path, copy: Callable[[Any, Any], Any]) -> str:
+        """Copy a file or directory into the spool; returns its place there."""
         place = self.directory / "files" / uuid.uuid4().hex
-        place.mkdir()
-        if path.is_dir():
-            shutil.copytree(path, place / path.name, copy_function=_link_or_copy)
-        else:
-            _link_or_copy(path, place / path.name)
+        try:
+            place.mkdir()
+            if path.is_dir():
+                shutil.copytree(path, place / path.name, copy_function=copy)
+            else:
+                copy(path, place / path.name)
+        except OSError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         return f"{place.name}/{path.name}"
+
+    def _drop(self, file: str) -> None:
+        """Remove what was kept, at one stroke; the empty place that stays tells the delivery that this was meant."""
+        kept = self.directory / "files" / file
+        gone = kept.with_name(".forgotten")
+        with suppress(FileNotFoundError):  # it was delivered
+            os.replace(kept, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _replay(self, delivered: int) -> set[str]:
         """Learn from the records that are there; returns the directories in `files` still to be delivered."""
@@ -493,14 +630,24 @@ class _Spool:
         return wanted
 
     def _learn(self, record: Record) -> None:
-        key = record["key"]
-        if record["kind"] == "start":
+        kind, key = record["kind"], record["key"]
+        if kind == "start":
+            self.open_runs[key] = None
             if record["parent"]:
                 self.parents[key] = record["parent"]
             if record["role"] == "search":
                 self._searches.add(key)
-        if record["kind"] == "metrics":
-            self._points.setdefault((key, record["step"]), {}).update(record["values"])
+        elif kind == "end":
+            self.open_runs.pop(key, None)
+        elif kind == "metrics":
+            place, values = (key, record["step"]), record["values"].items()
+            points = self._points.get(place, frozenset()) | {self._point(key, name, value) for name, value in values}
+            self._points[place] = self._sets.setdefault(points, points)
+        elif kind == "model" and "file" in record:
+            self._models.setdefault((key, record["step"]), []).append(record["file"])
+        elif kind == "forget":
+            for file in self._models.pop((key, record["step"]), []):
+                self._drop(file)
         if STATE in record.get("tags", ()):
             self.states[key] = record["tags"][STATE]
 
@@ -530,11 +677,11 @@ def _read(path: Path, offset: int) -> Iterator[tuple[int, Record | None, int]]:
                 yield 0, None, offset
 
 
-def _write_line(file: int, line: bytes) -> None:
-    written = os.write(file, line)
+def _write_line(file: FileIO, line: bytes) -> None:
+    written = file.write(line)
     if written < len(line):
-        os.write(file, b"\n")  # ends the torn line, so that the next one is whole
-        raise OSError(f"{written} of {len(line)} bytes were written")
+        file.truncate(os.fstat(file.fileno()).st_size - written)  # needs no room, unlike an end of the torn line
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_torn(path: Path) -> bool:
@@ -559,6 +706,7 @@ def _read_mark(directory: Path) -> tuple[int, int]:
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    Path(target).unlink(missing_ok=True)  # what a try before this one left: copying onto a link would change both
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without links
@@ -584,6 +732,7 @@ class _Delivery:
             "tags": self._set_tags,
             "artifact": self._artifact,
             "model": self._model,
+            "forget": self._forget,
             "end": self._end,
         }
 
@@ -591,7 +740,7 @@ class _Delivery:
         """Write down where the records go, for `flush`; without the password."""
         root = str(self.artifact_root) if self.artifact_root else None
         target = {"uri": redact(self.uri), "experiment": self.experiment, "artifact_root": root}
-        _replace(self.directory / "target.json", json.dumps(target, indent=1))
+        write_whole(self.directory / "target.json", json.dumps(target, indent=1).encode())
 
     def attempt(self) -> bool:
         """Deliver what waits; returns whether all was. Logs once when MLflow goes away, once when it is back."""
@@ -653,7 +802,7 @@ class _Delivery:
             self._mark(window[-1][2], max(number for number, _, _ in window))
             for _, record, _ in window:
                 if record is not None and "file" in record:
-                    shutil.rmtree(self._kept(record).parent, ignore_errors=True)
+                    shutil.rmtree((self.directory / "files" / record["file"]).parent, ignore_errors=True)
 
     def _position(self) -> tuple[int, int]:
         """Where to read on. A spool that lost its end to a power cut is shorter than the mark says."""
@@ -673,7 +822,7 @@ class _Delivery:
             elif number <= last:
                 continue
             window.append((number, record, end))
-            if len(window) == _WINDOW or (record is not None and "file" in record):
+            if len(window) == _WINDOW or (record is not None and record["kind"] in ("artifact", "model")):
                 break
         return window
 
@@ -684,7 +833,11 @@ class _Delivery:
 
     def _mark(self, offset: int, number: int) -> None:
         number = max(number, _read_mark(self.directory)[1])
-        _replace(self.directory / "delivered.json", json.dumps({"offset": offset, "n": number}))
+        path = self.directory / "delivered.json"
+        try:
+            write_whole(path, json.dumps({"offset": offset, "n": number}).encode())
+        except OSError as error:  # say which disk is full; what was sent is sent again, which changes nothing
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     def _send(self, records: list[tuple[int, Record]]) -> None:
         """Send records in the order of each run; metrics of a run that follow each other go together."""
@@ -734,6 +887,7 @@ class _Delivery:
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._client.log_batch(run.info.run_id, tags=[RunTag(*pair) for pair in record["tags"].items()])
+            self._drop_reason(run)
             self._say_changed(record["key"], run.data.params, params)
         missing = [Param(name, text) for name, text in params.items() if name not in run.data.params]
         for some in _chunks(missing, _PARAMS):
@@ -746,6 +900,11 @@ class _Delivery:
         run = self._client.create_run(self.experiment_id, start_time=record["time"], tags=tags, run_name=record["name"])
         self.runs[record["key"]] = run.info.run_id
         return run
+
+    def _drop_reason(self, run: Any) -> None:
+        """Why the run had ended before does not hold any more."""
+        if REASON in run.data.tags:
+            self._client.delete_tag(run.info.run_id, REASON)
 
     def _say_changed(self, key: str, stored: dict[str, str], params: dict[str, str]) -> None:
         changed = [name for name, text in params.items() if stored.get(name, text) != text]
@@ -771,7 +930,9 @@ class _Delivery:
             self._client.log_batch(self._needed_run(record), tags=some)
 
     def _artifact(self, record: Record) -> None:
-        path, place = self._kept(record), record["artifact_path"]
+        path, place = self._files(record), record["artifact_path"]
+        if path is None:
+            return
         if path.is_dir():
             self._client.log_artifacts(self._needed_run(record), str(path), place)
         else:
@@ -779,17 +940,30 @@ class _Delivery:
 
     def _end(self, record: Record) -> None:
         self._set_tags(record)
+        if REASON not in record["tags"]:
+            self._drop_reason(self._client.get_run(self._needed_run(record)))
         self._client.set_terminated(self._needed_run(record), record["status"], end_time=record["time"])
 
     def _model(self, record: Record) -> None:
         from mlflow.entities import LoggedModelOutput, Metric
 
         run = self._client.get_run(self._needed_run(record))
-        model = self._find_model(record) or self._create_model(record, run)
-        linked = {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}
-        if model.status != "READY":
-            self._client.log_model_artifacts(model.model_id, str(self._kept(record)))
+        model = next(iter(self._find_models(record)), None)
+        if model is not None and _is_newer(model, record):
+            return
+        if model is None or model.status != "READY":
+            files = self._files(record)
+            if files is None:
+                return
+            model = model or self._create_model(record, run)
+            try:
+                self._upload(model, files)
+            except Exception:
+                if self._files(record) is None:  # forgotten just now; what was sent goes with the next records
+                    return
+                raise
             self._client.finalize_logged_model(model.model_id, "READY")
+        linked = {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}
         if model.model_id not in linked:
             self._client.log_outputs(run.info.run_id, models=[LoggedModelOutput(model.model_id, record["step"])])
         points = [
@@ -805,17 +979,57 @@ class _Delivery:
             self.experiment_id,
             name=record["name"],
             source_run_id=run.info.run_id,
-            tags={**tags, "dcml.step": str(record["step"])},
+            tags={**tags, _STEP: str(record["step"]), _TIME: str(record["time"])},
             params=record["params"],
         )
 
-    def _find_model(self, record: Record) -> Any:
-        found = self._client.search_logged_models(
-            [self.experiment_id],
-            filter_string=f"tags.`{KEY}` = '{record['key']}' AND tags.`dcml.step` = '{record['step']}'",
-            max_results=1,
+    def _upload(self, model: Any, files: Path) -> None:
+        """Give a model its files; hard links where MLflow keeps them on this machine."""
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+        place = self._place(model)
+        if not isinstance(place, LocalArtifactRepository):
+            place.log_artifacts(str(files))
+            return
+        for source in files.rglob("*"):
+            if not source.is_dir():
+                target = Path(place.artifact_dir) / source.relative_to(files)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(source, target)
+
+    def _forget(self, record: Record) -> None:
+        for model in self._find_models(record):
+            if _is_newer(model, record):
+                continue
+            # First, so that `best_model` passes over it even if no more than the files could be removed.
+            self._client.set_logged_model_tags(model.model_id, {ROLE: _FORGOTTEN})
+            self._remove_files(model)
+            self._client.delete_logged_model(model.model_id)
+
+    def _remove_files(self, model: Any) -> None:
+        from requests import HTTPError
+
+        try:
+            self._place(model).delete_artifacts()
+        except HTTPError as error:
+            if error.response is None or error.response.status_code not in (403, *_REFUSALS):
+                raise
+            log.warning("tracking: the files of model %s stay where they are: %s", model.model_id, _short(error))
+
+    def _place(self, model: Any) -> Any:
+        """Where MLflow keeps the files of a model."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(model.artifact_location, tracking_uri=self.uri)
+
+    def _find_models(self, record: Record) -> list[Any]:
+        """The models of a record's key and step; there is one at most."""
+        return list(
+            self._client.search_logged_models(
+                [self.experiment_id],
+                filter_string=f"tags.`{KEY}` = '{record['key']}' AND tags.`{_STEP}` = '{record['step']}'",
+            )
         )
-        return found[0] if found else None
 
     def _time(self, run: Any, name: str, value: float, record: Record) -> int:
         """The time of the run's own point, if it has this one: with another time MLflow would store it twice."""
@@ -828,8 +1042,14 @@ class _Delivery:
         )
         return next(same, int(record["time"]))
 
-    def _kept(self, record: Record) -> Path:
-        return self.directory / "files" / str(record["file"])
+    def _files(self, record: Record) -> Path | None:
+        """Where the files of a record lie; None if its model was forgotten meanwhile."""
+        path = Path(record["original"]) if "original" in record else self.directory / "files" / record["file"]
+        if path.exists():
+            return path
+        if "file" in record and path.parent.exists():
+            return None
+        raise FileNotFoundError(path)
 
     def _needed_run(self, record: Record) -> str:
         run = self._run(record["key"])
@@ -849,6 +1069,11 @@ class _Delivery:
         return found[0] if found else None
 
 
+def _is_newer(model: Any, record: Record) -> bool:
+    """Whether a model was recorded, forgotten and recorded again since: then this record is sent a second time."""
+    return int(model.tags.get(_TIME, 0)) > int(record["time"])
+
+
 def _open_store(delivery: _Delivery) -> None:
     """Make an SQLite store and its experiment, one process at a time."""
     path = Path(delivery.uri.removeprefix("sqlite:///"))
@@ -860,7 +1085,7 @@ def _open_store(delivery: _Delivery) -> None:
         raise
     except Exception as error:
         raise SettingError(
-            f"tracking-uri={delivery.uri}: cannot be opened ({_short(error)}); give another by --tracking-uri"
+            f"tracking-uri={redact(delivery.uri)}: cannot be opened ({_short(error)}); give another by --tracking-uri"
         ) from error
 
 
@@ -891,21 +1116,25 @@ def _is_away(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return not _is_refusal(error) and error.error_code != "BAD_REQUEST"
-    return isinstance(error, RequestException) or (
-        isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    )
+    if isinstance(error, RequestException):
+        return not _is_refusal(error)
+    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow itself (not a proxy before it) said that it will never take this record."""
+    """Whether it is certain that MLflow will never take this record: few answers of a proxy before it are."""
     from mlflow.exceptions import MlflowException, RestException
+    from requests import HTTPError
 
     if isinstance(error, FileNotFoundError | LookupError):
         return True
+    if isinstance(error, HTTPError):
+        return error.response is not None and error.response.status_code in _REFUSALS
     if not isinstance(error, MlflowException):
         return False
     if "API request" in error.message and not isinstance(error, RestException):
-        return False
+        status = re.search(r"failed with error code (\d+)", error.message)
+        return status is not None and int(status[1]) in _REFUSALS
     return error.error_code in ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -958,13 +1187,6 @@ def _short(error: Exception) -> str:
 
 def _without_login(uri: str) -> str:
     return redact(uri).replace("***@", "")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write to a new name and rename, so that nobody ever sees half a file."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text)
-    os.replace(fresh, path)
 
 
 def _user() -> str:

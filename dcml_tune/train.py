@@ -9,7 +9,8 @@ from typing import Any
 
 from dcml_tune.commandline import Parser, add_settings, given_settings, run_command
 from dcml_tune.config import TrialConfig
-from dcml_tune.search import refuse_existing, writable
+from dcml_tune.plan import writable
+from dcml_tune.record import refuse_existing
 
 
 def parser() -> Parser:
@@ -31,10 +32,12 @@ def main(argv: list[str]) -> int:
     output = writable(Path(arguments.output_dir))
     name = arguments.name or f"train-{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(output / name)
+    from dcml_tune.model import best_model
     from dcml_tune.tracking import Tracker, absolute_uri, environment_tags
-    from dcml_tune.trainer import NonFiniteLossError, Trainer
+    from dcml_tune.trainer import NonFiniteLossError, Trainer, TrialData
 
     uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
+    TrialData.open(config, output / "store", verify=True)
     trainer = Trainer(config, stores=output / "store")
     for line in [
         trainer.data.dataset.counts(),
@@ -59,7 +62,8 @@ def main(argv: list[str]) -> int:
             measures |= (test := trainer.test())
             tracker.metrics(name, trainer.epoch, test)
             print(_line(test))
-        best = output / name / "checkpoint" / "best"
+        best = best_model(output / name / "checkpoint")
+        assert best is not None
         tracker.model(name, best, name="train", step=trainer.epoch, metrics=measures)
         print(f"checkpoint: {best}")
     except NonFiniteLossError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -24,8 +23,9 @@ from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.criterion import MetricLoss
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore
 from dcml_tune.evaluation import retrieval_measures
+from dcml_tune.files import TornFileError, read_sealed, write_sealed
 from dcml_tune.losses import mask_overlap
-from dcml_tune.model import MaskedEmbedder
+from dcml_tune.model import BEST, MaskedEmbedder
 from dcml_tune.optimizer import build_optimizer, load_moments, moments, replace_masks
 from dcml_tune.schedule import EpochPlan
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
 _EMBED_BATCH = {"cpu": 64, "cuda": 256}
+_STATE, _BEST = "trainer", BEST
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -61,12 +62,13 @@ class TrialData:
     """The same images as the network sees them in evaluation."""
 
     @classmethod
-    def open(cls, config: TrialConfig, stores: Path) -> TrialData:
+    def open(cls, config: TrialConfig, stores: Path, *, verify: bool = False) -> TrialData:
         """Open the image stores of a trial, or build them where they are missing.
 
         Args:
             config: says which data set, which share is held out, and the sizes of the images.
             stores: directory of the image stores, shared by all trials of a node.
+            verify: compare the stored images with their checksums, and build anew what is damaged.
 
         Raises:
             SettingError: for a data set that is missing, unreadable, or too small for the settings.
@@ -80,8 +82,9 @@ class TrialData:
                 sz_resize=config.sz_resize,
                 sz_crop=config.sz_crop,
                 skip_unreadable=config.skip_unreadable,
+                verify=verify,
             )
-            for kind in (config.image_store, "evaluation")
+            for kind in _kinds(config)
         )
         images = dataset.train.take(originals.kept)
         train, held_out = data.hold_out_rows(
@@ -103,6 +106,12 @@ class TrialData:
             raise SettingError(reason)
         return trial
 
+    @staticmethod
+    def needed_bytes(config: TrialConfig, stores: Path) -> int:
+        """Bytes on disk that `open` is going to take: 0 where the stores are there."""
+        images, sizes = data.load(config).train, {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
+        return sum(data.needed_bytes(images, stores, kind=kind, **sizes) for kind in _kinds(config))
+
     def notes(self) -> list[str]:
         """What a user must know of the images: those that cannot be decoded are left out."""
         missing = len(self.dataset.train) - len(self.images)
@@ -120,6 +129,11 @@ class TrialData:
                 f"take at most {1 << max(0, (classes // 2).bit_length() - 1)}"
             )
         return None
+
+
+def _kinds(config: TrialConfig) -> tuple[data.Kind, ...]:
+    """The stores of a trial's training images."""
+    return config.image_store, "evaluation"
 
 
 def _ks(dataset: data.DataSet) -> tuple[int, ...]:
@@ -315,12 +329,13 @@ class Trainer:
         )
         path = self.stores / f"untrained-{key}.json"
         with FileLock(f"{path}.lock"):
-            if not path.exists():
+            try:
+                return cast("dict[str, float]", read_sealed(path))
+            except TornFileError:
                 assert self.epoch == 0, "the untrained network is gone"
-                fresh = path.with_suffix(".new")
-                fresh.write_text(json.dumps(self._validate(penultimate=True)))
-                fresh.replace(path)
-            return cast("dict[str, float]", json.loads(path.read_text()))
+                measures = self._validate(penultimate=True)
+                write_sealed(path, measures)
+                return measures
 
     def test(self, *, penultimate: bool = False) -> dict[str, float]:
         """Measure the model on the test classes. This is the only place that opens a test image.
@@ -416,27 +431,54 @@ class Trainer:
             if name not in ("num_workers", "dataset_dir") and ours.get(name) != value:
                 raise SettingError(f"{name}={ours.get(name)!r}: the checkpoint was made with {value!r}; use that")
 
-    def save(self, directory: Path) -> None:
-        """Write the trainer's state into a directory, and the best model so far into its folder `best`."""
+    def save(self, directory: Path, **facts: Any) -> None:
+        """Write the trainer's state into a directory, and its best model so far into the folder `best-EPOCH` of it.
+
+        A process that is killed at any moment leaves a state that is whole: this one, or the one before.
+
+        Args:
+            directory: of this trial alone; it is made where it is missing.
+            facts: what else to keep, as JSON; `load` gives it back.
+        """
         state = self.state_dict()
         tensors = state.pop("tensors")
         own = {name: value for name, value in tensors.items() if not name.startswith("best/")}
-        checkpoint.write(directory, "trainer", own, state)
         if self.best is not None:
-            facts = {"epoch": self.best.epoch, self.metric: self.best.value}
-            self.model.save(directory / "best", self.best.weights, **facts)
+            self._save_best(directory, self.best)
+        checkpoint.write(directory, checkpoint.numbered(_STATE, self.epoch), own, {**state, "facts": facts})
+        checkpoint.keep_only(directory, _STATE, self.epoch)
+        checkpoint.keep_only(directory, _BEST, self.best.epoch if self.best else None)
 
-    def load(self, directory: Path) -> None:
-        """Go on from what `save` wrote.
+    def _save_best(self, directory: Path, best: Best) -> None:
+        """Write the best model, unless it was written in an earlier epoch."""
+        place = directory / checkpoint.numbered(_BEST, best.epoch)
+        if best.epoch == self.epoch or not (place / "model.json").exists():
+            self.model.save(place, best.weights, epoch=best.epoch, **{self.metric: best.value})
+
+    def load(self, directory: Path) -> dict[str, Any]:
+        """Go on from what `save` wrote; returns the facts that were kept with it.
 
         Raises:
-            CheckpointError: if a file is missing, torn or changed.
+            CheckpointError: if no state there is whole.
+            SettingError: if the state is of another configuration.
         """
-        tensors, facts = checkpoint.read(directory, "trainer")
-        if facts["best"] is not None:
-            best, _ = checkpoint.read(directory / "best", "model")
+        tensors, state = checkpoint.newest(directory, _STATE)
+        if state["best"] is not None:
+            best, _ = checkpoint.read(directory / checkpoint.numbered(_BEST, state["best"]["epoch"]), "model")
             tensors |= {f"best/{name}": value for name, value in best.items()}
-        self.load_state_dict({"tensors": tensors, **facts})
+        self.load_state_dict({"tensors": tensors, **state})
+        facts: dict[str, Any] = state["facts"]
+        return facts
+
+    @staticmethod
+    def is_saved(directory: Path) -> bool:
+        """Whether `save` has written into this directory."""
+        return bool(checkpoint.numbers(directory, _STATE))
+
+    @staticmethod
+    def forget_state(directory: Path) -> None:
+        """Remove what only going on needs, and keep the best model."""
+        checkpoint.keep_only(directory, _STATE)
 
 
 @dataclass(frozen=True, kw_only=True)

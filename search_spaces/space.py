@@ -231,6 +231,21 @@ class SearchSpace:
             raise SettingError(f"the published setting cannot work here: {reason}")
         return point, lines
 
+    def as_json(self) -> dict[str, Any]:
+        """The space as plain data, from which `from_json` makes it again."""
+        domains = {name: {"kind": type(each).__name__, **vars(each)} for name, each in self.domains.items()}
+        return {**vars(self), "domains": domains}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> SearchSpace:
+        """The space that `as_json` described."""
+        kinds: dict[str, Callable[..., Domain]] = {"Choice": Choice, "Int": Int, "Float": Float}
+        domains = {
+            name: kinds[each["kind"]](**{key: value for key, value in each.items() if key != "kind"})
+            for name, each in facts["domains"].items()
+        }
+        return cls(**{**facts, "domains": domains})
+
     def describe(self) -> list[tuple[str, str, str]]:
         """For each setting that varies: its name, its range, and why."""
         return [(name, str(domain), self.why.get(name, "")) for name, domain in self.domains.items()]

@@ -1,8 +1,10 @@
 import pickle
+from pathlib import Path
 
 import optuna
 import pytest
 
+from dcml_tune.config import SettingError
 from search_spaces.space import Choice, Float, SearchSpace
 from trainables.optuna_searcher import OptunaSearcher
 
@@ -28,19 +30,20 @@ def states(searcher):
 
 
 def result(value, epoch=6, **facts):
-    return {f"{METRIC}_best": value, "training_iteration": epoch, "done_all": epoch == 6, **facts}
+    return {f"{METRIC}_best": value, "epoch": epoch, "done_all": epoch == 6, **facts}
 
 
 def test_the_first_trials_are_the_given_points(make):
-    """Then come draws; every dictionary is whole, with the constants."""
-    searcher = make(points=[{"nb_clusters": 2, "masking_lambda": 0.01}], constants={"run": {"threads": 1}})
+    """Then come draws; every dictionary is whole, and says how the trial is run."""
+    trials = Path("/trials")
+    searcher = make(points=[{"nb_clusters": 2, "masking_lambda": 0.01}], run={"threads": 1}, trials=trials)
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert first == {
         "dataset": "emoji",
         "nb_epochs": 6,
         "masking_lambda": 0.01,
         "nb_clusters": 2,
-        "run": {"threads": 1},
+        "run": {"threads": 1, "key": "000", "directory": "/trials/000"},
     }
     assert second["masking_lambda"] != 0.01
 
@@ -55,10 +58,66 @@ def test_the_study_knows_how_each_trial_ended(make):
     searcher.on_trial_complete("b", result(0.4, epoch=3))
     searcher.on_trial_complete("c", error=True)
     searcher.on_trial_complete("d", result(0.0, failed_reason="out of GPU memory"))
-    assert states(searcher) == ["COMPLETE", "PRUNED", "FAIL", "FAIL"]
+    searcher.explain("002", "its process died")
+    assert states(searcher) == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "PRUNED", "PRUNED"]
     assert searcher.study.best_value == 0.6
-    assert searcher.study.trials[1].intermediate_values == {3: 0.4}
-    assert searcher.study.trials[3].user_attrs["dcml.reason"] == "out of GPU memory"
+    known = searcher.known()
+    assert [trial.state for trial in known] == ["done", "pruned", "failed", "failed"]
+    assert [trial.reason for trial in known] == [None, None, "its process died", "out of GPU memory"]
+    assert [(trial.best, trial.best_epoch) for trial in known] == [(0.6, 6), (0.4, 3), (None, None), (None, None)]
+
+
+def test_the_sampler_hears_of_a_failed_setting(make):
+    """As one that was pruned at the worst value: TPE looks at no failed trials."""
+    searcher = make()
+    failed = searcher.suggest("a")
+    searcher.on_trial_complete("a", error=True)
+    echo = searcher.study.trials[1]
+    assert (echo.state.name, echo.value, echo.params["masking_lambda"]) == ("PRUNED", 0.0, failed["masking_lambda"])
+    assert len(searcher.known()) == 1
+
+
+def test_an_epoch_that_is_reported_twice_counts_once(make):
+    """The first value stays."""
+    searcher = make()
+    searcher.suggest("a")
+    for value in (0.3, 0.4):
+        searcher.on_trial_result("a", result(value, epoch=2))
+    assert searcher.known()[0].curve == {2: 0.3}
+
+
+def test_what_was_running_goes_on_first_with_its_settings(make):
+    """Opened again, the study gives out its interrupted trials under their keys before anything new."""
+    searcher = make()
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    searcher.on_trial_result("b", result(0.3, epoch=2))
+    searcher.on_trial_complete("a", result(0.5))
+    again = make()
+    assert [trial.state for trial in again.known()] == ["done", "interrupted"]
+    taken, new = again.suggest("x"), again.suggest("y")
+    assert taken == second
+    assert new["run"]["key"] == "002"
+    assert new["masking_lambda"] not in (first["masking_lambda"], second["masking_lambda"])
+    again.on_trial_complete("x", result(0.6))
+    assert again.known()[1].curve == {2: 0.3, 6: 0.6}
+
+
+def test_a_damaged_study_comes_from_its_copy(make, tmp_path, caplog):
+    """The copy knows every trial that was launched or has ended; without it the damage is refused, by name."""
+    searcher = make()
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(0.5))
+    searcher.suggest("b")
+    file = tmp_path / "study.db"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    again = make()
+    assert [trial.state for trial in again.known()] == ["done", "interrupted"]
+    assert f"{file}: the Optuna study is damaged" in caplog.text
+    file.write_bytes(data[: len(data) // 2])
+    (tmp_path / "study.db.copy").unlink()
+    with pytest.raises(SettingError, match="is damaged and has no copy"):
+        make()
 
 
 def test_a_result_that_is_not_finite_fails_its_trial_alone(make):
@@ -68,7 +127,7 @@ def test_a_result_that_is_not_finite_fails_its_trial_alone(make):
     searcher.on_trial_result("a", result(float("nan")))
     searcher.on_trial_complete("a", result(float("nan")))
     searcher.on_trial_complete("unknown", result(0.5))
-    assert states(searcher) == ["FAIL"]
+    assert [trial.state for trial in searcher.known()] == ["failed"]
 
 
 def test_what_cannot_work_is_told_as_failed_and_not_launched(make):
@@ -79,7 +138,8 @@ def test_what_cannot_work_is_told_as_failed_and_not_launched(make):
     refused = [trial for trial in searcher.study.trials if trial.state == optuna.trial.TrialState.FAIL]
     assert refused
     assert {trial.user_attrs["dcml.reason"] for trial in refused} == {"no division here"}
-    assert make(feasible=lambda config: "never").suggest("x") is None
+    searcher.feasible = lambda config: "never"
+    assert searcher.suggest("x") is None
 
 
 def test_a_pickled_searcher_goes_on_with_its_running_trials(make):

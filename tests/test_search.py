@@ -93,7 +93,7 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     from dcml_tune.model import load
 
-    assert load(tmp_path / "t" / "checkpoint" / "best").masks.shape == (1, 16)
+    assert load(tmp_path / "t" / "checkpoint").masks.shape == (1, 16)
 
 
 @pytest.mark.parametrize(

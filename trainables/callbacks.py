@@ -1,26 +1,92 @@
-"""What happens on the driver while trials run: the live table, and the records for MLflow."""
+"""What happens on the driver while trials run: the live table, the records for MLflow, and what ends a search early."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from dcml_tune.config import TrialConfig
+from dcml_tune.files import free_bytes, readable_size
+from dcml_tune.interruption import SearchStopped, raise_if_signalled
+from dcml_tune.model import best_model
 from dcml_tune.schedule import EpochPlan
 from dcml_tune.tracking import Tracker
-from trainables.divide_and_conquer import RUN, whole
+from dcml_tune.trainer import Trainer
+from trainables.divide_and_conquer import FAILED, NOTE, RUN, STOP_SEARCH, whole
+from trainables.optuna_searcher import KnownTrial
 
 log = logging.getLogger(__name__)
 
 _MEASURES = ("val/", "test/", "train/", "clusters/", "phase/", "time/")
+_STATUS = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
+_LOOK_S = 2.0  # between two looks at the disk and at the clocks of the trials
+
+
+class Guard(Callback):
+    """Ends a trial whose step hangs, and the whole search before its disk is full."""
+
+    def __init__(self, *, directory: Path, need: int, trial_timeout: float | None) -> None:
+        """Watch a search.
+
+        Args:
+            directory: where it writes.
+            need: bytes that must be free there.
+            trial_timeout: seconds after which a trial that reported nothing is ended; None: never.
+        """
+        self.directory, self.need, self.timeout = directory, need, trial_timeout
+        self.reasons: dict[str, str] = {}
+        self._since: dict[str, float] = {}
+        self._looked = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look for signals, at the disk, and at the clocks of the trials."""
+        raise_if_signalled()
+        if time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        free = free_bytes(self.directory)
+        if free < self.need:
+            raise SearchStopped(
+                f"{self.directory} has {readable_size(free)} left, and the next checkpoints need "
+                f"{readable_size(self.need)}; free some space there"
+            )
+        for trial in trials:
+            if trial.status == "RUNNING" and self._is_late(trial):
+                self._end(trial)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's clock starts with its process."""
+        self._since[trial.trial_id] = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """It starts anew with each report. A trial that could not be saved stops the search."""
+        self._since[trial.trial_id] = time.monotonic()
+        if STOP_SEARCH in result:
+            raise SearchStopped(result[STOP_SEARCH])
+
+    def _is_late(self, trial: Any) -> bool:
+        since = self._since.get(trial.trial_id)
+        return self.timeout is not None and since is not None and time.monotonic() - since > self.timeout
+
+    def _end(self, trial: Any) -> None:
+        """Kill the trial's process; Ray tries it again, from its last epoch."""
+        self.reasons[trial.trial_id] = f"reported nothing for {self.timeout:g} s (--trial-timeout): its step hangs"
+        log.warning("trial %s %s; its process is ended", whole(trial.config)[RUN]["key"], self.reasons[trial.trial_id])
+        self._since.pop(trial.trial_id)
+        if trial.temporary_state.ray_actor is not None:
+            ray.kill(trial.temporary_state.ray_actor)
 
 
 class Progress(Callback):
@@ -30,19 +96,71 @@ class Progress(Callback):
     """
 
     def __init__(
-        self, tracker: Tracker, *, search: str, metric: str, varied: list[str], tags: dict[str, str], planned: int
+        self,
+        tracker: Tracker,
+        *,
+        search: str,
+        metric: str,
+        varied: list[str],
+        tags: dict[str, str],
+        planned: int,
+        guard: Guard,
+        quiet: bool = False,
+        known: list[KnownTrial] | None = None,
+        trials: Path | None = None,
+        untrained: float | None = None,
+        keep_models: int | None = None,
+        deadline: float | None = None,
+        on_report: Callable[[Progress], None] = lambda progress: None,
+        on_failure: Callable[[str, str], None] = lambda key, reason: None,
     ) -> None:
+        """Follow the trials of one stage.
+
+        Args:
+            tracker: takes the records.
+            search: name of the search.
+            metric: by which trials are compared.
+            varied: settings shown in the table.
+            tags: of every run.
+            planned: number of trials.
+            guard: knows why it ended a trial.
+            quiet: no live table, a line an epoch.
+            known: trials of an earlier process, which are shown, too.
+            trials: directory below which each trial has its own.
+            untrained: value of the untrained network, if it is known.
+            keep_models: most models of ended trials that are kept; the best ones stay. None: all.
+            deadline: time (since 1970, in seconds) at which Ray ends the trials.
+            on_report: is called after each report.
+            on_failure: is told key and reason of a trial that failed where only the driver knows why.
+        """
         self.tracker, self.search, self.metric, self.varied = tracker, search, metric, varied
-        self.tags, self.planned = tags, planned
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.best: float | None = None
-        self.untrained: float | None = None
+        self.tags, self.planned, self.guard, self.keep_models = tags, planned, guard, keep_models
+        self.deadline, self.on_report, self.on_failure = deadline, on_report, on_failure
+        self.rows: dict[str, dict[str, Any]] = {each.key: _row(each) for each in known or []}
+        for each in known or []:
+            self._settle(each, trials)
+        self.best: float | None = max(
+            (row["best"] for row in self.rows.values() if row["best"] is not None), default=None
+        )
+        self.untrained = untrained
         self.started = time.time()
-        self.live = Live(console=Console(), refresh_per_second=2) if sys.stdout.isatty() else None
+        self._epochs_before = self.epochs
+        self.live = None if quiet or not sys.stdout.isatty() else Live(console=Console(), refresh_per_second=2)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a copy of its callbacks on disk; files, threads and the screen stay here."""
-        return {**self.__dict__, "tracker": None, "live": None}
+        """Ray keeps a copy of its callbacks on disk; files, threads, functions and the screen stay here."""
+        away = ("tracker", "live", "guard", "on_report", "on_failure")
+        return {name: None if name in away else value for name, value in self.__dict__.items()}
+
+    @property
+    def epochs(self) -> int:
+        """Epochs run, by all trials."""
+        return sum(int(row["epoch"]) for row in self.rows.values())
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended."""
+        return sum(row["state"] in _STATUS for row in self.rows.values())
 
     def setup(self, *_: Any, **__: Any) -> None:
         """Begin the live table."""
@@ -59,13 +177,24 @@ class Progress(Callback):
         """Record an epoch."""
         self._guarded(self._result, trial, result)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial is tried again."""
+        self._guarded(self._recover, trial)
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End the trial's run; it was pruned if it had not run all of its epochs."""
         self._guarded(self._end, trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End the trial's run with the reason."""
-        self._guarded(self._end, trial, "an exception; see error.txt in the trial's directory")
+        self._guarded(self._error, trial)
+
+    def interrupt(self, reason: str) -> None:
+        """The search ends before its trials: their runs end, and a resume takes them up again."""
+        for key, row in self.rows.items():
+            if row["state"] in ("running", "again"):
+                row["state"] = "interrupted"
+                self.tracker.end(self.key(key), "INTERRUPTED", reason=reason)
 
     def close(self) -> None:
         """Leave the last table on the screen."""
@@ -75,65 +204,122 @@ class Progress(Callback):
         else:
             Console(width=max(120, Console().width)).print(self.table())
 
-    def key(self, trial_id: str) -> str:
+    def key(self, trial: str) -> str:
         """The tracker's key of a trial."""
-        return f"{self.search}/{trial_id}"
+        return f"{self.search}/{trial}"
+
+    def _settle(self, known: KnownTrial, trials: Path | None) -> None:
+        """Record the end of a trial that ended just before the earlier process did."""
+        row, key = self.rows[known.key], self.key(known.key)
+        if not known.has_ended or trials is None:
+            return
+        if self.tracker.state(key) in ("done", "pruned", "failed"):
+            row["model"] = best_model(trials / known.key)
+            return
+        self._keep(key, row, trials / known.key, {f"{self.metric}_best": known.best} if known.best is not None else {})
+        self.tracker.end(key, _STATUS[known.state], reason=known.reason)
 
     def _start(self, trial: Any) -> None:
-        if trial.trial_id in self.rows:
-            return
         config = whole(trial.config)
-        settings = {name: value for name, value in config.items() if name != RUN}
-        role = config[RUN]["role"]
-        name = f"{len(self.rows):03d}" if role == "trial" else role
-        epochs = 0 if role == "untrained" else config[RUN]["until"] or TrialConfig(**settings).nb_epochs
-        self.rows[trial.trial_id] = {
-            "name": name, "settings": settings, "epoch": 0, "epochs": epochs, "state": "running", "role": role,
-        }  # fmt: skip
-        params = TrialConfig(**settings).model_dump()
-        self.tracker.start(
-            self.key(trial.trial_id), name=name, role=role, parent=self.search, params=params, tags=self.tags
-        )
+        run, settings = config[RUN], {name: value for name, value in config.items() if name != RUN}
+        row = self.rows.setdefault(run["key"], {"epoch": 0, "best": None, "last": None})
+        if row.get("state") == "again":
+            row["state"] = "running"
+            return
+        full = TrialConfig(**settings)
+        epochs = 0 if run["role"] == "untrained" else run["until"] or full.nb_epochs
+        row |= {"settings": settings, "epochs": epochs, "state": "running", "role": run["role"], "reason": None}
+        name, key = run["key"], self.key(run["key"])
+        params = full.model_dump()
+        self.tracker.start(key, name=name, role=run["role"], parent=self.search, params=params, tags=self.tags)
 
     def _result(self, trial: Any, result: dict[str, Any]) -> None:
-        row, key = self.rows[trial.trial_id], self.key(trial.trial_id)
+        if STOP_SEARCH in result:
+            return
+        name = _name(trial)
+        row, key, when = self.rows[name], self.key(name), result.get("time_ms")
         if before := result.get("untrained"):
-            self.tracker.metrics(key, 0, before)
+            self.tracker.metrics(key, 0, before, when)
             self.untrained = before.get(self.metric)
+        if note := result.get(NOTE):
+            log.warning("trial %s %s", name, note)
+            self.tracker.tags(key, {"dcml.tried_again": note})
+        if FAILED in result:
+            row["result"] = dict(result)
+            return
         values = {n: v for n, v in result.items() if n.startswith(_MEASURES) and isinstance(v, int | float)}
-        self.tracker.metrics(key, int(result["epoch"]), values)
+        self.tracker.metrics(key, int(result["epoch"]), values, when)
         row |= {"epoch": int(result["epoch"]), "last": result.get(self.metric), "result": dict(result)}
         row["best"] = result.get(f"{self.metric}_best")
         if row["best"] is not None and (self.best is None or row["best"] > self.best):
             self.best = row["best"]
         if self.best is not None and row["role"] == "trial":
-            done = sum(r["state"] != "running" for r in self.rows.values())
-            epochs = sum(r["epoch"] for r in self.rows.values())
-            self.tracker.metrics(self.search, epochs, {f"{self.metric}_best": self.best, "trials/done": float(done)})
+            totals = {f"{self.metric}_best": self.best, "trials/done": float(self.ended)}
+            self.tracker.metrics(self.search, self.epochs, totals, when)
+        self._say(name, row, result)
+        self.on_report(self)
+
+    def _say(self, name: str, row: dict[str, Any], result: dict[str, Any]) -> None:
         if self.live is not None:
             self.live.update(self.table())
-        else:
-            text = " ".join(
-                f"{k}={v:.4g}"
-                for k, v in result.items()
-                if k in (self.metric, f"{self.metric}_best", "train/loss", "test/recall_at_1")
-            )
-            print(f"{'trial ' if row['role'] == 'trial' else ''}{row['name']} epoch {row['epoch']}: {text}", flush=True)
+            return
+        shown = (self.metric, f"{self.metric}_best", "train/loss", "test/recall_at_1")
+        text = " ".join(f"{k}={v:.4g}" for k, v in result.items() if k in shown)
+        print(f"{'trial ' if row['role'] == 'trial' else ''}{name} epoch {row['epoch']}: {text}", flush=True)
+
+    def _recover(self, trial: Any) -> None:
+        row = self.rows.get(_name(trial))
+        reason = self._why(trial)
+        log.warning("trial %s is tried again from its last epoch: %s", _name(trial), reason)
+        if row is not None:
+            row |= {"state": "again", "reason": reason}
+            self.tracker.tags(self.key(_name(trial)), {"dcml.tried_again": f"after epoch {row['epoch']}: {reason}"})
+
+    def _error(self, trial: Any) -> None:
+        reason = self._why(trial)
+        self.on_failure(_name(trial), reason)
+        if _name(trial) not in self.rows:  # it failed before its process had started
+            self._start(trial)
+        self._end(trial, reason)
+
+    def _why(self, trial: Any) -> str:
+        return self.guard.reasons.pop(trial.trial_id, None) or _last_error(trial)
 
     def _end(self, trial: Any, error: str | None) -> None:
-        row, key = self.rows[trial.trial_id], self.key(trial.trial_id)
+        row, key = self.rows[_name(trial)], self.key(_name(trial))
         result = row.get("result", {})
-        reason = error or result.get("failed_reason")
+        reason = error or result.get(FAILED)
         done = result.get("done_all") or row["role"] != "trial"
         row |= {"state": "failed" if reason else "done" if done else "pruned", "reason": reason}
-        if trial.checkpoint is not None and not reason and row["role"] != "untrained":
-            best = Path(trial.checkpoint.path) / "best"
-            measures = {n: v for n, v in result.items() if n.startswith(("val/", "test/"))}
-            self.tracker.model(key, best, name=f"{row['role']}-{trial.trial_id}", step=row["epoch"], metrics=measures)
-        status = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}[row["state"]]
-        self.tracker.end(key, status, reason=reason)
+        if row["state"] == "pruned" and self.deadline is not None and time.time() >= self.deadline:
+            row["reason"] = "the time budget was used up"
+        directory = whole(trial.config)[RUN]["directory"]
+        if directory is not None:
+            self._keep(key, row, Path(directory), result)
+        self.tracker.end(key, _STATUS[row["state"]], reason=row["reason"])
         if self.live is not None:
             self.live.update(self.table())
+        self.on_report(self)
+
+    def _keep(self, key: str, row: dict[str, Any], directory: Path, result: dict[str, Any]) -> None:
+        """Log the trial's best model, and remove what only going on would need."""
+        Trainer.forget_state(directory)
+        best = best_model(directory)
+        if best is None or row["state"] == "failed":
+            return
+        measures = {n: v for n, v in result.items() if n.startswith(("val/", "test/"))}
+        name = f"{row['role']}-{key.rpartition('/')[2]}"
+        self.tracker.model(key, best, name=name, step=row["epoch"], metrics=measures)
+        row["model"] = best
+        self._forget_worst()
+
+    def _forget_worst(self) -> None:
+        """Keep within the budget of checkpoints."""
+        rows = [(key, row) for key, row in self.rows.items() if row.get("model") and row["role"] == "trial"]
+        rows.sort(key=lambda each: each[1]["best"] or 0.0, reverse=True)
+        for key, row in rows[self.keep_models :] if self.keep_models is not None else []:
+            self.tracker.forget_model(self.key(key), row["epoch"])
+            remove_model(row.pop("model"))
 
     def table(self) -> Table:
         """One row a trial."""
@@ -142,35 +328,69 @@ class Progress(Callback):
             return "" if value is None else f"{100 * value:.1f} %"
 
         minutes = (time.time() - self.started) / 60
-        done = sum(r["epoch"] for r in self.rows.values())
-        title = f"{self.search}: best {share(self.best)}, untrained {share(self.untrained)}, {done} epochs, {minutes:.1f} min"
-        if done and (left := self._epochs_left()):
-            title += f", {minutes * left / done:.1f} min left unless trials are pruned"
+        title = f"{self.search}: best {share(self.best)}, untrained {share(self.untrained)}, {self.epochs} epochs, {minutes:.1f} min"
+        here = self.epochs - self._epochs_before
+        if here and (left := self._epochs_left()):
+            title += f", {minutes * left / here:.1f} min left unless trials are pruned"
         table = Table("trial", *self.varied, "epoch", "phase", "last", "best", "state", title=title)
-        for row in self.rows.values():
+        for name, row in sorted(self.rows.items()):
             config = TrialConfig(**row["settings"])
             phase = EpochPlan.at(max(0, row["epoch"] - 1), config).phase
             cells = [f"{row['settings'].get(each, getattr(config, each)):.3g}" for each in self.varied]
             state = row["state"] + (f": {row['reason']}" if row.get("reason") else "")
-            table.add_row(
-                row["name"],
-                *cells,
-                f"{row['epoch']}/{row['epochs']}",
-                phase,
-                share(row.get("last")),
-                share(row.get("best")),
-                state,
-            )
+            epochs = f"{row['epoch']}/{row['epochs']}"
+            table.add_row(name, *cells, epochs, phase, share(row["last"]), share(row["best"]), state)
         return table
 
     def _epochs_left(self) -> int:
         """Epochs still to be run if no further trial is pruned."""
         rows = self.rows.values()
-        running = sum(int(row["epochs"]) - int(row["epoch"]) for row in rows if row["state"] == "running")
-        return running + (self.planned - len(rows)) * max(int(row["epochs"]) for row in rows)
+        open_rows = sum(int(row["epochs"]) - int(row["epoch"]) for row in rows if row["state"] not in _STATUS)
+        return open_rows + (self.planned - len(rows)) * max(int(row["epochs"]) for row in rows)
 
     def _guarded(self, hook: Any, *arguments: Any) -> None:
         try:
             hook(*arguments)
         except Exception:
             log.warning("progress of a trial was not shown", exc_info=True)
+
+
+def remove_model(directory: Path) -> None:
+    """Remove a trial's model."""
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+
+
+def _name(trial: Any) -> str:
+    return str(whole(trial.config)[RUN]["key"])
+
+
+def _row(known: KnownTrial) -> dict[str, Any]:
+    """The row of a trial of an earlier process."""
+    curve = known.curve
+    return {
+        "settings": known.config,
+        "epoch": max(curve, default=0),
+        "epochs": TrialConfig(**known.config).nb_epochs,
+        "state": known.state,
+        "role": "trial",
+        "reason": known.reason,
+        "last": curve[max(curve)] if curve else None,
+        "best": known.best,
+    }
+
+
+def _last_error(trial: Any) -> str:
+    """One line of what Ray says of a trial's error; the whole text is kept in the trial's directory."""
+    file = trial.error_file
+    text = Path(file).read_text(errors="replace") if file and Path(file).is_file() else ""
+    directory = whole(trial.config)[RUN]["directory"]
+    if text and directory is not None and Path(directory).is_dir():
+        (Path(directory) / "error.txt").write_text(text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "OutOfMemoryError" in text and "memory monitor" in text:
+        return "ended by Ray: the machine ran out of memory; lower --max-concurrent or --batch-size"
+    if not lines or "ActorDiedError" in text or "RayActorError" in text or "Worker" in lines[-1]:
+        return "its process died (killed, or a crash in native code)"
+    return lines[-1][:300]

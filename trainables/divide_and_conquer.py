@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 from ray import tune
 
-from dcml_tune.config import TrialConfig
+from dcml_tune.checkpoint import CheckpointError
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.files import CANNOT_WRITE, TornFileError, read_sealed, write_sealed
 from dcml_tune.resources import cap_gpu_memory, set_threads
 from dcml_tune.trainer import NonFiniteLossError, Trainer
 
@@ -21,11 +25,30 @@ Role = Literal["trial", "final", "published", "untrained"]
 RUN = "run"
 """The key of a trial's dictionary that holds its `Run`; all other keys are settings of TrialConfig."""
 
+STOP_SEARCH = "stop_search"
+"""The key of a result that asks the driver to stop the search, with the reason: this trial could not be saved."""
+
+FAILED = "failed_reason"
+"""The key of a result that ends a failed trial, with the reason."""
+
+NOTE = "note"
+"""The key of a result that tells what happened to the trial before."""
+
+RESULT_FILE = "result.json"
+"""What a run that scored the test classes leaves, so that they are not scored again."""
+
+_LOCK_S = 90.0  # until the process that had a trial before, and was killed, is gone
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """How a trial is run: what is not a setting of it and must not change its result."""
 
+    key: str = ""
+    """The trial's name within its search, such as 007 or final; the same after a resume."""
+    directory: str | None = None
+    """Directory, absolute, where the trial keeps its state after each epoch and goes on from what is there;
+    None: it keeps none."""
     stores: str = "runs/store"
     """Directory of the image stores, absolute, shared by the trials of a node."""
     threads: int | None = None
@@ -55,28 +78,72 @@ class DivideAndConquer(tune.Trainable):
     """A trial of the divide-and-conquer method.
 
     The dictionary that Ray hands over holds the settings of TrialConfig, and under `run` those of `Run`.
+
+    With `Run.directory` a trial saves itself after each epoch, before it reports it, and goes on from what is there:
+    after a crash of this process, of the driver, or of the machine. The last epoch that was saved is reported again
+    first, because nobody knows whether its report arrived; who takes a report must take it twice.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Build the trainer. This is the only step from untyped to typed."""
+        """Build the trainer, and go on where the trial was. This is the only step from untyped to typed."""
         settings = whole(config)
         run = dict(settings.pop(RUN, {}))
         self.run = Run(**{**run, "varied": tuple(run.get("varied", ()))})
+        self.directory = None if self.run.directory is None else Path(self.run.directory)
+        self._again: dict[str, Any] | None = None
+        self._refused: str | None = None
+        self._note: str | None = None
         if self.run.threads is not None:
             set_threads(self.run.threads)
         cap_gpu_memory(self.run.gpu_fraction)
-        self.trainer = Trainer(TrialConfig(**settings), stores=self.run.stores, metric=self.run.metric)
+        if self.directory is not None:
+            self._take(self.directory)
+        self._guarded(lambda: self._begin(TrialConfig(**settings)))
+
+    def make_trainer(self, config: TrialConfig) -> Trainer:
+        """The trainer of a configuration; another subclass may have another."""
+        return Trainer(config, stores=self.run.stores, metric=self.run.metric)
 
     def step(self) -> dict[str, Any]:
         """Run one epoch; a trial that cannot go on ends here, with its reason, and without a retry."""
+        if self._refused is not None:
+            return self._failed(self._refused)
+        if self._again is not None:
+            result, self._again = self._again, None
+            return result
+        result = self._guarded(self._untrained if self.run.role == "untrained" else self._epoch)
+        return self._failed(self._refused) if self._refused is not None or result is None else self._save(result)
+
+    def _begin(self, config: TrialConfig) -> None:
+        self.trainer = self.make_trainer(config)
+        if self.directory is None:
+            return
         try:
-            return self._untrained() if self.run.role == "untrained" else self._epoch()
-        except NonFiniteLossError as error:
-            return self._failed(str(error))
-        except torch.cuda.OutOfMemoryError:
-            return self._failed(
-                f"out of GPU memory with {self.run.gpu_fraction:g} of the GPU; raise --gpus-per-trial or lower --batch-size"
-            )
+            self._again = read_sealed(self.directory / RESULT_FILE)
+            return
+        except TornFileError:
+            pass  # the usual case: not scored yet
+        if self.trainer.is_saved(self.directory):
+            try:
+                self._again = self.trainer.load(self.directory)["result"]
+            except CheckpointError as error:
+                self._note = f"starts again from its first epoch: {error}"
+                self.trainer = self.make_trainer(config)
+
+    def _guarded(self, work: Any) -> Any:
+        """Do some work; what another try would only repeat is kept as the reason why the trial fails."""
+        try:
+            return work()
+        except (NonFiniteLossError, SettingError) as error:
+            self._refused = str(error)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            where = f"GPU memory with {self.run.gpu_fraction:g} of the GPU; raise --gpus-per-trial or"
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                where = "memory; lower --max-concurrent or"
+            self._refused = f"out of {where} lower --batch-size"
+        return None
 
     def _epoch(self) -> dict[str, Any]:
         # Step 0 of a trial's curves: what its network was worth before it was trained.
@@ -95,24 +162,62 @@ class DivideAndConquer(tune.Trainable):
     def _untrained(self) -> dict[str, Any]:
         return {**self.trainer.test(penultimate=True), "epoch": 0, "done": True}
 
-    def _failed(self, reason: str) -> dict[str, Any]:
+    def _save(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Save the trial with the result of its last epoch, and only then report it."""
+        result = {**result, "time_ms": int(time.time() * 1000)}
+        if self._note is not None:
+            result[NOTE], self._note = self._note, None
+        if self.directory is None:
+            return result
+        try:
+            if self.run.role != "untrained":
+                self.trainer.save(self.directory, result=result)
+            if self.run.role != "trial" and result["done"]:
+                write_sealed(self.directory / RESULT_FILE, result)
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            reason = f"{self.directory} cannot be written ({error.strerror}); free some space there"
+            return {**self._worst(), STOP_SEARCH: reason}
+        return result
+
+    def _failed(self, reason: str | None) -> dict[str, Any]:
         """The worst finite value: a missing or infinite one would leave scheduler and sampler waiting for ever."""
-        log.error("trial %s failed: %s", self.trial_id, reason)
-        worst = {self.run.metric: 0.0, f"{self.run.metric}_best": 0.0}
-        return {**worst, "failed_reason": reason, "epoch": self.trainer.epoch, "done": True}
+        log.error("trial %s failed: %s", self.run.key, reason)
+        epoch = self.trainer.epoch if hasattr(self, "trainer") else 0
+        return {**self._worst(), FAILED: reason, "epoch": epoch, "done": True}
+
+    def _worst(self) -> dict[str, float]:
+        return {self.run.metric: 0.0, f"{self.run.metric}_best": 0.0}
+
+    def _take(self, directory: Path) -> None:
+        """Hold the trial's directory: a process that had the trial before may be on its way out."""
+        if not directory.parent.is_dir():
+            raise FileNotFoundError(
+                f"{directory.parent} is not there on this node: --output-dir must lie on storage that all nodes share"
+            )
+        directory.mkdir(exist_ok=True)
+        self._lock = FileLock(directory / "lock")
+        try:
+            self._lock.acquire(timeout=_LOCK_S)
+        except Timeout:
+            raise TimeoutError(f"{directory}: another process still trains this trial; end it") from None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the trainer's state, and its best model so far into the folder `best`."""
+        """Write the trainer's state, and its best model so far (for users of Ray's own checkpoints)."""
         self.trainer.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
-        """Go on from what `save_checkpoint` wrote."""
+        """Go on from what `save_checkpoint` wrote; Ray has the result of that epoch."""
         self.trainer.load(Path(checkpoint))
+        self._again = None
 
     def cleanup(self) -> None:
-        """Give back what the loader's processes hold."""
+        """Give back what the loader's processes hold, and the trial's directory."""
         if hasattr(self, "trainer"):
             self.trainer.loader.close()
+        if hasattr(self, "_lock"):
+            self._lock.release()
 
     def __repr__(self) -> str:
         """What the Ray dashboard shows of the actor: data set and searched settings."""
@@ -121,3 +226,9 @@ class DivideAndConquer(tune.Trainable):
         config = self.trainer.config
         settings = [f"{name}={getattr(config, name):.4g}" for name in self.run.varied]
         return " ".join([config.dataset, *([] if self.run.role == "trial" else [self.run.role]), *settings])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has a class of its own for the GPU, and a sentence for the CPU."""
+    memory = (torch.cuda.OutOfMemoryError, MemoryError)
+    return isinstance(error, memory) or "not enough memory" in str(error) or "can't allocate memory" in str(error)

@@ -1,31 +1,62 @@
 """OptunaSearcher: a Ray searcher over an Optuna study that is its only memory.
 
 Ray's own OptunaSearch pickles its state beside the study and stumbles when the two disagree after a crash
-(docs/architecture.md, Searcher). Here every trial of the study carries the id of its Ray trial, so that a restored
-search reads everything from the study.
+(docs/architecture.md, Searcher). Here all that must outlive this process is in the study: the key of each trial, its
+value after each epoch, how it ended and why. A trial that was running when its process ended is WAITING: the next
+process takes it first, and its own files say where it goes on.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from dcml_tune.config import SettingError
 from search_spaces.space import Feasible, SearchSpace
+from trainables.divide_and_conquer import FAILED, RUN, STOP_SEARCH
+from trainables.study import copy_study, open_study
 
 log = logging.getLogger(__name__)
 
-_RAY_ID = "ray_trial_id"
+_KEY, _REASON, _FAILURE_OF = "dcml.key", "dcml.reason", "dcml.failure_of"
 _TRIES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownTrial:
+    """What the study knows of a trial."""
+
+    key: str
+    config: dict[str, Any]
+    """Its settings."""
+    curve: dict[int, float]
+    """Best value so far after so many epochs."""
+    state: Literal["done", "pruned", "failed", "interrupted", "running"]
+    reason: str | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self.state in ("done", "pruned", "failed")
+
+    @property
+    def best(self) -> float | None:
+        """The best value; None for a trial that failed or has none."""
+        return None if self.state == "failed" else max(self.curve.values(), default=None)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch after which it had its best value."""
+        return next((epoch for epoch, value in sorted(self.curve.items()) if value == self.best), None)
 
 
 class OptunaSearcher(Searcher):
@@ -42,10 +73,11 @@ class OptunaSearcher(Searcher):
         seed: int = 0,
         feasible: Feasible | None = None,
         points: list[dict[str, Any]] | None = None,
-        constants: dict[str, Any] | None = None,
+        run: dict[str, Any] | None = None,
+        trials: Path | None = None,
         startup: int = 6,
     ) -> None:
-        """Open the study, or make it.
+        """Open the study, or make it. Only one process may have it open: trials left running are taken over.
 
         Args:
             space: restricted to this search; its published point fills in what does not vary.
@@ -56,24 +88,26 @@ class OptunaSearcher(Searcher):
             seed: of the sampler.
             feasible: says why a configuration cannot work on the data, or None.
             points: settings of the first trials.
-            constants: added to every trial's dictionary.
+            run: the `run` entry of every trial's dictionary; key and directory are added.
+            trials: directory below which each trial has its own; None: trials keep no state.
             startup: random trials before TPE takes over.
         """
         super().__init__(metric=f"{metric}_best", mode="max")
-        self.space, self.feasible, self.constants = space, feasible, constants or {}
+        self.space, self.feasible, self.run, self.trials = space, feasible, run or {}, trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.storage, self.study_name = storage, study_name
         self.sampler, self.seed, self.startup = sampler, seed, startup
+        self._ids: dict[str, int] = {}
         self.study = self._open()
         if not self.study.trials:
             for point in points or []:
                 self.study.enqueue_trial(point)
+        self.suspend()
+        self._launched = len(self.known())
 
     def _open(self) -> optuna.Study:
-        study = optuna.create_study(
-            storage=self.storage, study_name=self.study_name, direction="maximize", load_if_exists=True
-        )
+        study = open_study(self.storage, self.study_name)
         # A sampler that is opened again must not draw again what it has drawn.
         study.sampler = _sampler(self.sampler, self.seed + 1000 * len(study.trials), self.startup)
         return study
@@ -87,59 +121,124 @@ class OptunaSearcher(Searcher):
         self.__dict__.update(state)
         self.study = self._open()
 
+    def known(self) -> list[KnownTrial]:
+        """The trials that were launched, in that order."""
+        return sorted((self._known(t) for t in self.study.trials if _KEY in t.user_attrs), key=lambda t: t.key)
+
+    def suspend(self) -> None:
+        """Let trials that are running wait for the next process."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        self._ids.clear()
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The whole dictionary of a trial: published point, sampled settings, constants.
+        """The whole dictionary of a trial: published point, sampled settings, and how it is run.
 
         Combinations that cannot work are told to the study as failed, and never launched.
         """
         reason = ""
         for _ in range(_TRIES):
             trial = self.study.ask()
+            self._ids[trial_id] = trial._trial_id
+            if _KEY in trial.user_attrs:  # it was interrupted, and has its settings
+                return self._dictionary(trial.user_attrs[_KEY], trial.params)
             try:
                 sampled = self.space.suggest(trial, self.feasible)
             except SettingError as error:
                 reason = str(error)
-                trial.set_user_attr("dcml.reason", reason)
+                trial.set_user_attr(_REASON, reason)
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
-            trial.set_user_attr(_RAY_ID, trial_id)
-            return {**self.space.published, **sampled, **self.constants}
+            key = f"{self._launched:03d}"
+            trial.set_user_attr(_KEY, key)
+            self._launched += 1
+            self._guarded(copy_study, self.storage)
+            return self._dictionary(key, sampled)
         log.error("no setting that can work was found in %d draws, the last: %s", _TRIES, reason)
         return None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report the best so far at an epoch."""
+        """Report the best so far at an epoch; an epoch that was reported before is passed over."""
         value = result.get(self.metric)
-        trial = self._running(trial_id)
-        if trial is not None and value is not None and math.isfinite(value):
-            self._guarded(trial.report, value, int(result["training_iteration"]))
+        trial = self._trial(trial_id)
+        if trial is None or value is None or not math.isfinite(value) or result.keys() & {STOP_SEARCH, FAILED}:
+            return
+        if int(result["epoch"]) not in self._frozen(trial).intermediate_values:
+            self._guarded(trial.report, value, int(result["epoch"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended: failed, pruned (stopped before its last epoch), or complete."""
-        trial = self._running(trial_id)
+        trial = self._trial(trial_id)
         if trial is None:
             return
-        value = (result or {}).get(self.metric)
-        if error or result is None or result.get("failed_reason") or value is None or not math.isfinite(value):
-            trial.set_user_attr("dcml.reason", (result or {}).get("failed_reason", "error"))
-            self._guarded(self.study.tell, trial, state=TrialState.FAIL)
-        elif not result.get("done_all"):
-            self._guarded(self.study.tell, trial, state=TrialState.PRUNED)
+        result = result or {}
+        value = result.get(self.metric)
+        if error or result.get(FAILED) or value is None or not math.isfinite(value):
+            self._guarded(self._fail, trial, result.get(FAILED))
         else:
-            self._guarded(self.study.tell, trial, value)
+            self.on_trial_result(trial_id, result)  # Ray hands the last result over here alone
+            ended = {"values": value} if result.get("done_all") else {"state": TrialState.PRUNED}
+            self._guarded(self.study.tell, trial, **ended)
+        self._guarded(copy_study, self.storage)
+
+    def explain(self, key: str, reason: str) -> None:
+        """Keep why a trial failed, where only the driver knows. Optuna changes no trial that has ended."""
+        self._guarded(self.study.set_user_attr, f"{_REASON}/{key}", reason)
 
     def save(self, checkpoint_path: str) -> None:
-        """The study holds everything; only its name is noted."""
-        Path(checkpoint_path).write_text(json.dumps({"study": self.study.study_name}))
+        """The study holds everything."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to read: the study was opened by the constructor."""
 
-    def _running(self, trial_id: str) -> optuna.Trial | None:
+    def _dictionary(self, key: str, sampled: dict[str, Any]) -> dict[str, Any]:
+        directory = None if self.trials is None else str(self.trials / key)
+        return {**self.space.published, **sampled, RUN: {**self.run, "key": key, "directory": directory}}
+
+    def _fail(self, trial: optuna.Trial, reason: str | None) -> None:
+        """Tell FAIL, and let the sampler learn: it looks at no failed trial, but at pruned ones.
+
+        So the setting is added once more, as one that was pruned at the worst value.
+        """
+        if reason:
+            trial.set_user_attr(_REASON, reason)
+        frozen = self._frozen(trial)
+        self.study.tell(trial, state=TrialState.FAIL)
+        worst = optuna.trial.create_trial(
+            state=TrialState.PRUNED,
+            params=frozen.params,
+            distributions=frozen.distributions,
+            value=0.0,
+            intermediate_values={0: 0.0},
+            user_attrs={_FAILURE_OF: frozen.user_attrs.get(_KEY)},
+        )
+        self.study.add_trial(worst)
+
+    def _known(self, trial: FrozenTrial) -> KnownTrial:
+        states: dict[TrialState, Any] = {
+            TrialState.COMPLETE: "done",
+            TrialState.PRUNED: "pruned",
+            TrialState.FAIL: "failed",
+            TrialState.WAITING: "interrupted",
+            TrialState.RUNNING: "running",
+        }
+        return KnownTrial(
+            key=trial.user_attrs[_KEY],
+            config={**self.space.published, **trial.params},
+            curve=dict(trial.intermediate_values),
+            state=states[trial.state],
+            reason=trial.user_attrs.get(_REASON) or self.study.user_attrs.get(f"{_REASON}/{trial.user_attrs[_KEY]}"),
+        )
+
+    def _trial(self, trial_id: str) -> optuna.Trial | None:
         """The study's trial of a Ray trial, if it has not ended."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        found = next((t for t in running if t.user_attrs.get(_RAY_ID) == trial_id), None)
-        return None if found is None else optuna.Trial(self.study, found._trial_id)
+        number = self._ids.get(trial_id)
+        if number is None or self.study._storage.get_trial(number).state.is_finished():
+            return None
+        return optuna.Trial(self.study, number)
+
+    def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
+        return self.study._storage.get_trial(trial._trial_id)
 
     def _guarded(self, call: Any, *arguments: Any, **options: Any) -> None:
         """An exception in a searcher would end the whole search."""

@@ -10,7 +10,7 @@ from dcml_tune.data.batches import epoch_batches, round_robin
 from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, UnreadableImageError, fingerprint
 from dcml_tune.data.loader import BatchLoader, evaluation_batches
 from dcml_tune.data.splits import HeldOut, hold_out, hold_out_rows
-from dcml_tune.data.store import ImageStore, open_or_build
+from dcml_tune.data.store import ImageStore, Kind, needed_bytes, open_or_build
 from dcml_tune.data.transforms import TrainTransform
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "HeldOut",
     "ImageList",
     "ImageStore",
+    "Kind",
     "TrainTransform",
     "UnreadableImageError",
     "epoch_batches",
@@ -30,6 +31,7 @@ __all__ = [
     "hold_out",
     "hold_out_rows",
     "load",
+    "needed_bytes",
     "open_or_build",
     "round_robin",
 ]

@@ -1,0 +1,402 @@
+"""Plan: a search that was checked. All that can be known to be wrong is refused before anything runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.commandline import given_settings
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.files import TornFileError, free_bytes, parse_size, read_sealed, readable_size
+from dcml_tune.record import Record, refuse_existing
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+
+    from dcml_tune.resources import Shares
+    from search_spaces import SearchSpace
+    from trainables.callbacks import Guard
+    from trainables.optuna_searcher import KnownTrial, OptunaSearcher
+
+# Bytes that are left free for the study, the spool and the logs.
+_RESERVE = 64 << 20
+# What a trial saves after each epoch, in sizes of its model: model and two moments of Adam; the best model.
+_STATE, _BEST = 3, 1
+# The flags that say how and where a search is run, not what is searched: they may differ at a resume.
+_MAY_CHANGE = ("resume", "extend", "output_dir", "ray_address", "quiet", "dry_run")
+
+
+def given_plan(arguments: Any, given: dict[str, Any]) -> Plan:
+    """The plan of a new search.
+
+    Args:
+        arguments: the command line, with defaults.
+        given: the arguments that were given.
+
+    Raises:
+        SettingError: for anything that cannot work.
+    """
+    from dcml_tune import data
+    from search_spaces import load_space
+
+    settings = given_settings(arguments)
+    data.load(TrialConfig(dataset=arguments.dataset, **{k: v for k, v in settings.items() if k == "dataset_dir"}))
+    space = load_space(arguments.dataset, arguments.space)
+    if settings.get("dataset_dir"):
+        settings["dataset_dir"] = str(Path(settings["dataset_dir"]).expanduser().absolute())
+    settings = {"dataset": arguments.dataset, **settings}
+    name = arguments.name or f"{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    output = writable(Path(arguments.output_dir))
+    refuse_existing(output / name)
+    return Plan(arguments, settings, space, output / name, given=given)
+
+
+def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
+    """The plan of a search that goes on.
+
+    Raises:
+        SettingError: if there is none of this name, it has ended, another process runs it, its images have changed,
+            or a flag is given that differs from that of its beginning.
+    """
+    from search_spaces import SearchSpace
+
+    name = arguments.extend or arguments.resume
+    output = writable(Path(arguments.output_dir))
+    record = Record.open(output / name)
+    record.hold()
+    asked = record.asked
+    _refuse_changes(name, asked, given, extends=arguments.extend is not None)
+    if record.state.status == "finished" and arguments.extend is None:
+        raise SettingError(
+            f"--resume {name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
+            f"by --extend {name} --num-samples {asked['flags']['num_samples']}"
+        )
+    flags = {**asked["flags"], **{flag: getattr(arguments, flag) for flag in _MAY_CHANGE}}
+    if "tracking_uri" in given:  # the record holds it without its password
+        flags["tracking_uri"] = given["tracking_uri"]
+    elif "***" in (flags["tracking_uri"] or ""):
+        raise SettingError(
+            f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
+        )
+    planned = record.state.planned or flags["num_samples"]
+    resumed = type(arguments)(**{**vars(arguments), **flags, "dataset": asked["settings"]["dataset"]})
+    extra = arguments.num_samples if arguments.extend is not None else 0
+    plan = Plan(resumed, asked["settings"], SearchSpace.from_json(asked["space"]), record.directory, record=record,
+                planned=planned + extra)  # fmt: skip
+    if plan.data.dataset.fingerprint != asked["data"]:
+        raise SettingError(
+            f"--resume {name}: the images have changed since it began (fingerprint {plan.data.dataset.fingerprint}, "
+            f"then {asked['data']}); put them back, or start a new search"
+        )
+    return plan
+
+
+def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, extends: bool) -> None:
+    """A search goes on as it began: a flag may be repeated, and not changed."""
+    from dcml_tune.tracking import redact
+
+    known = {**asked["flags"], **asked["settings"], "name": name}
+    for flag, value in {**given, **given_settings(Namespace(**given))}.items():
+        if flag in _MAY_CHANGE or (flag == "num_samples" and extends):
+            continue
+        if flag in ("dataset_dir", "space") and value:
+            value = str(Path(value).expanduser().absolute())
+        if flag == "tracking_uri" and value:
+            value = redact(value)
+        if value != known.get(flag):
+            raise SettingError(
+                f"{'DATASET' if flag == 'dataset' else '--' + flag.replace('_', '-')} {value}: search {name} began with {known.get(flag, 'its default')}; leave "
+                "the flag out, or start a new search"
+            )
+
+
+class Plan:
+    """A search that was checked.
+
+    Attributes:
+        arguments: the command line.
+        directory: of the search.
+        data: images, held-out classes.
+        space: what varies, restricted to what can work.
+        shares: what each trial gets of the machine.
+        planned: number of trials.
+        keep_models: most models of ended trials that fit the budget of checkpoints; None: all.
+    """
+
+    def __init__(
+        self,
+        arguments: Any,
+        settings: dict[str, Any],
+        space: SearchSpace,
+        directory: Path,
+        *,
+        given: dict[str, Any] | None = None,
+        record: Record | None = None,
+        planned: int | None = None,
+    ) -> None:
+        """Check everything: cheap things first, then the cluster if one is named, then the images."""
+        from dcml_tune import backbones
+        from dcml_tune.tracking import absolute_uri
+        from dcml_tune.trainer import TrialData
+
+        self.arguments, self.settings, self.directory, self.record = arguments, settings, directory, record
+        self.dataset, self.output, self.name = settings["dataset"], directory.parent, directory.name
+        self.trials = directory / "trials"
+        self.deadline: float | None = None
+        self.seconds = seconds("--time-budget", arguments.time_budget)
+        self.trial_timeout = seconds("--trial-timeout", arguments.trial_timeout)
+        budget = arguments.checkpoint_budget and parse_size("--checkpoint-budget", arguments.checkpoint_budget)
+        given_uri = absolute_uri(arguments.tracking_uri) if arguments.tracking_uri else None
+        self.uri = given_uri or f"sqlite:///{self.output / 'mlflow.db'}"
+        self.study = f"sqlite:///{directory / 'optuna.db'}"
+        if arguments.num_samples < 1:
+            raise SettingError(f"--num-samples {arguments.num_samples}: must be at least 1; give a number of trials")
+        self.planned = planned or arguments.num_samples
+        self.dashboard: str | None = None
+        self.shares = self._share()
+        base = TrialConfig(**{**space.published, **settings, "nb_clusters": 1, "force_full_embedding_epoch": None})
+        backbone = backbones.build(base.arch, weights=base.weights, sz_crop=base.sz_crop, frozen_statistics=False)
+        numbers = sum(p.numel() for p in backbone.parameters()) + (backbone.dim + 1) * base.sz_embedding
+        self.model_bytes = 4 * numbers
+        self.keep_models = self._models_within(budget) if budget else None
+        self._check_disk(base)
+        self.data = TrialData.open(base, self.output / "store", verify=True)
+        if record is None:
+            space = space.restricted(settings, self.data.cannot_train)
+        self.space = space
+        self.point0, self.lines = self.space.point0(self.data.cannot_train)
+
+    def _share(self) -> Shares:
+        """What each trial gets: of this machine, or of the cluster that is joined."""
+        from dcml_tune.resources import share
+        from trainables.cluster import cluster_size, connect
+
+        cores = gpus = None
+        if self.arguments.ray_address is not None:
+            self.dashboard = connect(self.arguments.ray_address)
+            cores, gpus = cluster_size()
+        return share(
+            num_samples=self.planned,
+            gpus_per_trial=self.arguments.gpus_per_trial,
+            max_concurrent=self.arguments.max_concurrent,
+            cores=cores,
+            gpus=gpus,
+        )
+
+    # -- what is said ----------------------------------------------------------------------------------
+
+    def head(self) -> str:
+        """What is said before anything runs."""
+        import numpy as np
+
+        d, shares = self.data, self.shares
+        held = 0 if d.validation is None else len(np.unique(d.labels[d.validation]))
+        trains = len(np.unique(d.labels[d.train]))
+        lines = [
+            f"search {self.name}: {d.dataset.counts()}",
+            *d.dataset.notes,
+            *d.notes(),
+            f"  {held} training classes are held out to compare trials, {trains} train; test classes stay sealed",
+            f"  {self.planned} trials by {self.arguments.searcher} and {self.arguments.scheduler}, "
+            f"{shares.concurrent} at once ({shares.why})",
+            *(f"  {name}: {domain}  ({why})" for name, domain, why in self.space.describe()),
+            *(f"  {line}" for line in self.lines),
+            f"  disk: checkpoints take up to {readable_size(self.checkpoint_bytes())}, "
+            f"{readable_size(free_bytes(self.output))} are free in {self.output}",
+        ]
+        if self.record is not None:
+            lines.append(
+                f"  goes on: {self.record.state.ended} trials have ended, {self.record.state.elapsed_s / 60:.1f} min were run"
+            )
+        return "\n".join(lines)
+
+    # -- disk ------------------------------------------------------------------------------------------
+
+    def checkpoint_bytes(self) -> int:
+        """Most bytes that checkpoints take: of trials that run, while they save, and models of ended ones."""
+        kept = self.planned if self.keep_models is None else min(self.planned, self.keep_models)
+        scored = 2 if self.arguments.final == "best" else 0
+        return self._running_bytes() + (kept + scored) * _BEST * self.model_bytes
+
+    def save_bytes(self) -> int:
+        """Bytes that all running trials write if they save at the same moment."""
+        return self.shares.concurrent * (_STATE + _BEST) * self.model_bytes + _RESERVE // 2
+
+    def _running_bytes(self) -> int:
+        """A trial that saves has its old state and the new one."""
+        return 2 * self.shares.concurrent * (_STATE + _BEST) * self.model_bytes
+
+    def _models_within(self, budget: int) -> int:
+        """How many models of ended trials a budget leaves room for."""
+        fixed = self._running_bytes() + 2 * _BEST * self.model_bytes
+        count = (budget - fixed) // (_BEST * self.model_bytes)
+        if count < 1:
+            raise SettingError(
+                f"--checkpoint-budget {self.arguments.checkpoint_budget}: must be at least "
+                f"{readable_size(fixed + _BEST * self.model_bytes)}, for {self.shares.concurrent} trials that run and "
+                "one model that is kept; raise it, or lower --max-concurrent"
+            )
+        return int(count)
+
+    def _check_disk(self, base: TrialConfig) -> None:
+        """Refuse a search that would fill the disk."""
+        from dcml_tune.trainer import TrialData
+
+        stores = TrialData.needed_bytes(base, self.output / "store")
+        need = stores + self.checkpoint_bytes() + _RESERVE
+        free = free_bytes(self.output)
+        if self.record is None and need > free:
+            raise SettingError(
+                f"--output-dir {self.output}: the search needs {readable_size(need)} there (image store "
+                f"{readable_size(stores)}, checkpoints {readable_size(self.checkpoint_bytes())}) and "
+                f"{readable_size(free)} are free; free some space, choose another directory, or bound the checkpoints "
+                "by --checkpoint-budget"
+            )
+        if self.record is not None and self.save_bytes() + _RESERVE > free:
+            raise SettingError(
+                f"--output-dir {self.output}: {readable_size(free)} are free, and the next checkpoints need "
+                f"{readable_size(self.save_bytes() + _RESERVE)}; free some space there"
+            )
+
+    # -- what is run -----------------------------------------------------------------------------------
+
+    def connect(self) -> str:
+        """Start Ray, unless a cluster was joined; returns the address of its dashboard."""
+        from trainables.cluster import connect
+
+        if self.dashboard is None:
+            self.dashboard = connect(None)
+        return self.dashboard
+
+    def begin(self) -> Record:
+        """Write down what was asked for, and that this process runs it."""
+        from dcml_tune.tracking import redact
+
+        if self.record is None:
+            flags = {n: v for n, v in vars(self.arguments).items() if n not in TrialConfig.model_fields}
+            flags = {n: v for n, v in flags.items() if n not in _MAY_CHANGE}
+            flags["tracking_uri"] = redact(flags["tracking_uri"]) if flags["tracking_uri"] else None
+            flags["space"] = str(Path(flags["space"]).expanduser().absolute()) if flags["space"] else None
+            asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json()}
+            self.record = Record.create(self.directory, {**asked, "data": self.data.dataset.fingerprint})
+        self.record.begin(planned=self.planned)
+        self.trials.mkdir(exist_ok=True)
+        return self.record
+
+    def searcher(self) -> OptunaSearcher:
+        """The searcher, with its study."""
+        from trainables.optuna_searcher import OptunaSearcher
+
+        return OptunaSearcher(
+            self.space,
+            storage=self.study,
+            study_name=self.name,
+            metric=self.arguments.metric,
+            sampler=self.arguments.searcher,
+            seed=self.settings.get("seed", 0),
+            feasible=self.data.cannot_train,
+            points=[self.point0],
+            run=self.run(),
+            trials=self.trials,
+        )
+
+    def scheduler(self, known: list[KnownTrial]) -> TrialScheduler:
+        """The scheduler, which knows what earlier processes did."""
+        from trainables.schedulers import scheduler
+
+        return scheduler(
+            self.arguments.scheduler,
+            metric=f"{self.arguments.metric}_best",
+            epochs=TrialConfig(**{**self.space.published, **self.point0}).nb_epochs,
+            ended={trial.key: trial.curve for trial in known if trial.has_ended and trial.state != "failed"},
+            running={trial.key: trial.curve for trial in known if not trial.has_ended},
+        )
+
+    def guard(self) -> Guard:
+        """What ends a hung trial, and the search before the disk is full."""
+        from trainables.callbacks import Guard
+
+        return Guard(directory=self.output, need=self.save_bytes(), trial_timeout=self.trial_timeout)
+
+    def suspend(self) -> None:
+        """Let trials that were running wait for a resume."""
+        if (self.directory / "optuna.db").exists():
+            self.searcher()
+
+    def seconds_left(self, record: Record) -> float | None:
+        """What is left of the time budget; notes when it ends."""
+        if self.seconds is None:
+            return None
+        left = max(0.0, self.seconds - record.state.elapsed_s)
+        self.deadline = time.time() + left
+        return left
+
+    def run(self, **changes: Any) -> dict[str, Any]:
+        """The `run` entry of a trial's dictionary."""
+        from trainables import Run
+
+        shares = self.shares
+        return Run(
+            stores=str(self.output / "store"),
+            threads=shares.threads_per_trial,
+            gpu_fraction=shares.gpus_per_trial or 1.0,
+            metric=self.arguments.metric,
+            varied=tuple(self.space.domains),
+            **changes,
+        ).as_dict()
+
+    def final_run(self, trial: KnownTrial, role: str) -> dict[str, Any]:
+        """The dictionary of a run that trains a trial's setting on all training classes and scores the test classes."""
+        run = self.run(key=role, role=role, directory=str(self.trials / role), until=trial.best_epoch)
+        return {**trial.config, "val_share": 0.0, "run": run}
+
+    def scored(self, roles: list[str]) -> dict[str, dict[str, Any]]:
+        """The measures of the runs that have scored the test classes."""
+        from trainables.divide_and_conquer import RESULT_FILE
+
+        found = {}
+        for role in roles:
+            try:
+                found[role] = read_sealed(self.trials / role / RESULT_FILE)
+            except TornFileError:
+                continue
+        return found
+
+
+def writable(directory: Path) -> Path:
+    """An output directory, made and absolute.
+
+    Raises:
+        SettingError: if it cannot be written.
+    """
+    directory = directory.expanduser().absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingError(f"--output-dir {directory}: cannot be written ({error.strerror}); choose another") from None
+    return directory
+
+
+def seconds(flag: str, text: str | None) -> float | None:
+    """Seconds of such as 90s, 30m, 10h; None for None.
+
+    Raises:
+        SettingError: if it is no duration.
+    """
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    try:
+        value = float(text[:-1]) * (unit or 0)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise SettingError(f"{flag} {text}: must be a number and a unit, such as 90s, 30m or 10h; give one")
+    return value

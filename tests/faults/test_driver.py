@@ -1,0 +1,101 @@
+"""The process of a search is killed, or asked to stop."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+
+def test_sigkill_loses_no_epoch_and_repeats_no_trial(scene):
+    """Killed twice at random moments and resumed, a search with real training ends as if nothing had been."""
+    process = scene.start("--num-samples", 4, "--scheduler", "none")
+    scene.wait_for("epoch 1", process)
+    for _ in range(2):
+        time.sleep(random.Random(1).uniform(0.5, 2.0))
+        reported = {line.split(":")[0] for line in process.log.read_text().splitlines() if line.startswith("trial ")}
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        saved = set(scene.trained())
+        process = scene.start("--resume", "s", new=False)
+        scene.wait_for("epoch", process)
+        assert {f"{line.split()[1]} {line.split()[3]}" for line in reported} <= saved
+    assert process.wait(200) == 0, process.log.read_text()
+    scene.assert_sound(4)
+    # An epoch that was being trained when its process was killed is trained again, no other.
+    repeated = [epoch for epoch, times in Counter(scene.trained()).items() if times > 1]
+    assert repeated == []
+    assert set(scene.states().values()) == {"COMPLETE"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order_and_it_can_be_resumed(cheap, number):
+    """Within 30 seconds, with status 3; nothing is left running in MLflow or Optuna, or in memory."""
+    cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
+    process = cheap.start("--num-samples", 3)
+    cheap.wait_for("001 epoch 2", process)
+    started = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(60) == 3
+    assert time.monotonic() - started < 30
+    said = process.log.read_text()
+    assert f"interrupted: {number.name}" in said
+    assert "--resume s" in said
+    runs = cheap.runs()
+    assert {run.info.status for run in runs.values()} == {"KILLED"}
+    assert runs["s"].data.tags["dcml.state"] == "interrupted"
+    assert "RUNNING" not in cheap.states().values()
+    status, said = cheap.resume()
+    assert status == 0, said
+    cheap.assert_sound(3)
+
+
+def test_a_killed_final_scores_no_test_class_twice(cheap):
+    """Killed while the winner is retrained: the run that had scored is not scored again."""
+    cheap.faults({"trial": "final", "epoch": 3, "kind": "hang"})
+    process = cheap.start("--num-samples", 2, "--final", "best", "--max-concurrent", 2)
+    cheap.wait_for("untrained epoch 0", process)
+    cheap.wait_for("final epoch 3", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    scored = (cheap.output / "s" / "trials" / "untrained" / "result.json").stat().st_mtime_ns
+    status, said = cheap.resume()
+    assert status == 0, said
+    assert (cheap.output / "s" / "trials" / "untrained" / "result.json").stat().st_mtime_ns == scored
+    assert "final epoch 4" in said
+    assert "untrained epoch" not in said
+    assert {run.info.status for run in cheap.runs().values()} == {"FINISHED"}
+    assert [step for step, _ in cheap.curve("s/final", "test/recall_at_1")] == [4]
+
+
+def test_what_a_killed_search_left_running_is_ended_by_the_next_command(cheap):
+    """Without a resume, too: listing the searches is enough; a search that still runs is left alone."""
+    cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
+    process = cheap.start("--num-samples", 2)
+    cheap.wait_for("001 epoch 2", process)
+    status, said = cheap.search("--resume", new=False)
+    assert (status, "s: running" in said) == (0, True)
+    assert "RUNNING" in {run.info.status for run in cheap.runs().values()}
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    status, said = cheap.search("--resume", new=False)
+    assert (status, "s: interrupted" in said) == (0, True)
+    assert {run.info.status for run in cheap.runs().values()} == {"KILLED"}
+    assert os.listdir(cheap.output / "s" / "trials") != []
+
+
+def test_the_time_budget_is_that_of_all_processes(cheap):
+    """What an earlier process used is gone; a search that used up its budget is whole."""
+    cheap.environment["DCML_TEST_PAUSE"] = "1"
+    process = cheap.start("--num-samples", 50, "--time-budget", "25s")
+    cheap.wait_for("epoch 2", process)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    started = time.monotonic()
+    status, said = cheap.resume()
+    assert status == 0, said
+    assert "the time budget was used up" in said
+    assert time.monotonic() - started < 60
+    assert len(cheap.states()) < 50

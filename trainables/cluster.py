@@ -1,0 +1,73 @@
+"""Ray: a local cluster of one's own, or a running one that is joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcml_tune.config import SettingError
+from dcml_tune.interruption import signals_wait
+
+
+def connect(address: str | None) -> str:
+    """Start a local Ray cluster, or join a running one; returns the address of its dashboard, if it has one.
+
+    Raises:
+        SettingError: if no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ray's own logs of results are not needed, and end a search when they cannot be written; signals are ours.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise SettingError(f"--ray-address {address}: nothing answers ({error}); is the cluster up?") from None
+    if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": True}
+    try:
+        with signals_wait(), _same_handler(signal.SIGTERM):
+            context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is None:
+            raise
+        raise SettingError(
+            f"--ray-address {address}: no Ray cluster lets us in there ({str(error).splitlines()[0]}); check the "
+            "address, and RAY_AUTH_MODE (token or disabled) and the token of that cluster, or leave the flag out"
+        ) from None
+    return str(context.dashboard_url or "")
+
+
+@contextmanager
+def _same_handler(number: int) -> Iterator[None]:
+    """Ray sets a handler of its own, which exits in the middle of things."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+
+
+def cluster_size() -> tuple[int, int]:
+    """CPU cores and GPUs of the cluster that was joined."""
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+def _has_token() -> bool:
+    default = Path.home() / ".ray" / "auth_token"
+    return "RAY_AUTH_TOKEN" in os.environ or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default)).is_file()

@@ -1,0 +1,69 @@
+"""A stage of a search, run by Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+
+from dcml_tune.interruption import signals_wait
+from dcml_tune.resources import Shares
+from trainables.divide_and_conquer import RUN, DivideAndConquer, whole
+
+RETRIES = 2
+"""How often a trial is tried again whose process died, hung, or raised."""
+
+
+def fit(
+    trainable: type[DivideAndConquer],
+    *,
+    shares: Shares,
+    directory: Path,
+    callbacks: list[Callback],
+    param_space: dict[str, Any] | None = None,
+    **tuning: Any,
+) -> None:
+    """Run the trials of a stage to their end.
+
+    Trials keep their own state (`Run.directory`), so Ray keeps no checkpoints, and its snapshots are not used.
+
+    Args:
+        trainable: DivideAndConquer or a subclass.
+        shares: what each trial gets.
+        directory: for Ray's files; a new one for each call.
+        callbacks: of the driver.
+        param_space: of Ray, where no searcher is given.
+        tuning: more of Ray's TuneConfig.
+    """
+
+    class Trial(trainable):  # type: ignore[misc, valid-type]
+        @classmethod
+        def default_resource_request(cls, config: dict[str, Any]) -> Any:
+            return PlacementGroupFactory([{"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}])
+
+    Trial.__name__ = Trial.__qualname__ = "DivideAndConquer"
+    tuner = Tuner(
+        Trial,
+        param_space=param_space,
+        tune_config=TuneConfig(
+            max_concurrent_trials=shares.concurrent or None,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+            **tuning,
+        ),
+        run_config=RunConfig(
+            name=directory.name,
+            storage_path=str(directory.parent),
+            callbacks=callbacks,
+            verbose=0,
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            failure_config=FailureConfig(max_failures=RETRIES),
+        ),
+    )
+    with signals_wait():
+        tuner.fit()
+
+
+def _name(trial: Any) -> str:
+    return str(whole(trial.config)[RUN]["key"])
