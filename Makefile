@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ARGS ?=
 
-.PHONY: venv search test lint test-slow bench
+.PHONY: venv search test lint test-slow test-faults soak bench
 venv: $(READY)
 
 # Installed again only when what is to be installed has changed.
@@ -29,6 +29,13 @@ lint: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Each fault that a long search meets, with the real parts: about 20 minutes on 2 cores.
+test-faults: $(READY)
+	$(BIN)/python -m pytest tests/faults -m ""
+
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/epoch.py

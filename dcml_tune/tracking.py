@@ -62,6 +62,7 @@ Record = dict[str, Any]
 P = ParamSpec("P")
 
 _THREAD = "dcml-tracking"
+_LAST_CHANCE_S = 5.0  # for a server that is away when the search ends
 _LINGER_S = 0.2  # records of so long are sent together
 _BACK_OFF_S = (0.5, 30.0)  # between tries while the server is away: the first wait, doubled up to the last
 _TRIES_IF_UNCLEAR = 3  # of a record that fails for a reason that may or may not pass
@@ -277,13 +278,20 @@ class Tracker:
         return self._spool.states.get(_safe_key(key))
 
     def close(self, timeout: float = 60.0) -> int:
-        """Wait at most `timeout` seconds for the delivery; returns how many records are left on disk."""
+        """Wait at most `timeout` seconds for the delivery; returns how many records are left on disk.
+
+        A server that is away already gets a few seconds to come back.
+        """
         lost = self._spool.write_held()
         if lost:
             log.error("tracking: %d records could not be written to %s, and are lost", lost, self._spool.path)
         self._closing.set()
         self._wake.set()
-        self._thread.join(timeout)
+        begun = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - begun < timeout:
+            self._thread.join(0.1)
+            if self._delivery.is_away and time.monotonic() - begun > _LAST_CHANCE_S:
+                break
         self._stop.set()
         return self._delivery.left()
 
@@ -723,7 +731,7 @@ class _Delivery:
         self.runs: dict[str, str] = {}
         self._client: Any = None
         self._lock = FileLock(directory / "delivery.lock")
-        self._away = False
+        self.is_away = False
         self._tries: dict[int, int] = {}
         self._rejected: set[tuple[str, str]] = set()
         self._torn: set[int] = set()
@@ -750,18 +758,18 @@ class _Delivery:
         except Timeout:
             return False  # another process delivers this spool
         except Exception as error:
-            if not self._away:
+            if not self.is_away:
                 log.warning(
                     "tracking: %s takes no records (%s); they wait in %s",
                     redact(self.uri),
                     _short(error),
                     self.directory,
                 )
-            self._away = True
+            self.is_away = True
             return False
-        if self._away:
+        if self.is_away:
             log.warning("tracking: %s takes records again", redact(self.uri))
-        self._away = False
+        self.is_away = False
         return True
 
     def left(self) -> int:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import Parser, add_settings, given_settings, run_command
 from dcml_tune.config import TrialConfig
+from dcml_tune.interruption import SearchStopped, stopped_by_signals
 from dcml_tune.plan import writable
 from dcml_tune.record import refuse_existing
+
+if TYPE_CHECKING:
+    from dcml_tune.tracking import Tracker
+    from dcml_tune.trainer import Trainer
 
 
 def parser() -> Parser:
@@ -32,7 +37,6 @@ def main(argv: list[str]) -> int:
     output = writable(Path(arguments.output_dir))
     name = arguments.name or f"train-{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     refuse_existing(output / name)
-    from dcml_tune.model import best_model
     from dcml_tune.tracking import Tracker, absolute_uri, environment_tags
     from dcml_tune.trainer import NonFiniteLossError, Trainer, TrialData
 
@@ -51,27 +55,39 @@ def main(argv: list[str]) -> int:
     tracker.start(name, name=name, role="train", params=config.model_dump(), tags=tags)
     if trainer.data.validation is not None:
         tracker.metrics(name, 0, trainer.untrained())
-    reason, measures = None, {}
+    status, reason = "FINISHED", None
     try:
-        while trainer.epoch < config.nb_epochs:
-            measures = trainer.run_epoch()
-            tracker.metrics(name, trainer.epoch, measures)
-            trainer.save(output / name / "checkpoint")
-            print(f"epoch {trainer.epoch}/{config.nb_epochs}: {_line(measures)}", flush=True)
-        if arguments.score_test:
-            measures |= (test := trainer.test())
-            tracker.metrics(name, trainer.epoch, test)
-            print(_line(test))
-        best = best_model(output / name / "checkpoint")
-        assert best is not None
-        tracker.model(name, best, name="train", step=trainer.epoch, metrics=measures)
-        print(f"checkpoint: {best}")
+        with stopped_by_signals():
+            _train(trainer, tracker, output / name / "checkpoint", name, score_test=arguments.score_test)
     except NonFiniteLossError as error:
-        reason = str(error)
-        print(f"failed: {reason}", file=sys.stderr)
-    tracker.end(name, "FAILED" if reason else "FINISHED", reason=reason)
-    tracker.close()
+        status, reason = "FAILED", str(error)
+    except SearchStopped as stop:
+        status, reason = "KILLED", str(stop)
+    if reason:
+        print(f"{status.lower()}: {reason}", file=sys.stderr)
+    tracker.end(name, status, reason=reason)
+    tracker.close(10.0 if reason else 60.0)
     return 3 if reason else 0
+
+
+def _train(trainer: Trainer, tracker: Tracker, checkpoint: Path, name: str, *, score_test: bool) -> None:
+    """Run all epochs, save after each, and keep the best model."""
+    from dcml_tune.model import best_model
+
+    measures: dict[str, float] = {}
+    while trainer.epoch < trainer.config.nb_epochs:
+        measures = trainer.run_epoch()
+        tracker.metrics(name, trainer.epoch, measures)
+        trainer.save(checkpoint)
+        print(f"epoch {trainer.epoch}/{trainer.config.nb_epochs}: {_line(measures)}", flush=True)
+    if score_test:
+        measures |= (test := trainer.test())
+        tracker.metrics(name, trainer.epoch, test)
+        print(_line(test))
+    best = best_model(checkpoint)
+    assert best is not None
+    tracker.model(name, best, name="train", step=trainer.epoch, metrics=measures)
+    print(f"checkpoint: {best}")
 
 
 def _line(measures: dict[str, Any]) -> str:

@@ -31,10 +31,12 @@ def connect(address: str | None) -> str:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except OSError as error:
             raise SettingError(f"--ray-address {address}: nothing answers ({error}); is the cluster up?") from None
+    import ray
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
     if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
-    import ray
-
+        Config.initialize("")  # it has read its environment when it was imported
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": True}
     try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 from ray import tune
 
 from dcml_tune.checkpoint import CheckpointError
@@ -17,6 +16,7 @@ from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.files import CANNOT_WRITE, TornFileError, read_sealed, write_sealed
 from dcml_tune.resources import cap_gpu_memory, set_threads
 from dcml_tune.trainer import NonFiniteLossError, Trainer
+from trainables.ownership import take
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ NOTE = "note"
 
 RESULT_FILE = "result.json"
 """What a run that scored the test classes leaves, so that they are not scored again."""
-
-_LOCK_S = 90.0  # until the process that had a trial before, and was killed, is gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,17 +189,13 @@ class DivideAndConquer(tune.Trainable):
         return {self.run.metric: 0.0, f"{self.run.metric}_best": 0.0}
 
     def _take(self, directory: Path) -> None:
-        """Hold the trial's directory: a process that had the trial before may be on its way out."""
+        """Be the only process that writes into the trial's directory."""
         if not directory.parent.is_dir():
             raise FileNotFoundError(
                 f"{directory.parent} is not there on this node: --output-dir must lie on storage that all nodes share"
             )
         directory.mkdir(exist_ok=True)
-        self._lock = FileLock(directory / "lock")
-        try:
-            self._lock.acquire(timeout=_LOCK_S)
-        except Timeout:
-            raise TimeoutError(f"{directory}: another process still trains this trial; end it") from None
+        self._lock = take(directory)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the trainer's state, and its best model so far (for users of Ray's own checkpoints)."""

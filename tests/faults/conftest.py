@@ -19,6 +19,13 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+def pytest_collection_modifyitems(items):
+    """A few of the faults are part of every test run, all of them of `make test-faults`."""
+    for item in items:
+        if HERE in Path(item.fspath).parents and item.get_closest_marker("fast") is None:
+            item.add_marker(pytest.mark.fault)
+
+
 class Scene:
     """A place where searches run, with faults, and what they leave there."""
 

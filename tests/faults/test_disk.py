@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Runs in the namespace: the arguments are a step of the scenario each.
 SCENARIO = """
 import os, shutil, subprocess, sys, time
@@ -85,6 +87,7 @@ def test_a_full_disk_stops_the_search_before_anything_is_torn(scene):
     assert_complete(scene)
 
 
+@pytest.mark.fast
 def test_a_trial_that_cannot_save_stops_the_search(scene):
     """Whatever the system's reason: the trial does not fail, its epoch is not reported, and a resume trains it again."""
     scene.faults({"trial": "001", "epoch": 2, "kind": "no room"})
