@@ -290,7 +290,7 @@ class Tracker:
         begun = time.monotonic()
         while self._thread.is_alive() and time.monotonic() - begun < timeout:
             self._thread.join(0.1)
-            if self._delivery.is_away and time.monotonic() - begun > _LAST_CHANCE_S:
+            if self._delivery.failed_at > begun + _LAST_CHANCE_S:
                 break
         self._stop.set()
         return self._delivery.left()
@@ -731,7 +731,8 @@ class _Delivery:
         self.runs: dict[str, str] = {}
         self._client: Any = None
         self._lock = FileLock(directory / "delivery.lock")
-        self.is_away = False
+        self._away = False
+        self.failed_at = -math.inf
         self._tries: dict[int, int] = {}
         self._rejected: set[tuple[str, str]] = set()
         self._torn: set[int] = set()
@@ -758,18 +759,19 @@ class _Delivery:
         except Timeout:
             return False  # another process delivers this spool
         except Exception as error:
-            if not self.is_away:
+            if not self._away:
                 log.warning(
                     "tracking: %s takes no records (%s); they wait in %s",
                     redact(self.uri),
                     _short(error),
                     self.directory,
                 )
-            self.is_away = True
+            self._away = True
+            self.failed_at = time.monotonic()
             return False
-        if self.is_away:
+        if self._away:
             log.warning("tracking: %s takes records again", redact(self.uri))
-        self.is_away = False
+        self._away = False
         return True
 
     def left(self) -> int:

@@ -652,6 +652,7 @@ def test_a_server_may_be_away_at_the_start_and_go_away_in_the_middle(server, exp
     assert tracker._delivery.left() == 12
 
     server.start()
+    wait_until(server.answers)
     assert tracker.close() == 0
     assert caplog.text.count("takes no records") == caplog.text.count("takes records again") == 2
     found = runs(server.uri, experiment)
@@ -665,6 +666,15 @@ def test_a_server_may_be_away_at_the_start_and_go_away_in_the_middle(server, exp
     assert "http://***@" in sent
     assert "metrics failed" in caplog.text
     assert "s3cret" not in caplog.text + stored + sent
+
+
+def test_a_server_that_stays_away_does_not_hold_up_the_end(server, experiment, tmp_path):
+    """It gets a few seconds to come back, not the whole time that a delivery may take."""
+    tracker = Tracker(server.uri, experiment, directory=tmp_path / "spool")
+    tracker.start("s", name="s", role="search")
+    begun = time.monotonic()
+    assert tracker.close(60.0) == 1
+    assert time.monotonic() - begun < 30
 
 
 def test_what_waits_is_delivered_to_an_address_with_a_password(running, store, experiment, tmp_path):
