@@ -288,7 +288,8 @@ class _Search:
         ray.shutdown()
         if self.progress is not None:
             self.progress.interrupt(reason)
-        self.plan.suspend()
+        with suppress(Exception):  # a full disk: the next process does it first of all
+            self.plan.suspend()
         self.tracker.end(self.plan.name, "INTERRUPTED", reason=reason)
         left = self.tracker.close(_DELIVER_S["interrupted"])
         with suppress(OSError):  # a full disk: a status of running with a free lock says the same

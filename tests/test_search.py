@@ -70,7 +70,12 @@ def test_search_ends_to_end(folder, tmp_path):
 
 
 def test_a_search_never_opens_a_test_image(folder, tmp_path):
-    """With test images that nothing can decode a search runs well; the other searcher and no scheduler are taken."""
+    """With test images that nothing can decode a search runs well; a space of one's own, another searcher are taken."""
+    space = tmp_path / "my_space.py"
+    space.write_text(
+        "from search_spaces import Float\nfrom search_spaces.folder import SPACE as FOLDER\n"
+        "SPACE = FOLDER.widened(base_lr=Float(1e-5, 1e-3, log=True))\n"
+    )
     source = tmp_path / "images"
     shutil.copytree(folder, source)
     for directory in sorted(source.iterdir())[16:]:
@@ -79,12 +84,14 @@ def test_a_search_never_opens_a_test_image(folder, tmp_path):
     done = command(
         "folder", "--dataset-dir", source, "--num-samples", 2, "--name", "s", "--output-dir", tmp_path / "runs", *TINY,
         "--final", "none", "--searcher", "random", "--scheduler", "none", "--max-concurrent", 1, "--time-budget", "10m",
+        "--space", space,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "1 at once" in done.stdout
     assert "test, " not in done.stdout
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'runs' / 's' / 'optuna.db'}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    assert all(1e-5 <= trial.params["base_lr"] <= 1e-3 for trial in study.trials)
 
 
 def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):

@@ -224,7 +224,7 @@ class Progress(Callback):
         run, settings = config[RUN], {name: value for name, value in config.items() if name != RUN}
         row = self.rows.setdefault(run["key"], {"epoch": 0, "best": None, "last": None})
         if row.get("state") == "again":
-            row["state"] = "running"
+            row |= {"state": "running", "reason": None}
             return
         full = TrialConfig(**settings)
         epochs = 0 if run["role"] == "untrained" else run["until"] or full.nb_epochs
