@@ -1,9 +1,11 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import mlflow
@@ -11,6 +13,7 @@ import optuna
 import pytest
 
 HERE = Path(__file__).parent
+REPORT = re.compile(r"^trial (\d+) epoch (\d+):", re.MULTILINE)
 
 SETTINGS = [
     "--train-classes", "16", "--weights", "none", "--sz-resize", "32", "--sz-crop", "32", "--sz-embedding", "16",
@@ -104,6 +107,13 @@ class Scene:
     def trained(self):
         """Each epoch that was trained, as often as it was."""
         return (self.directory / "trained.txt").read_text().split("\n")[:-1]
+
+    def lost(self):
+        """Epochs that a process had reported and a later one trained again; one that was in flight may be."""
+        times = Counter(self.trained())
+        reports = [set(REPORT.findall(process.log.read_text())) for process in self.processes]
+        reporters = Counter(f"{key} {epoch}" for found in reports for key, epoch in found)
+        return sorted(epoch for epoch in times if times[epoch] > 1 and reporters[epoch] > 1)
 
     def assert_sound(self, trials, name="s", epochs=4, uri=None):
         """Nothing is lost, doubled, or left running: each trial has one run, with each of its epochs once."""
