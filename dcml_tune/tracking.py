@@ -296,8 +296,8 @@ class Tracker:
         return self._delivery.left()
 
     def run_id(self, key: str) -> str | None:
-        """MLflow's id of a run, once it was delivered."""
-        return self._delivery.runs.get(_safe_key(key))
+        """MLflow's id of a run, once it was delivered; that of an earlier process is asked for, if MLflow answers."""
+        return self._delivery.run_id(_safe_key(key))
 
     @property
     def experiment_id(self) -> str | None:
@@ -773,6 +773,15 @@ class _Delivery:
             log.warning("tracking: %s takes records again", redact(self.uri))
         self._away = False
         return True
+
+    def run_id(self, key: str) -> str | None:
+        """MLflow's id of a run; None if it has none, or is away."""
+        if key not in self.runs and self._client is not None and not self._away:
+            try:
+                self._find(key)
+            except Exception as error:
+                log.debug("tracking: %s was not found: %s", key, _short(error))
+        return self.runs.get(key)
 
     def left(self) -> int:
         """How many records wait."""
