@@ -186,8 +186,8 @@ class _Search:
         missing += self.unscored
         whole = best is not None and not failed and not missing
         reason = None if whole else f"failed: {', '.join(failed) or 'none'}; missing: {', '.join(missing) or 'none'}"
-        self.record.update(status="finished" if whole or not missing else "partial", reason=reason)
         self.tracker.end(plan.name, "FINISHED" if best is not None else "FAILED", reason=reason)
+        self.record.update(status="finished" if whole or not missing else "partial", reason=reason)
         left = self.tracker.close(_DELIVER_S["end"])
         self._say_end(trials, best, final)
         self._say_left(left)

@@ -25,6 +25,7 @@ def connect(address: str | None) -> str:
     # Ray's own logs of results are not needed, and end a search when they cannot be written; signals are ours.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # we say it in a line, and keep the text
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():  # Ray itself would try for minutes
         try:
