@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,7 +82,7 @@ def scheduler(name: SchedulerName, *, metric: str, epochs: int, ended: Curves, r
     makers: dict[str, Callable[[], Any]] = {
         "asha": lambda: Asha(**common, max_t=epochs, reduction_factor=2),
         # A trial is never paused for others: it would only wait for what it is going to do anyway.
-        "median": lambda: Median(**common, min_time_slice=sys.maxsize),
+        "median": lambda: Median(**common, min_time_slice=math.inf),  # type: ignore[arg-type]
         "none": FIFOScheduler,
     }
     made: TrialScheduler = makers[name]()
