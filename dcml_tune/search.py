@@ -142,6 +142,8 @@ class _Search:
         self.plan, self.trainable = plan, trainable or DivideAndConquer
         self.progress: Progress | None = None
         self.stages = 0
+        self.started: float | None = None
+        self.before = 0.0
         self.unscored: list[str] = []
 
     def run(self) -> int:
@@ -156,6 +158,7 @@ class _Search:
         if dashboard:
             print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)", flush=True)
         self.record = plan.begin()
+        self.before = self.record.state.elapsed_s
         self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
         self.tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=self.tags)
@@ -207,6 +210,7 @@ class _Search:
                 time_budget_s=seconds,
             )
         self._report(progress)
+        self.before, self.started = self._elapsed(), None
 
     def _progress(self, stage: str, planned: int, **more: Any) -> Progress:
         from trainables.callbacks import Progress
@@ -214,7 +218,7 @@ class _Search:
         plan = self.plan
         self.guard = plan.guard()
         if stage == "trials":
-            self.started, self.before = time.time(), self.record.state.elapsed_s
+            self.started = time.time()
             more |= {"trials": plan.trials, "untrained": self.record.state.untrained, "on_report": self._report}
         return Progress(
             self.tracker,
@@ -233,12 +237,16 @@ class _Search:
     def _report(self, progress: Progress) -> None:
         """Write down how far the search is."""
         self.record.update(
-            elapsed_s=self.before + time.time() - self.started,
+            elapsed_s=self._elapsed(),
             ended=progress.ended,
             planned=self.plan.planned,
             best=progress.best,
             untrained=progress.untrained,
         )
+
+    def _elapsed(self) -> float:
+        """Seconds that trials were running, in this process and earlier ones."""
+        return self.before + (0.0 if self.started is None else time.time() - self.started)
 
     def _fit(self, progress: Progress, **tuning: Any) -> None:
         from trainables.stages import fit
@@ -293,7 +301,7 @@ class _Search:
         self.tracker.end(self.plan.name, "INTERRUPTED", reason=reason)
         left = self.tracker.close(_DELIVER_S["interrupted"])
         with suppress(OSError):  # a full disk: a status of running with a free lock says the same
-            self.record.update(status="interrupted", reason=reason)
+            self.record.update(status="interrupted", reason=reason, elapsed_s=self._elapsed())
         print(f"\ninterrupted: {reason}\nnothing is lost; go on with:\n  {_resume(self.record)}", file=sys.stderr)
         self._say_left(left)
         return PARTIAL
