@@ -185,8 +185,8 @@ class _Search:
                 ray.shutdown()
         failed = [trial.key for trial in trials if trial.state == "failed"]
         cut = plan.deadline is not None and time.time() >= plan.deadline
-        missing = [] if cut else ["trials"] * (len([t for t in trials if t.has_ended]) < plan.planned)
-        missing += self.unscored
+        ended = sum(trial.has_ended for trial in trials)
+        missing = [*([] if cut or ended == plan.planned else [f"{plan.planned - ended} trials"]), *self.unscored]
         whole = best is not None and not failed and not missing
         reason = None if whole else f"failed: {', '.join(failed) or 'none'}; missing: {', '.join(missing) or 'none'}"
         self.tracker.end(plan.name, "FINISHED" if best is not None else "FAILED", reason=reason)
