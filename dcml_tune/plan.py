@@ -335,6 +335,10 @@ class Plan:
         self.deadline = time.time() + left
         return left
 
+    def is_over(self) -> bool:
+        """Whether the time budget is used up."""
+        return self.deadline is not None and time.time() >= self.deadline
+
     def run(self, **changes: Any) -> dict[str, Any]:
         """The `run` entry of a trial's dictionary."""
         from trainables import Run

@@ -144,6 +144,7 @@ class _Search:
         self.stages = 0
         self.started: float | None = None
         self.before = 0.0
+        self.cut = False
         self.unscored: list[str] = []
 
     def run(self) -> int:
@@ -184,9 +185,8 @@ class _Search:
             with signals_wait():
                 ray.shutdown()
         failed = [trial.key for trial in trials if trial.state == "failed"]
-        cut = plan.deadline is not None and time.time() >= plan.deadline
         ended = sum(trial.has_ended for trial in trials)
-        missing = [*([] if cut or ended == plan.planned else [f"{plan.planned - ended} trials"]), *self.unscored]
+        missing = [*([] if self.cut or ended == plan.planned else [f"{plan.planned - ended} trials"]), *self.unscored]
         whole = best is not None and not failed and not missing
         reason = None if whole else f"failed: {', '.join(failed) or 'none'}; missing: {', '.join(missing) or 'none'}"
         self.tracker.end(plan.name, "FINISHED" if best is not None else "FAILED", reason=reason)
@@ -209,6 +209,12 @@ class _Search:
                 num_samples=left,
                 time_budget_s=seconds,
             )
+        self.cut = plan.is_over()
+        if self.cut:
+            from trainables.callbacks import CUT_SHORT
+
+            searcher.cut_short(CUT_SHORT)
+            progress.settle([trial for trial in searcher.known() if trial.reason == CUT_SHORT], plan.trials)
         self._report(progress)
         self.before, self.started = self._elapsed(), None
 

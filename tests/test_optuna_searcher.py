@@ -102,6 +102,18 @@ def test_what_was_running_goes_on_first_with_its_settings(make):
     assert again.known()[1].curve == {2: 0.3, 6: 0.6}
 
 
+def test_what_has_no_time_left_ends_as_pruned(make):
+    """With its best value and the reason; a trial that has none waits on."""
+    searcher = make()
+    for name in "ab":
+        searcher.suggest(name)
+    searcher.on_trial_result("a", result(0.3, epoch=2))
+    searcher.cut_short("no time")
+    first, second = searcher.known()
+    assert (first.state, first.best, first.reason) == ("pruned", 0.3, "no time")
+    assert (second.state, second.reason) == ("interrupted", None)
+
+
 def test_a_damaged_study_comes_from_its_copy(make, tmp_path, caplog):
     """The copy knows every trial that was launched or has ended; without it the damage is refused, by name."""
     searcher = make()

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _MEASURES = ("val/", "test/", "train/", "clusters/", "phase/", "time/")
 _STATUS = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
+CUT_SHORT = "the time budget was used up"
 _LOOK_S = 2.0  # between two looks at the disk and at the clocks of the trials
 
 
@@ -137,8 +138,7 @@ class Progress(Callback):
         self.tags, self.planned, self.guard, self.keep_models = tags, planned, guard, keep_models
         self.deadline, self.on_report, self.on_failure = deadline, on_report, on_failure
         self.rows: dict[str, dict[str, Any]] = {each.key: _row(each) for each in known or []}
-        for each in known or []:
-            self._settle(each, trials)
+        self.settle(known or [], trials)
         self.best: float | None = max(
             (row["best"] for row in self.rows.values() if row["best"] is not None), default=None
         )
@@ -208,15 +208,19 @@ class Progress(Callback):
         """The tracker's key of a trial."""
         return f"{self.search}/{trial}"
 
-    def _settle(self, known: KnownTrial, trials: Path | None) -> None:
-        """Record the end of a trial that ended just before the earlier process did."""
-        row, key = self.rows[known.key], self.key(known.key)
-        if not known.has_ended or trials is None:
+    def settle(self, known: list[KnownTrial], trials: Path | None) -> None:
+        """Record the ends of trials that are not recorded yet: of an earlier process that ended just after them."""
+        for each in known:
+            if each.has_ended and trials is not None:
+                self._settle(each, trials / each.key)
+
+    def _settle(self, known: KnownTrial, directory: Path) -> None:
+        row, key = self.rows.setdefault(known.key, {}), self.key(known.key)
+        row |= _row(known)
+        if self.tracker.state(key) in _STATUS:
+            row["model"] = best_model(directory)
             return
-        if self.tracker.state(key) in ("done", "pruned", "failed"):
-            row["model"] = best_model(trials / known.key)
-            return
-        self._keep(key, row, trials / known.key, {f"{self.metric}_best": known.best} if known.best is not None else {})
+        self._keep(key, row, directory, {f"{self.metric}_best": known.best} if known.best is not None else {})
         self.tracker.end(key, _STATUS[known.state], reason=known.reason)
 
     def _start(self, trial: Any) -> None:
@@ -292,7 +296,7 @@ class Progress(Callback):
         done = result.get("done_all") or row["role"] != "trial"
         row |= {"state": "failed" if reason else "done" if done else "pruned", "reason": reason}
         if row["state"] == "pruned" and self.deadline is not None and time.time() >= self.deadline:
-            row["reason"] = "the time budget was used up"
+            row["reason"] = CUT_SHORT
         directory = whole(trial.config)[RUN]["directory"]
         if directory is not None:
             self._keep(key, row, Path(directory), result)

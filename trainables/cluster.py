@@ -6,17 +6,24 @@ import logging
 import os
 import signal
 import socket
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dcml_tune.config import SettingError
 from dcml_tune.interruption import signals_wait
 
+# Ray refuses a session whose sockets have paths of more than 107 bytes; this is what it leaves for their root.
+_LONGEST_ROOT = 24
+
 
 def connect(address: str | None) -> str:
     """Start a local Ray cluster, or join a running one; returns the address of its dashboard, if it has one.
+
+    A local cluster is for this user of this machine alone: see docs/security.md.
 
     Raises:
         SettingError: if no cluster answers at the address.
@@ -39,7 +46,10 @@ def connect(address: str | None) -> str:
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
         Config.initialize("")  # it has read its environment when it was imported
     logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": True}
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        _listen_on_loopback()
+        options = {"address": "local", "include_dashboard": True, "_temp_dir": _own_directory()}
     try:
         with signals_wait(), _same_handler(signal.SIGTERM):
             context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -51,6 +61,33 @@ def connect(address: str | None) -> str:
             "address, and RAY_AUTH_MODE (token or disabled) and the token of that cluster, or leave the flag out"
         ) from None
     return str(context.dashboard_url or "")
+
+
+def _listen_on_loopback() -> None:
+    """Have all of a local cluster listen on the loopback interface alone.
+
+    That is what Ray does on macOS and Windows; nothing but this variable, which it reads when it is imported, makes it
+    do so on Linux. With the value 1 other machines reach the cluster.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    os.environ.setdefault(name, "0")  # for the processes that Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[name].lower() in ("1", "true")
+
+
+def _own_directory() -> str:
+    """Where Ray keeps its session: Ray lets all users write there, so it lies where no other user may enter."""
+    root = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
+    if len(str(root)) > _LONGEST_ROOT:
+        root = Path("/tmp")
+    own = root / f"dcml-{os.getuid()}"
+    with suppress(FileExistsError):
+        own.mkdir(mode=0o700, parents=True)
+    found = own.lstat()
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700 or not stat.S_ISDIR(found.st_mode):
+        own = Path(tempfile.mkdtemp(prefix="dcml-", dir=root))  # the name is taken
+    return str(own / "ray")
 
 
 @contextmanager

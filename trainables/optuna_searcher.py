@@ -131,6 +131,15 @@ class OptunaSearcher(Searcher):
             self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         self._ids.clear()
 
+    def cut_short(self, reason: str) -> None:
+        """Nothing more is going to be run: a trial that has some epochs ends as pruned, with the reason."""
+        self.suspend()
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if trial.intermediate_values and _KEY in trial.user_attrs:
+                value = max(trial.intermediate_values.values())
+                self.study._storage.set_trial_user_attr(trial._trial_id, _REASON, reason)
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [value])
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The whole dictionary of a trial: published point, sampled settings, and how it is run.
 

@@ -1,56 +1,97 @@
-"""What a search shows to others: open ports, and passwords."""
+"""What a search shows to others: open ports, files of its processes, and passwords."""
 
 import re
 import signal
 import socket
+import urllib.error
+import urllib.request
+from ipaddress import ip_address
+from pathlib import Path
 
 import psutil
+import pytest
 
-# What Ray binds to all interfaces, whatever it is told; docs/security.md says what protects each.
-OPEN_IN_RAY = {"gcs_server", "raylet", "python", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE"}
+# Names of processes that may listen beyond the loopback interface, each with its reason in docs/security.md.
+BEYOND_LOOPBACK = set()
+
+RAY = {"gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+
+
+def tree(process):
+    root = psutil.Process(process.pid)
+    return [root, *root.children(recursive=True)]
 
 
 def listening(process):
-    """Name and address of each listening socket of a process tree; a worker's name is that of its class."""
+    """Name, address and port of each socket of a process tree that takes connections (or datagrams) from outside."""
     found = set()
-    for each in [process, *process.children(recursive=True)]:
+    for each in tree(process):
         try:
-            name = "ray::IDLE" if each.name().startswith("ray::Divide") else each.name()
-            found |= {(name, c.laddr.ip) for c in each.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+            name, sockets = each.name(), each.net_connections("inet")
         except psutil.NoSuchProcess:
             continue
+        found |= {
+            (name, each.laddr.ip.removeprefix("::ffff:"), each.laddr.port)
+            for each in sockets
+            if each.status == psutil.CONN_LISTEN or (each.type == socket.SOCK_DGRAM and not each.raddr)
+        }
     return found
 
 
-def test_only_what_the_document_names_listens_beyond_loopback(cheap):
-    """The dashboard does not; what does is Ray's own, and asks for a token."""
-    cheap.faults({"trial": "001", "epoch": 1, "kind": "hang"})
-    process = cheap.start("--num-samples", 2)
-    cheap.wait_for("001 epoch 1", process)
-    found = listening(psutil.Process(process.pid))
-    beyond = {name.split("-")[0] for name, address in found if address not in ("127.0.0.1", "::1")}
-    assert beyond <= OPEN_IN_RAY, found
-    port = re.search(r"Ray dashboard: http://127.0.0.1:(\d+) ", process.log.read_text())[1]
-    with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as dashboard:
-        dashboard.sendall(b"GET /api/v0/actors HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
-        assert b" 401 " in dashboard.recv(200)
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
+def session(process):
+    """The directory of the search's Ray session, as its processes were told."""
+    words = {word for each in tree(process) for word in each.cmdline() if word.startswith("--session-dir=")}
+    assert len(words) == 1, words
+    return Path(words.pop().removeprefix("--session-dir="))
 
 
-def test_a_password_is_written_nowhere(cheap):
-    """Not into a file of the search, not into its output; a resume asks for the address again, and takes it."""
+def answer(address):
+    try:
+        with urllib.request.urlopen(address, timeout=10) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture
+def hanging(cheap):
+    """A scene whose second trial hangs after an epoch: the search waits to be looked at."""
     cheap.faults({"trial": "001", "epoch": 1, "kind": "hang"})
-    address = "http://ann:geheim7@127.0.0.1:9"
-    process = cheap.start("--num-samples", 2, "--tracking-uri", address)
-    cheap.wait_for("001 epoch 1", process)
+    return cheap
+
+
+def test_nothing_listens_beyond_loopback_and_no_other_user_gets_in(hanging):
+    """Every port of its process tree is on the loopback interface; token and directories keep other users out."""
+    process = hanging.start("--num-samples", 2)
+    hanging.wait_for("001 epoch 1", process)
+    found = listening(process)
+    assert {name for name, _, _ in found} > RAY
+    beyond = {each for each in found if not ip_address(each[1]).is_loopback}
+    assert {name for name, _, _ in beyond} <= BEYOND_LOOPBACK, beyond
+    dashboard = re.search(r"Ray dashboard: (http://127.0.0.1:\d+) ", process.log.read_text())[1]
+    assert answer(f"{dashboard}/api/v0/actors") == 401
+    assert any(parent.stat().st_mode & 0o077 == 0 for parent in session(process).parents)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 3
-    status, said = cheap.resume()
+
+
+def test_a_password_is_written_nowhere(hanging):
+    """Not into a file of the search or of its Ray sessions, not into its output; a resume asks for it again."""
+    address = "http://ann:geheim7@127.0.0.1:9"
+    hanging.environment |= {"MLFLOW_TRACKING_USERNAME": "bob", "MLFLOW_TRACKING_PASSWORD": "geheim8"}
+    process = hanging.start("--num-samples", 2, "--tracking-uri", address)
+    hanging.wait_for("001 epoch 1", process)
+    sessions = session(process).parent
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 3
+    status, said = hanging.resume()
     assert (status, "its password is not stored" in said) == (2, True), said
-    status, said = cheap.resume("--tracking-uri", address)
+    status, said = hanging.resume("--tracking-uri", address)
     assert status == 0, said
     assert "records for MLflow wait" in said
-    files = [path for path in cheap.directory.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    assert [path for path in files if b"geheim7" in path.read_bytes()] == []
+    places = [hanging.directory, *(each for p in hanging.processes for each in sessions.glob(f"session_*_{p.pid}"))]
+    assert len(places) == 3
+    for place in places:
+        files = [path for path in place.rglob("*") if path.is_file()]
+        assert len(files) > 10
+        assert [path for path in files if re.search(b"geheim[78]", path.read_bytes())] == []
