@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,19 +205,26 @@ class _Search:
         if left > 0 and (seconds is None or seconds > 0):
             self._fit(
                 progress,
+                then=lambda: self._cut_short(searcher, progress),
                 search_alg=searcher,
                 scheduler=plan.scheduler(known),
                 num_samples=left,
                 time_budget_s=seconds,
             )
-        self.cut = plan.is_over()
-        if self.cut:
-            from trainables.callbacks import CUT_SHORT
-
-            searcher.cut_short(CUT_SHORT)
-            progress.settle([trial for trial in searcher.known() if trial.reason == CUT_SHORT], plan.trials)
+        else:
+            self._cut_short(searcher, progress)
+            progress.close()
         self._report(progress)
         self.before, self.started = self._elapsed(), None
+
+    def _cut_short(self, searcher: OptunaSearcher, progress: Progress) -> None:
+        """Trials that the end of the time budget left open end with what they had."""
+        from trainables.callbacks import CUT_SHORT
+
+        self.cut = self.plan.is_over()
+        if self.cut:
+            searcher.cut_short(CUT_SHORT)
+            progress.settle([trial for trial in searcher.known() if trial.reason == CUT_SHORT], self.plan.trials)
 
     def _progress(self, stage: str, planned: int, **more: Any) -> Progress:
         from trainables.callbacks import Progress
@@ -254,7 +262,7 @@ class _Search:
         """Seconds that trials were running, in this process and earlier ones."""
         return self.before + (0.0 if self.started is None else time.time() - self.started)
 
-    def _fit(self, progress: Progress, **tuning: Any) -> None:
+    def _fit(self, progress: Progress, *, then: Callable[[], None] = lambda: None, **tuning: Any) -> None:
         from trainables.stages import fit
 
         plan, self.progress = self.plan, progress
@@ -268,6 +276,7 @@ class _Search:
                 callbacks=[self.guard, progress],
                 **tuning,
             )
+            then()
         finally:
             progress.close()
 
