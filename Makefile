@@ -30,7 +30,7 @@ lint: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-# Each fault that a long search meets, with the real parts: about 20 minutes on 2 cores.
+# Each fault that a long search meets, with the real parts.
 test-faults: $(READY)
 	$(BIN)/python -m pytest tests/faults -m ""
 

@@ -79,7 +79,7 @@ def recluster(
     Raises:
         ValueError: as `kmeans`.
 
-    Source: docs/algorithm.md, "Epoch schedule", steps 1 to 4. The original matches with the inverse
+    Source: TPAMI 2021, algorithm 1. The original matches with the inverse
     permutation, which undoes the matching for more than two clusters.
     """
     if plan.nb_clusters == 1:

@@ -11,7 +11,7 @@ from dcml_tune.config import TrialConfig
 class EpochPlan:
     """What one epoch does. Nothing about the schedule needs saving.
 
-    Source: TPAMI 2021, algorithm 1 and section 3; the schedule is described in docs/algorithm.md.
+    Source: TPAMI 2021, algorithm 1 and section 3.
     """
 
     epoch: int
