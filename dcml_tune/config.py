@@ -41,6 +41,21 @@ def _never(value: Any) -> Any:
 
 Never = BeforeValidator(_never)
 
+# What the original calls some choices; its class names and ours mean the same.
+ORIGINAL_NAMES: dict[str, str] = {
+    "MarginLoss": "margin",
+    "KantorovMarginLoss": "kantorov_margin",
+    "TripletLoss": "triplet",
+    "TripletSemihardLoss": "triplet_semihard",
+    "TripletAllLoss": "triplet_all",
+    "NPairsLoss": "npairs",
+    "Adam": "adam",
+    "AdamW": "adamw",
+    "torch+sklearn": "sklearn",
+}
+
+Renamed = BeforeValidator(lambda value: ORIGINAL_NAMES.get(value, value) if isinstance(value, str) else value)
+
 
 class TrialConfig(BaseModel):
     """Every setting of one trial.
@@ -66,10 +81,19 @@ class TrialConfig(BaseModel):
     val_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     """Share of the training classes held out to compare trials; 0 holds none out. Not in the original,
     which compares on the test classes."""
+    protocol: Literal["held_out", "paper"] = "held_out"
+    """How epochs and trials are chosen: held_out, by training classes that are held out; or paper, as the original
+    does it: all training classes train, and the test classes are scored every epoch and decide (measures are then
+    named `paper/...`)."""
+    ratio_classes: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training classes that are used at all, the first ones in the data set's order. The original
+    shrinks the test classes, too; here they stay whole."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice of the held-out classes; the same for all trials of a search."""
     skip_unreadable: bool = False
     """Leave out image files that cannot be decoded, with a line that counts them, instead of stopping."""
+    allow_partial: bool = False
+    """Go on with a copy of a published data set whose counts are not the published ones, instead of stopping."""
     strict: bool = False
     """Refuse classes with a single image instead of leaving them out with a line that counts them."""
     image_store: Literal["full", "small"] = "full"
@@ -118,7 +142,7 @@ class TrialConfig(BaseModel):
     """Normalisation of each mask before they are summed for the full embedding."""
 
     # -- loss ------------------------------------------------------------------------------------------
-    criterion: Criterion = "margin"
+    criterion: Annotated[Criterion, Renamed] = "margin"
     """Metric loss."""
     margin: Annotated[float, Field(ge=0)] = 0.2
     """Margin of the margin and triplet losses, in units of Euclidean distance on the unit sphere."""
@@ -180,11 +204,11 @@ class TrialConfig(BaseModel):
     """When given, each clustering takes a fresh seed derived from it; else all take the same."""
     penultimate_for_clusters: bool = True
     """Cluster the penultimate features instead of the embedding."""
-    backend: Backend = "auto"
+    backend: Annotated[Backend, Renamed] = "auto"
     """Implementation of k-means; auto takes the fastest that works."""
 
     # -- optimiser -------------------------------------------------------------------------------------
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Annotated[Literal["adam", "adamw"], Renamed] = "adam"
     """Adam with coupled, or AdamW with decoupled weight decay."""
     base_lr: Annotated[float, Field(gt=0)] = 1e-5
     """Learning rate of the backbone."""
@@ -315,6 +339,11 @@ class TrialConfig(BaseModel):
         return 0 if self.hierarchy_method == "none" else self.mod_epoch * (self.nb_clusters.bit_length() - 1)
 
     @property
+    def held_out_share(self) -> float:
+        """Share of the training classes that are held out: `val_share`, and none with `protocol=paper`."""
+        return 0.0 if self.protocol == "paper" else self.val_share
+
+    @property
     def nonzero_loss_cutoff(self) -> float:
         """Distance beyond which a negative gives no margin loss, `beta + margin`."""
         return self.beta + self.margin
@@ -368,6 +397,8 @@ class TrialConfig(BaseModel):
                 self.nb_clusters == 1 and not self.freeze_without_division,
                 "nb_clusters=1 never freezes the backbone unless freeze_without_division=True",
             ),
+            (("val_share",), self.protocol == "paper", "protocol=paper holds no classes out"),
+            (("split_seed",), self.protocol == "paper" or self.val_share == 0, "no classes are held out"),
             (("mod_epoch",), self.nb_clusters == 1 and not self.freeze_without_division, "nb_clusters=1 never divides"),
         ]
         lines = [

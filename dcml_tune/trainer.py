@@ -88,7 +88,7 @@ class TrialData:
         )
         images = dataset.train.take(originals.kept)
         train, held_out = data.hold_out_rows(
-            images, share=config.val_share, seed=config.split_seed, gallery=dataset.tests[0].gallery is not None
+            images, share=config.held_out_share, seed=config.split_seed, gallery=dataset.tests[0].gallery is not None
         )
         labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
         trial = cls(
@@ -324,7 +324,7 @@ class Trainer:
             config.arch,
             config.weights,
             config.features_pooling,
-            config.val_share,
+            config.held_out_share,
             config.split_seed,
         )
         path = self.stores / f"untrained-{key}.json"
