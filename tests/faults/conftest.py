@@ -67,8 +67,15 @@ class Scene:
 
     def wait_for(self, text, process, seconds=90):
         """Wait until a process has said something."""
+        self._wait(lambda: text in process.log.read_text(), process, seconds)
+
+    def wait_for_hang(self, trial, process, seconds=90):
+        """Wait until a trial's step hangs, for which it has reported the epoch before."""
+        self._wait((self.directory / f"done-{trial}-hang-0").exists, process, seconds)
+
+    def _wait(self, happened, process, seconds):
         end = time.monotonic() + seconds
-        while text not in process.log.read_text():
+        while not happened():
             assert process.poll() is None, process.log.read_text()
             assert time.monotonic() < end, process.log.read_text()
             time.sleep(0.05)

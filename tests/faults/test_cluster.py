@@ -34,7 +34,7 @@ def test_a_search_on_a_running_cluster_is_resumed_on_it(cheap, cluster):
     """Its driver is killed: the cluster ends its trials, stays, and takes the resumed search."""
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
     process = cheap.start("--num-samples", 3, "--scheduler", "none", "--ray-address", cluster)
-    cheap.wait_for("001 epoch 2", process)
+    cheap.wait_for_hang("001", process)
     assert "no GPU, 2 cores" in process.log.read_text()
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -35,7 +35,7 @@ def test_a_signal_ends_it_in_order_and_it_can_be_resumed(cheap, number):
     """Within 30 seconds, with status 3; nothing is left running in MLflow or Optuna, or in memory."""
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
     process = cheap.start("--num-samples", 3)
-    cheap.wait_for("001 epoch 2", process)
+    cheap.wait_for_hang("001", process)
     started = time.monotonic()
     process.send_signal(number)
     assert process.wait(60) == 3
@@ -58,7 +58,7 @@ def test_a_killed_final_scores_no_test_class_twice(cheap):
     cheap.faults({"trial": "final", "epoch": 3, "kind": "hang"})
     process = cheap.start("--num-samples", 2, "--final", "best", "--max-concurrent", 2)
     cheap.wait_for("untrained epoch 0", process)
-    cheap.wait_for("final epoch 3", process)
+    cheap.wait_for_hang("final", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     scored = (cheap.output / "s" / "trials" / "untrained" / "result.json").stat().st_mtime_ns
@@ -75,7 +75,7 @@ def test_what_a_killed_search_left_running_is_ended_by_the_next_command(cheap):
     """Without a resume, too: listing the searches is enough; a search that still runs is left alone."""
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
     process = cheap.start("--num-samples", 2)
-    cheap.wait_for("001 epoch 2", process)
+    cheap.wait_for_hang("001", process)
     status, said = cheap.search("--resume", new=False)
     assert (status, "s: running" in said) == (0, True)
     assert "RUNNING" in {run.info.status for run in cheap.runs().values()}

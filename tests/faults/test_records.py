@@ -13,7 +13,7 @@ def interrupted(cheap):
     """A search that was interrupted after some epochs."""
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
     process = cheap.start("--num-samples", 3, "--scheduler", "none")
-    cheap.wait_for("001 epoch 2", process)
+    cheap.wait_for_hang("001", process)
     process.send_signal(signal.SIGTERM)
     process.wait()
     return cheap

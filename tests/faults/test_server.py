@@ -75,7 +75,7 @@ def test_a_server_that_is_gone_from_the_start_gets_all_at_the_next_resume(cheap,
     """The search runs, is stopped in time, and goes on; meanwhile the server has come."""
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
     process = cheap.start("--num-samples", 3, "--tracking-uri", server.uri, "--scheduler", "none")
-    cheap.wait_for("001 epoch 2", process, 120)
+    cheap.wait_for_hang("001", process, 120)
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 3

@@ -77,8 +77,8 @@ def test_a_torn_checkpoint_costs_its_trial_alone(scene):
     """Changed while the search was interrupted: named, and that trial starts again; each epoch is in MLflow once."""
     scene.faults({"trial": "000", "epoch": 2, "kind": "hang"}, {"trial": "001", "epoch": 3, "kind": "hang"})
     process = scene.start("--num-samples", 2, "--scheduler", "none")
-    scene.wait_for("000 epoch 2", process)
-    scene.wait_for("001 epoch 3", process)
+    scene.wait_for_hang("000", process)
+    scene.wait_for_hang("001", process)
     process.terminate()
     assert process.wait(60) == 3
     (weights,) = (scene.output / "s" / "trials" / "000").glob("trainer-*.safetensors")
