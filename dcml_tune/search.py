@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 WHOLE, PARTIAL = 0, 3
 """Exit status of a search that did all that was asked of it, and of one that did not."""
 
-_METRICS = ("val/recall_at_1", "val/map_at_r", "val/marp", "val/r_precision")
 _DELIVER_S = {"end": 60.0, "interrupted": 8.0}  # longest wait for MLflow
 
 
@@ -34,11 +33,12 @@ def parser() -> Parser:
         description="Search the divide-and-conquer settings of a data set. Trials are compared on held-out training "
         "classes; the winner is retrained on all of them, and the test classes are scored once.",
     )
-    made.add_argument("dataset", nargs="?", help="emoji (embedded) or folder; cub, cars, sop, inshop, vid come later")
+    made.add_argument("dataset", nargs="?", help="emoji (embedded), folder, cub, cars, sop, inshop or vid")
     made.add_argument("--num-samples", type=int, default=8, help="number of trials")
     made.add_argument("--searcher", choices=["optuna", "random"], default="optuna", help="TPE, or independent draws")
     made.add_argument("--scheduler", choices=["asha", "median", "none"], default="asha", help="how trials are pruned")
-    made.add_argument("--metric", choices=_METRICS, default=_METRICS[0], help="a trial's value is its best so far")
+    made.add_argument("--metric", help="by which trials are compared, each by its best so far: recall_at_1 (default), "
+                      "map_at_r, marp or r_precision, after `val/`, or after `paper/` with --protocol paper")  # fmt: skip
     made.add_argument("--gpus-per-trial", type=float, help="share of a GPU up to 1, or a whole number; default 1")
     made.add_argument("--max-concurrent", type=int, help="most trials at once; default: as many as fit")
     made.add_argument("--time-budget", help="stop the search after such as 30m or 10h")
@@ -163,6 +163,7 @@ class _Search:
         self.before = self.record.state.elapsed_s
         self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
         self.tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
+        self.tags |= {"dcml.protocol": plan.base.protocol}
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=self.tags)
         try:
             return self._stages()
@@ -181,7 +182,7 @@ class _Search:
             self._search(searcher)
             trials = searcher.known()
             best = winner(trials)
-            final = self._final(best, trials) if best is not None and plan.arguments.final == "best" else {}
+            final = self._final(best, trials) if best is not None and plan.scores_test else {}
         finally:
             with signals_wait():
                 ray.shutdown()
@@ -218,13 +219,14 @@ class _Search:
         self.before, self.started = self._elapsed(), None
 
     def _cut_short(self, searcher: OptunaSearcher, progress: Progress) -> None:
-        """Trials that the end of the time budget left open end with what they had."""
+        """Trials that the end of the time budget left open end with what they had, if they had anything."""
         from trainables.callbacks import CUT_SHORT
 
         self.cut = self.plan.is_over()
         if self.cut:
             searcher.cut_short(CUT_SHORT)
             progress.settle([trial for trial in searcher.known() if trial.reason == CUT_SHORT], self.plan.trials)
+            progress.interrupt(CUT_SHORT)  # those that had no epoch yet
 
     def _progress(self, stage: str, planned: int, **more: Any) -> Progress:
         from trainables.callbacks import Progress
@@ -237,7 +239,7 @@ class _Search:
         return Progress(
             self.tracker,
             search=plan.name,
-            metric=plan.arguments.metric,
+            metric=plan.metric,
             varied=list(plan.space.domains),
             tags=self.tags,
             planned=planned,
@@ -336,13 +338,13 @@ class _Search:
         if best is None or best.best is None:
             print("\nno trial came to an end; the reasons stand above")
             return
-        metric = plan.arguments.metric
+        metric = plan.metric
         full = sum(TrialConfig(**trial.config).nb_epochs for trial in trials)
         run = sum(max(trial.curve, default=0) for trial in trials)
         print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
               f"{run} of {full} epochs run)")  # fmt: skip
         print("  " + ", ".join(f"{name}={best.config[name]:.4g}" for name in plan.space.domains))
-        print(f"  {metric} {100 * best.best:.1f} % after epoch {best.best_epoch} (held-out training classes)")
+        print(f"  {metric} {100 * best.best:.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
         for role, measures in sorted(final.items()):
             recall, map_at_r = 100 * measures["test/recall_at_1"], 100 * measures["test/map_at_r"]
             print(f"  test, {role:9s}: recall@1 {recall:.1f} %, MAP@R {map_at_r:.1f} %")

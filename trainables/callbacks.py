@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dcml_tune.config import TrialConfig
+from dcml_tune.config import PAPER_LABEL, TrialConfig
 from dcml_tune.files import free_bytes, readable_size
 from dcml_tune.interruption import SearchStopped, raise_if_signalled
 from dcml_tune.model import best_model
@@ -27,7 +27,7 @@ from trainables.optuna_searcher import KnownTrial
 
 log = logging.getLogger(__name__)
 
-_MEASURES = ("val/", "test/", "train/", "clusters/", "phase/", "time/")
+_MEASURES = ("val/", "test", "paper", "train/", "clusters/", "phase/", "time/")
 _STATUS = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
 CUT_SHORT = "the time budget was used up"
 _LOOK_S = 2.0  # between two looks at the disk and at the clocks of the trials
@@ -190,10 +190,10 @@ class Progress(Callback):
         self._guarded(self._error, trial)
 
     def interrupt(self, reason: str) -> None:
-        """The search ends before its trials: their runs end, and a resume takes them up again."""
+        """The search ends before its trials: their runs end; a resume, or an extension, takes them up again."""
         for key, row in self.rows.items():
             if row["state"] in ("running", "again"):
-                row["state"] = "interrupted"
+                row |= {"state": "interrupted", "reason": reason}
                 self.tracker.end(self.key(key), "INTERRUPTED", reason=reason)
 
     def close(self) -> None:
@@ -311,7 +311,7 @@ class Progress(Callback):
         best = best_model(directory)
         if best is None or row["state"] == "failed":
             return
-        measures = {n: v for n, v in result.items() if n.startswith(("val/", "test/"))}
+        measures = {n: v for n, v in result.items() if n.startswith(("val/", "test", "paper"))}
         name = f"{row['role']}-{key.rpartition('/')[2]}"
         self.tracker.model(key, best, name=name, step=row["epoch"], metrics=measures)
         row["model"] = best
@@ -333,6 +333,8 @@ class Progress(Callback):
 
         minutes = (time.time() - self.started) / 60
         title = f"{self.search}: best {share(self.best)}, untrained {share(self.untrained)}, {self.epochs} epochs, {minutes:.1f} min"
+        if self.metric.startswith("paper"):
+            title += f" ({PAPER_LABEL})"
         here = self.epochs - self._epochs_before
         if here and (left := self._epochs_left()):
             title += f", {minutes * left / here:.1f} min left unless trials are pruned"

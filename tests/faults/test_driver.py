@@ -89,7 +89,11 @@ def test_what_a_killed_search_left_running_is_ended_by_the_next_command(cheap):
 
 
 def test_the_time_budget_is_that_of_all_processes(cheap):
-    """What an earlier process used is gone; a search that used up its budget is whole."""
+    """What an earlier process used is gone; a search that used up its budget is whole, and leaves nothing running.
+
+    Trial 001 has no epoch to end with.
+    """
+    cheap.faults({"trial": "001", "epoch": 0, "kind": "hang", "times": 9})
     cheap.environment["DCML_TEST_PAUSE"] = "1"
     process = cheap.start("--num-samples", 50, "--time-budget", "45s")
     cheap.wait_for("epoch 2", process)
@@ -102,3 +106,7 @@ def test_the_time_budget_is_that_of_all_processes(cheap):
     assert (state["status"], state["processes"]) == ("finished", 2)
     assert 45 <= state["elapsed_s"] < 90
     assert len(cheap.states()) < 50
+    runs = cheap.runs()
+    assert {run.info.status for run in runs.values()} <= {"FINISHED", "KILLED"}, said
+    assert runs["s/001"].data.tags["dcml.state"] == "interrupted"
+    assert runs["s/001"].data.tags["dcml.reason"] == "the time budget was used up"
