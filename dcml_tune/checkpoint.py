@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dcml_tune.config import SettingError
 from dcml_tune.files import TornFileError, read_sealed, write_sealed, write_whole
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SettingError):
     """A checkpoint that is missing, torn, or was changed since it was written."""
 
 

@@ -21,6 +21,9 @@ Backend = Literal["auto", "faiss", "faiss-gpu", "torch", "sklearn"]
 # Losses that take triplets from a sampler; the others look at the whole batch.
 SAMPLED_CRITERIA: frozenset[str] = frozenset({"margin", "triplet"})
 
+PAPER_LABEL = "paper protocol: epochs and trials are chosen on the test classes"
+"""Stands wherever numbers of `protocol=paper` do."""
+
 # What the images of a data set ask for, where it is not what the original uses for photographs
 # (ResNet-50, shorter side 256, crop 224).
 IMAGE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -339,6 +342,11 @@ class TrialConfig(BaseModel):
         return 0 if self.hierarchy_method == "none" else self.mod_epoch * (self.nb_clusters.bit_length() - 1)
 
     @property
+    def compared_on(self) -> Literal["val", "paper"]:
+        """What the measures by which epochs and trials are compared begin with."""
+        return "paper" if self.protocol == "paper" else "val"
+
+    @property
     def held_out_share(self) -> float:
         """Share of the training classes that are held out: `val_share`, and none with `protocol=paper`."""
         return 0.0 if self.protocol == "paper" else self.val_share
@@ -356,59 +364,6 @@ class TrialConfig(BaseModel):
         """The settings that differ from what `TrialConfig(dataset=...)` has, in the order of definition."""
         default = TrialConfig(dataset=self.dataset).model_dump()
         return {name: value for name, value in self.model_dump().items() if value != default[name]}
-
-    def without_effect(self) -> list[str]:
-        """One line for each setting that was changed but that another one makes meaningless."""
-        changed = self.non_default()
-        idle = [
-            (
-                ("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init"),
-                self.nb_clusters == 1,
-                "nb_clusters=1 trains no masks",
-            ),
-            (
-                ("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init", "mask_relu"),
-                self.fixed_mask,
-                "fixed_mask=True trains no masks",
-            ),
-            (
-                ("sampler", "cutoff"),
-                self.criterion not in SAMPLED_CRITERIA,
-                f"criterion={self.criterion} samples no triplets",
-            ),
-            (("alpha", "lr_alpha"), self.criterion != "npairs", f"criterion={self.criterion} has no alpha"),
-            (("beta", "nu", "lr_beta"), self.criterion != "margin", f"criterion={self.criterion} has no beta"),
-            (("nu",), self.lr_beta == 0, "lr_beta=0 trains no beta"),
-            (("soft_loss",), not self.criterion.startswith("triplet"), f"criterion={self.criterion} has no soft form"),
-            (("margin",), self.criterion in ("npairs", "kantorov_margin"), f"criterion={self.criterion} has no margin"),
-            (
-                ("small_class_action",),
-                self.batch_sampler != "adaptbalanced",
-                f"batch_sampler={self.batch_sampler} does not use it",
-            ),
-            (("lr_gamma",), self.lr_step is None, "lr_step=None never decays the learning rate"),
-            (
-                ("freeze_without_division",),
-                self.nb_clusters > 1 or self.mod_epoch_freeze == 0,
-                "it acts only when nb_clusters=1 and mod_epoch_freeze > 0",
-            ),
-            (
-                ("mod_epoch_freeze",),
-                self.nb_clusters == 1 and not self.freeze_without_division,
-                "nb_clusters=1 never freezes the backbone unless freeze_without_division=True",
-            ),
-            (("val_share",), self.protocol == "paper", "protocol=paper holds no classes out"),
-            (("split_seed",), self.protocol == "paper" or self.val_share == 0, "no classes are held out"),
-            (("mod_epoch",), self.nb_clusters == 1 and not self.freeze_without_division, "nb_clusters=1 never divides"),
-        ]
-        lines = [
-            f"{name}={changed[name]} has no effect: {reason}"
-            for names, holds, reason in idle
-            if holds
-            for name in names
-            if name in changed
-        ]
-        return list({line.split("=", 1)[0]: line for line in reversed(lines)}.values())[::-1]
 
 
 INIT_METHODS = (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import given_settings
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig, unknown_name
+from dcml_tune.effects import without_effect
 from dcml_tune.files import TornFileError, free_bytes, parse_size, read_sealed, readable_size
 from dcml_tune.record import Record, refuse_existing
 
@@ -27,6 +28,7 @@ _RESERVE = 64 << 20
 # What a trial saves after each epoch, in sizes of its model: model and two moments of Adam; the best model.
 _STATE, _BEST = 3, 1
 # The flags that say how and where a search is run, not what is searched: they may differ at a resume.
+_MEASURES = ("recall_at_1", "map_at_r", "marp", "r_precision")
 _MAY_CHANGE = ("resume", "extend", "output_dir", "ray_address", "quiet", "dry_run")
 
 
@@ -120,6 +122,9 @@ class Plan:
     Attributes:
         arguments: the command line.
         directory: of the search.
+        base: the published setting with what was fixed, without division.
+        metric: by which trials are compared.
+        scores_test: whether winner and published setting are retrained and scored on the test classes at the end.
         data: images, held-out classes.
         space: what varies, restricted to what can work.
         shares: what each trial gets of the machine.
@@ -159,6 +164,13 @@ class Plan:
         self.dashboard: str | None = None
         self.shares = self._share()
         base = TrialConfig(**{**space.published, **settings, "nb_clusters": 1, "force_full_embedding_epoch": None})
+        if base.protocol == "held_out" and base.val_share == 0:
+            raise SettingError(
+                "val_share=0: trials are compared on training classes that are held out; give a share, or --protocol "
+                "paper to choose on the test classes as the original does"
+            )
+        self.base, self.metric = base, compared_by(arguments.metric, base)
+        self.scores_test = arguments.final == "best" and base.protocol == "held_out"
         backbone = backbones.build(base.arch, weights=base.weights, sz_crop=base.sz_crop, frozen_statistics=False)
         numbers = sum(p.numel() for p in backbone.parameters()) + (backbone.dim + 1) * base.sz_embedding
         self.model_bytes = 4 * numbers
@@ -196,15 +208,19 @@ class Plan:
         d, shares = self.data, self.shares
         held = 0 if d.validation is None else len(np.unique(d.labels[d.validation]))
         trains = len(np.unique(d.labels[d.train]))
+        whole = TrialConfig(**{**self.space.published, **self.point0, "dataset": self.dataset})
         lines = [
             f"search {self.name}: {d.dataset.counts()}",
             *d.dataset.notes,
             *d.notes(),
-            f"  {held} training classes are held out to compare trials, {trains} train; test classes stay sealed",
+            f"  {held} training classes are held out to compare trials, {trains} train; test classes stay sealed"
+            if self.base.protocol == "held_out"
+            else f"  {PAPER_LABEL}; {trains} classes train",
             f"  {self.planned} trials by {self.arguments.searcher} and {self.arguments.scheduler}, "
             f"{shares.concurrent} at once ({shares.why})",
             *(f"  {name}: {domain}  ({why})" for name, domain, why in self.space.describe()),
             *(f"  {line}" for line in self.lines),
+            *(f"  {line}" for line in without_effect(whole, self.settings)),
             f"  disk: checkpoints take up to {readable_size(self.checkpoint_bytes())}, "
             f"{readable_size(free_bytes(self.output))} are free in {self.output}",
         ]
@@ -214,12 +230,16 @@ class Plan:
             )
         return "\n".join(lines)
 
+    def compared_on(self) -> str:
+        """On which classes trials are compared, in words."""
+        return "held-out training classes" if self.base.protocol == "held_out" else PAPER_LABEL
+
     # -- disk ------------------------------------------------------------------------------------------
 
     def checkpoint_bytes(self) -> int:
         """Most bytes that checkpoints take: of trials that run, while they save, and models of ended ones."""
         kept = self.planned if self.keep_models is None else min(self.planned, self.keep_models)
-        scored = 2 if self.arguments.final == "best" else 0
+        scored = 2 if self.scores_test else 0
         return self._running_bytes() + (kept + scored) * _BEST * self.model_bytes
 
     def save_bytes(self) -> int:
@@ -295,7 +315,7 @@ class Plan:
             self.space,
             storage=self.study,
             study_name=self.name,
-            metric=self.arguments.metric,
+            metric=self.metric,
             sampler=self.arguments.searcher,
             seed=self.settings.get("seed", 0),
             feasible=self.data.cannot_train,
@@ -310,7 +330,7 @@ class Plan:
 
         return scheduler(
             self.arguments.scheduler,
-            metric=f"{self.arguments.metric}_best",
+            metric=f"{self.metric}_best",
             epochs=TrialConfig(**{**self.space.published, **self.point0}).nb_epochs,
             ended={trial.key: trial.curve for trial in known if trial.has_ended and trial.state != "failed"},
             running={trial.key: trial.curve for trial in known if not trial.has_ended},
@@ -348,7 +368,7 @@ class Plan:
             stores=str(self.output / "store"),
             threads=shares.threads_per_trial,
             gpu_fraction=shares.gpus_per_trial or 1.0,
-            metric=self.arguments.metric,
+            metric=self.metric,
             varied=tuple(self.space.domains),
             **changes,
         ).as_dict()
@@ -369,6 +389,23 @@ class Plan:
             except TornFileError:
                 continue
         return found
+
+
+def compared_by(metric: str | None, config: TrialConfig) -> str:
+    """The whole name of the measure by which trials are compared.
+
+    Raises:
+        SettingError: if there is no such measure, or the protocol does not have it.
+    """
+    prefix, _, name = (metric or _MEASURES[0]).rpartition("/")
+    if name not in _MEASURES:
+        raise SettingError(f"--metric {metric}: {unknown_name('measure', name, list(_MEASURES))}")
+    if prefix not in ("", config.compared_on):
+        raise SettingError(
+            f"--metric {metric}: with --protocol {config.protocol} trials are compared by "
+            f"{config.compared_on}/{name}; give that"
+        )
+    return f"{config.compared_on}/{name}"
 
 
 def writable(directory: Path) -> Path:

@@ -1,14 +1,23 @@
-"""`python -m dcml_tune.train DATASET`: one setting, with the same trainer and tracking as a search, and no Ray."""
+"""`python -m dcml_tune.train DATASET`: one setting, with the same trainer and tracking as a search, and no Ray.
+
+Its defaults are the original's, and it takes the original's flags, so that a command of the original runs as it stands.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.commandline import Parser, add_settings, given_settings, run_command
-from dcml_tune.config import TrialConfig
+from filelock import FileLock, Timeout
+
+from dcml_tune import original
+from dcml_tune.commandline import Parser, add_settings, command, given_settings, run_command
+from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
+from dcml_tune.effects import without_effect
+from dcml_tune.files import CANNOT_WRITE
 from dcml_tune.interruption import SearchStopped, stopped_by_signals
 from dcml_tune.plan import writable
 from dcml_tune.record import refuse_existing
@@ -16,91 +25,212 @@ from dcml_tune.record import refuse_existing
 if TYPE_CHECKING:
     from dcml_tune.tracking import Tracker
     from dcml_tune.trainer import Trainer
+    from dcml_tune.weights_and_biases import WandbRun
+
+_SHOWN = ("train/loss", "clusters/count", "recall_at_1", "map_at_r", "time/epoch_s")
 
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser(prog="python -m dcml_tune.train", description="Train one setting, and measure it every epoch.")
-    made.add_argument("dataset", help="emoji (embedded) or folder; cub, cars, sop, inshop, vid come later")
+    made = Parser(
+        prog="python -m dcml_tune.train",
+        description="Train one setting, and measure it every epoch. Defaults are those of the original's flags.",
+    )
+    made.add_argument("dataset", nargs="?", help="cub (default), cars, sop, inshop, vid, emoji (embedded) or folder")
     made.add_argument("--output-dir", default="runs", help="where everything is written")
     made.add_argument("--name", help="name of the run; default: data set and time")
+    made.add_argument("--resume", metavar="NAME", help="go on with an interrupted run; only --output-dir is needed")
     made.add_argument("--tracking-uri", help="MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--score-test", action="store_true", help="score the test classes once, at the end")
     add_settings(made, exclude=("dataset",))
+    original.add_flags(made)
     return made
 
 
 def main(argv: list[str]) -> int:
     """Train, track, and write the checkpoint."""
     arguments = parser().parse_args(argv)
-    config = TrialConfig(**given_settings(arguments))
     output = writable(Path(arguments.output_dir))
-    name = arguments.name or f"train-{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    refuse_existing(output / name)
-    from dcml_tune.tracking import Tracker, absolute_uri, environment_tags
-    from dcml_tune.trainer import NonFiniteLossError, Trainer, TrialData
-
-    uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
-    TrialData.open(config, output / "store", verify=True)
-    trainer = Trainer(config, stores=output / "store")
-    for line in [
-        trainer.data.dataset.counts(),
-        *trainer.data.dataset.notes,
-        *trainer.data.notes(),
-        *config.without_effect(),
-    ]:
-        print(line)
-    tracker = Tracker.open(output, name, uri=uri)
-    tags = environment_tags(trainer.data.dataset.fingerprint, ["python", "-m", "dcml_tune.train", *sys.argv[1:]])
-    tracker.start(name, name=name, role="train", params=config.model_dump(), tags=tags)
-    if trainer.data.validation is not None:
-        tracker.metrics(name, 0, trainer.untrained())
-    status, reason = "FINISHED", None
-    try:
-        with stopped_by_signals():
-            _train(trainer, tracker, output / name / "checkpoint", name, score_test=arguments.score_test)
-    except NonFiniteLossError as error:
-        status, reason = "FAILED", str(error)
-    except SearchStopped as stop:
-        status, reason = "KILLED", str(stop)
-    if reason:
-        print(f"{status.lower()}: {reason}", file=sys.stderr)
-    tracker.end(name, status, reason=reason)
-    tracker.close(10.0 if reason else 60.0)
-    return 3 if reason else 0
+    run = _Run.resumed(arguments, output, argv) if arguments.resume else _Run.new(arguments, output)
+    for line in run.head():
+        print(line, flush=True)
+    return run.run()
 
 
-def _train(trainer: Trainer, tracker: Tracker, checkpoint: Path, name: str, *, score_test: bool) -> None:
-    """Run all epochs, save after each, and keep the best model."""
-    from dcml_tune.model import best_model
+def _config(arguments: argparse.Namespace) -> TrialConfig:
+    """The settings that were given, over the original's defaults."""
+    dataset = original.dataset_of(arguments)
+    given = argparse.Namespace(**{**vars(arguments), "dataset": dataset})
+    settings = {**original.DEFAULTS, **given_settings(given)}
+    if dataset not in ("emoji", "folder") and not settings.get("dataset_dir"):
+        settings["dataset_dir"] = original.DATA_PATH
+    return TrialConfig(**settings)
 
-    measures: dict[str, float] = {}
-    while trainer.epoch < trainer.config.nb_epochs:
-        measures = trainer.run_epoch()
-        tracker.metrics(name, trainer.epoch, measures)
-        trainer.save(checkpoint)
-        print(f"epoch {trainer.epoch}/{trainer.config.nb_epochs}: {_line(measures)}", flush=True)
-    if score_test:
-        measures |= (test := trainer.test())
-        tracker.metrics(name, trainer.epoch, test)
-        print(_line(test))
-    best = best_model(checkpoint)
-    assert best is not None
-    tracker.model(name, best, name="train", step=trainer.epoch, metrics=measures)
-    print(f"checkpoint: {best}")
+
+class _Run:
+    """One training, from its command line to its checkpoint."""
+
+    def __init__(self, name: str, config: TrialConfig, arguments: argparse.Namespace, output: Path) -> None:
+        """Check everything, open the data and build the model."""
+        from dcml_tune.clustering import check_backend
+        from dcml_tune.tracking import absolute_uri
+        from dcml_tune.trainer import Trainer, TrialData
+
+        check_backend(config.backend)
+        device = original.device_of(arguments)
+        self.name, self.config, self.arguments, self.output = name, config, arguments, output
+        self.checkpoint = output / name / "checkpoint"
+        self.uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
+        TrialData.open(config, output / "store", verify=True)
+        self.trainer: Trainer = Trainer(config, stores=output / "store", device=device)
+        self.wandb = self._wandb()
+
+    @classmethod
+    def new(cls, arguments: argparse.Namespace, output: Path) -> _Run:
+        """A run that begins."""
+        config = _config(arguments)
+        name = original.run_name(arguments) or f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        refuse_existing(output / name)
+        run = cls(name, config, arguments, output)
+        run.untrained = run.trainer.untrained() if run.trainer.compares else {}
+        if arguments.checkpoint:
+            run.trainer.start_from(Path(arguments.checkpoint))
+        return run
+
+    @classmethod
+    def resumed(cls, arguments: argparse.Namespace, output: Path, argv: list[str]) -> _Run:
+        """A run that was interrupted, with the settings that it began with.
+
+        Raises:
+            SettingError: if there is none of this name, or other flags are given.
+        """
+        from dcml_tune.trainer import Trainer
+
+        others = parser().given(argv).keys() - {"resume", "output_dir", "tracking_uri", "cuda_device", "wandb_enabled"}
+        if others:
+            flag = sorted(others)[0].replace("_", "-")
+            raise SettingError(f"--{flag}: a run goes on with the settings it began with; leave it out")
+        directory = output / arguments.resume / "checkpoint"
+        if not Trainer.is_saved(directory):
+            raise SettingError(
+                f"--resume {arguments.resume}: no interrupted run of this name in {output}; give the name of one, or "
+                "--output-dir"
+            )
+        config = Trainer.saved_config(directory)
+        run = cls(arguments.resume, config, arguments, output)
+        run.trainer.load(run.checkpoint)
+        run.untrained = {}
+        return run
+
+    untrained: dict[str, float]
+
+    def head(self) -> list[str]:
+        """What is said before it trains."""
+        config, trained = self.config, self.trainer.data
+        arguments = self.arguments
+        lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes()]
+        lines += without_effect(config, vars(arguments)) + original.without_meaning(arguments)
+        if config.protocol == "paper":
+            lines.append(PAPER_LABEL)
+            if arguments.score_test:
+                lines.append("score_test has no effect: protocol=paper scores the test classes every epoch")
+        if arguments.cuda_device is not None and self.trainer.device.type != "cuda":
+            lines.append(f"cuda_device={arguments.cuda_device} has no effect: there is no GPU here")
+        if not arguments.save_model:
+            lines.append("save_model=0: no checkpoint is written, so this run cannot be resumed or evaluated")
+        return lines
+
+    def run(self) -> int:
+        """Train to the end; returns the exit status."""
+        from dcml_tune.tracking import Tracker, environment_tags
+        from dcml_tune.trainer import NonFiniteLossError
+
+        words = ["python", "-m", "dcml_tune.train", *sys.argv[1:]]
+        tags = environment_tags(self.trainer.data.dataset.fingerprint, words) | {"dcml.protocol": self.config.protocol}
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        alone = FileLock(self.checkpoint.parent / "lock")
+        try:
+            alone.acquire(timeout=0)
+        except Timeout:
+            raise SettingError(f"run {self.name}: another process trains it; wait for its end, or stop it") from None
+        tracker = Tracker.open(self.output, self.name, uri=self.uri)
+        tracker.start(self.name, name=self.name, role="train", params=self.config.model_dump(), tags=tags)
+        tracker.metrics(self.name, 0, self.untrained)
+        status, reason = "FINISHED", None
+        try:
+            with stopped_by_signals():
+                self._train(tracker)
+        except NonFiniteLossError as error:
+            status, reason = "FAILED", str(error)
+        except SearchStopped as stop:
+            status, reason = "INTERRUPTED", str(stop)
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            status, reason = "INTERRUPTED", f"{self.checkpoint} cannot be written ({error.strerror}); free some space"
+        except BaseException as error:
+            tracker.end(self.name, "FAILED", reason=f"{type(error).__name__}: {error}")
+            tracker.close(10.0)
+            raise
+        if reason:
+            print(f"{status.lower()}: {reason}", file=sys.stderr)
+        if status == "INTERRUPTED" and self.arguments.save_model:
+            words = ["--resume", self.name, "--output-dir", str(self.output)]
+            print(f"go on with:\n  {command('dcml_tune.train', *words)}", file=sys.stderr)
+        tracker.end(self.name, status, reason=reason)
+        tracker.close(10.0 if reason else 60.0)
+        if self.wandb is not None:
+            self.wandb.end(failed=reason is not None)
+        return 3 if reason else 0
+
+    def _train(self, tracker: Tracker) -> None:
+        """Run all epochs, save after each, and keep the best model."""
+        trainer, last = self.trainer, self.config.nb_epochs
+        measures: dict[str, float] = {}
+        while trainer.epoch < last:
+            measures = trainer.run_epoch()
+            if trainer.epoch == last and self.arguments.score_test and self.config.protocol != "paper":
+                measures |= trainer.test()
+            if self.arguments.save_model:
+                trainer.save(self.checkpoint)
+            self._log(tracker, measures)
+            print(f"epoch {trainer.epoch}/{last}: {_line(measures)}", flush=True)
+        self._keep(tracker, measures)
+
+    def _log(self, tracker: Tracker, measures: dict[str, float]) -> None:
+        tracker.metrics(self.name, self.trainer.epoch, measures)
+        if self.wandb is not None:
+            self.wandb.metrics(self.trainer.epoch, measures)
+
+    def _keep(self, tracker: Tracker, measures: dict[str, float]) -> None:
+        """Log the best model, and say where it is."""
+        from dcml_tune.model import best_model
+        from dcml_tune.trainer import Trainer
+
+        best = best_model(self.checkpoint)
+        if best is None:
+            return
+        Trainer.forget_state(self.checkpoint)
+        tracker.model(self.name, best, name="train", step=self.trainer.epoch, metrics=measures)
+        print(f"checkpoint: {best}")
+        print("measure it on the test classes:\n  " + command("dcml_tune.evaluate", str(best), *self._data_flags()))
+
+    def _data_flags(self) -> list[str]:
+        directory = self.config.dataset_dir
+        return ["--output-dir", str(self.output), *(["--dataset-dir", directory] if directory else [])]
+
+    def _wandb(self) -> WandbRun | None:
+        if not self.arguments.wandb_enabled:
+            return None
+        from dcml_tune.weights_and_biases import WandbRun
+
+        return WandbRun(self.name, self.output, self.config.model_dump())
 
 
 def _line(measures: dict[str, Any]) -> str:
-    shown = (
-        "train/loss",
-        "clusters/count",
-        "val/recall_at_1",
-        "val/map_at_r",
-        "test/recall_at_1",
-        "test/map_at_r",
-        "time/epoch_s",
-    )
-    return ", ".join(f"{name} {measures[name]:.3f}" for name in shown if name in measures)
+    """The measures of an epoch that are shown, whatever they were measured on."""
+    shown = [name for end in _SHOWN for name in measures if name.endswith(end)]
+    return ", ".join(f"{name} {measures[name]:.3f}" for name in shown)
 
 
 if __name__ == "__main__":

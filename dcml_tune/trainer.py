@@ -25,7 +25,7 @@ from dcml_tune.data import EvaluationSet, ImageList, ImageStore
 from dcml_tune.evaluation import retrieval_measures
 from dcml_tune.files import TornFileError, read_sealed, write_sealed
 from dcml_tune.losses import mask_overlap
-from dcml_tune.model import BEST, MaskedEmbedder
+from dcml_tune.model import BEST, MaskedEmbedder, load
 from dcml_tune.optimizer import build_optimizer, load_moments, moments, replace_masks
 from dcml_tune.schedule import EpochPlan
 
@@ -108,9 +108,11 @@ class TrialData:
 
     @staticmethod
     def needed_bytes(config: TrialConfig, stores: Path) -> int:
-        """Bytes on disk that `open` is going to take: 0 where the stores are there."""
-        images, sizes = data.load(config).train, {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
-        return sum(data.needed_bytes(images, stores, kind=kind, **sizes) for kind in _kinds(config))
+        """Bytes on disk that `open` and the scoring of the test classes are going to take; 0 for what is there."""
+        dataset, sizes = data.load(config), {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
+        wanted = [(dataset.train, kind) for kind in _kinds(config)]
+        wanted += [(images, "evaluation") for test in dataset.tests for images in test.lists]
+        return sum(data.needed_bytes(images, stores, kind=kind, **sizes) for images, kind in wanted)
 
     def notes(self) -> list[str]:
         """What a user must know of the images: those that cannot be decoded are left out."""
@@ -154,6 +156,7 @@ class Trainer:
     Attributes:
         epoch: number of epochs completed.
         best: the best epoch so far by `metric`, with its value and its model's weights.
+        pretrained: the network began with its backbone's weights, not with those of a trained model.
     """
 
     def __init__(
@@ -162,7 +165,7 @@ class Trainer:
         *,
         stores: Path | str = Path("runs/store"),
         device: torch.device | str | None = None,
-        metric: str = "val/recall_at_1",
+        metric: str | None = None,
     ) -> None:
         """Open the data and build the model.
 
@@ -170,9 +173,10 @@ class Trainer:
             config: every setting of the trial.
             stores: directory of the image stores.
             device: by default the GPU where there is one.
-            metric: the measure by which the best epoch is kept.
+            metric: the measure by which the best epoch is kept; by default recall@1.
         """
-        self.config, self.metric, self.stores = config, metric, Path(stores)
+        self.config, self.stores = config, Path(stores)
+        self.metric = metric or f"{config.compared_on}/recall_at_1"
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.data = TrialData.open(config, self.stores)
         self.model = MaskedEmbedder(config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -189,6 +193,8 @@ class Trainer:
         self.assignment: Indices | None = None
         self.partition = np.zeros(len(self.data.train), dtype=np.int64)
         self.best: Best | None = None
+        self.pretrained = True
+        self._test_views: dict[ImageList, ImageStore] = {}
 
     def run_epoch(self) -> dict[str, float]:
         """Run one epoch of the method and measure the model on the held-out classes.
@@ -295,10 +301,19 @@ class Trainer:
     # -- measuring -------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the full embedding on the held-out classes; nothing when none are held out."""
-        return self._validate(penultimate=False)
+        """Measure the full embedding on the classes that trials are compared on; nothing when there are none."""
+        return self._compare(penultimate=False)
 
-    def _validate(self, *, penultimate: bool) -> dict[str, float]:
+    @property
+    def compares(self) -> bool:
+        """Whether `evaluate` has something to measure on."""
+        return self.data.validation is not None or self.config.protocol == "paper"
+
+    def _compare(self, *, penultimate: bool) -> dict[str, float]:
+        """Measures `val/...` on the held-out classes, or `paper/...` on the test classes, as the original does."""
+        if self.config.protocol == "paper":
+            found = self.test(penultimate=penultimate)
+            return {name.replace("test", "paper", 1): value for name, value in found.items()}
         queries, gallery = self.data.validation, self.data.gallery
         if queries is None:
             return {}
@@ -313,7 +328,7 @@ class Trainer:
         return {f"val/{name}": value for name, value in found.items()}
 
     def untrained(self) -> dict[str, float]:
-        """Measures of the untrained network's penultimate features on the held-out classes.
+        """Measures of the untrained network's penultimate features on the classes that trials are compared on.
 
         They are the same in every trial of a search, so they are kept beside the image stores. Only a trainer
         that has not begun can measure them.
@@ -324,6 +339,7 @@ class Trainer:
             config.arch,
             config.weights,
             config.features_pooling,
+            config.protocol,
             config.held_out_share,
             config.split_seed,
         )
@@ -333,7 +349,8 @@ class Trainer:
                 return cast("dict[str, float]", read_sealed(path))
             except TornFileError:
                 assert self.epoch == 0, "the untrained network is gone"
-                measures = self._validate(penultimate=True)
+                assert self.pretrained, "the network began with the weights of another training"
+                measures = self._compare(penultimate=True)
                 write_sealed(path, measures)
                 return measures
 
@@ -365,14 +382,16 @@ class Trainer:
 
     def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:
         config = self.config
-        store = data.open_or_build(
-            images,
-            self.stores,
-            kind="evaluation",
-            sz_resize=config.sz_resize,
-            sz_crop=config.sz_crop,
-            skip_unreadable=config.skip_unreadable,
-        )
+        if images not in self._test_views:
+            self._test_views[images] = data.open_or_build(
+                images,
+                self.stores,
+                kind="evaluation",
+                sz_resize=config.sz_resize,
+                sz_crop=config.sz_crop,
+                skip_unreadable=config.skip_unreadable,
+            )
+        store = self._test_views[images]
         rows = np.arange(len(store.kept), dtype=np.int64)
         return embed(self.model, store, rows, penultimate=penultimate), images.labels[store.kept]
 
@@ -469,6 +488,35 @@ class Trainer:
         self.load_state_dict({"tensors": tensors, **state})
         facts: dict[str, Any] = state["facts"]
         return facts
+
+    def start_from(self, path: Path) -> None:
+        """Begin with the weights of a trained model: all but its masks, which belong to its own division.
+
+        Args:
+            path: as `model.load` takes it.
+
+        Raises:
+            CheckpointError: if no model there is whole.
+            SettingError: if it is of another network.
+        """
+        given = load(path)
+        for name in ("arch", "sz_embedding"):
+            ours, theirs = getattr(self.config, name), getattr(given.config, name)
+            if ours != theirs:
+                raise SettingError(
+                    f"{name}={ours}: the model in {path} has {theirs}; give --{name.replace('_', '-')} {theirs}"
+                )
+        self.model.load_state_dict({**given.state_dict(), "masks": self.model.masks.detach()})
+        self.pretrained = False
+
+    @staticmethod
+    def saved_config(directory: Path) -> TrialConfig:
+        """The configuration of the trainer that `save` wrote.
+
+        Raises:
+            CheckpointError: if no state there is whole.
+        """
+        return TrialConfig(**checkpoint.newest(directory, _STATE)[1]["config"])
 
     @staticmethod
     def is_saved(directory: Path) -> bool:

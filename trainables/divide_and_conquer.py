@@ -155,7 +155,7 @@ class DivideAndConquer(tune.Trainable):
         return {**before, **measures, "epoch": self.trainer.epoch, "done": done, "done_all": complete}
 
     def _compares(self) -> bool:
-        return self.run.role == "trial" and self.trainer.data.validation is not None
+        return self.run.role == "trial" and self.trainer.compares
 
     def _untrained(self) -> dict[str, Any]:
         return {**self.trainer.test(penultimate=True), "epoch": 0, "done": True}

@@ -81,6 +81,8 @@ class BatchLoader:
                 num_workers=self._num_workers,
                 pin_memory=self._pin,
                 persistent_workers=True,
+                # Else each epoch draws a seed from torch's global generator, which dropout draws from, too.
+                generator=torch.Generator(),
             )
         return iter(self._loader)
 

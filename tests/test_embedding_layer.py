@@ -1,0 +1,97 @@
+"""What the settings of embedding, masks and pooling make of the model."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.model import MaskedEmbedder
+
+
+def model(**settings):
+    base = {"arch": "resnet18", "weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 64}
+    return MaskedEmbedder(TrialConfig(**{**base, "nb_epochs": 20, **settings}))
+
+
+FAN_IN, FAN_OUT = 512, 64
+
+
+@pytest.mark.parametrize(
+    ("method", "deviation", "bound"),
+    [
+        (None, 1 / math.sqrt(3 * FAN_IN), 1 / math.sqrt(FAN_IN)),
+        ("pt_default", 1 / math.sqrt(3 * FAN_IN), 1 / math.sqrt(FAN_IN)),
+        ("pt_splitted", 1 / math.sqrt(3 * FAN_IN), 1 / math.sqrt(FAN_IN)),
+        ("xavier_uniform_2", 2 * math.sqrt(2 / (FAN_IN + FAN_OUT)), 2 * math.sqrt(6 / (FAN_IN + FAN_OUT))),
+        ("xavier_normal_0.5", 0.5 * math.sqrt(2 / (FAN_IN + FAN_OUT)), math.inf),
+        ("kaiming_normal_fan_in", math.sqrt(2 / FAN_IN), math.inf),
+        ("kaiming_normal_fan_out", math.sqrt(2 / FAN_OUT), math.inf),
+        ("trunc_normal", 0.01, math.inf),
+    ],
+)
+def test_embedding_layer_is_initialised_by_its_law(method, deviation, bound):
+    """Standard deviation and range of the weights are those of the named law; biases are torch's own, or zero."""
+    layer = model(init_method=method, nb_clusters=4).embedding
+    weights = layer.weight.detach()
+    assert weights.std().item() == pytest.approx(deviation, rel=0.02)
+    assert weights.abs().max().item() <= bound
+    assert bool((layer.bias == 0).all()) == (method not in (None, "pt_default", "pt_splitted"))
+
+
+@pytest.mark.parametrize("method", ["xavier_uniform", "xavier_uniform_", "xavier_normal_-1", "kaiming_normal", "ones"])
+def test_other_initialisations_are_refused(method):
+    """The message names the value and the choices."""
+    with pytest.raises(SettingError, match=f"init_method={method}: must be one of"):
+        TrialConfig(init_method=method)
+
+
+@pytest.mark.parametrize(("count", "method"), [(1, "top_bot"), (4, "none"), (4, "bot_top")])
+def test_masks_begin_as_ones_or_normal(count, method):
+    """One mask with top_bot, else one a cluster; normal ones have mean 0.9 and deviation 0.7."""
+    settings = {"nb_clusters": 4, "hierarchy_method": method, "sz_embedding": 4096}
+    assert torch.equal(model(**settings).masks, torch.ones(count, 4096))
+    drawn = model(**settings, masking_init="normal").masks.detach()
+    assert drawn.shape == (count, 4096)
+    assert drawn.mean().item() == pytest.approx(0.9, abs=0.05)
+    assert drawn.std().item() == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize("normalize", [None, "l1"])
+@pytest.mark.parametrize("relu", [True, False])
+def test_full_embedding_by_the_sum_of_the_masks(normalize, relu):
+    """Each mask rectified, then normalised when asked, summed, and multiplied into the embedding; a loop says the same."""
+    settings = {"nb_clusters": 4, "hierarchy_method": "none", "masking_init": "normal", "mask_relu": relu}
+    made = model(**settings, masks_sum_for_full_emb=True, masks_normalize_before_sum=normalize).eval()
+    features = torch.randn(3, FAN_IN)
+    total = torch.zeros(64)
+    for mask in made.masks.detach():
+        own = mask.clamp(min=0) if relu else mask
+        total = total + (own / own.abs().sum() if normalize else own)
+    expected = F.normalize(made.embedding(features) * total, dim=1)
+    torch.testing.assert_close(made.embed(features), expected)
+    plain = model(**settings).eval()
+    torch.testing.assert_close(plain.embed(features), F.normalize(plain.embedding(features), dim=1))
+
+
+def test_max_pooling_is_the_largest_of_the_map():
+    """And average pooling the mean."""
+    images = torch.rand(2, 3, 64, 64)
+    for pooling, of in [("max", torch.amax), ("avg", torch.mean)]:
+        made = model(features_pooling=pooling).eval()
+        features = made.backbone(images)
+        assert features.shape[2:] == (2, 2)
+        torch.testing.assert_close(made.penultimate(images), of(features, dim=(2, 3)))
+
+
+def test_merged_masks_are_means_of_pairs():
+    """Mask k is the mean of masks 2k and 2k + 1; fixed ones are united."""
+    made = model(nb_clusters=4, hierarchy_method="bot_top", masking_init="normal")
+    before = made.masks.detach().clone()
+    made.merge_masks()
+    torch.testing.assert_close(made.masks.detach(), torch.stack([before[:2].mean(0), before[2:].mean(0)]))
+    fixed = model(nb_clusters=4, hierarchy_method="bot_top", fixed_mask=True)
+    fixed.merge_masks()
+    assert torch.equal(fixed.masks.sum(1), torch.tensor([32.0, 32.0]))
+    assert torch.equal(fixed.masks.sum(0), torch.ones(64))

@@ -1,0 +1,66 @@
+"""Learning rates and weight decays of the optimiser's groups."""
+
+import pytest
+import torch
+
+from dcml_tune.config import TrialConfig
+from dcml_tune.criterion import MetricLoss
+from dcml_tune.model import MaskedEmbedder
+from dcml_tune.optimizer import build_optimizer
+from dcml_tune.schedule import EpochPlan
+
+BASE = {
+    "arch": "resnet18", "weights": "none", "sz_resize": 32, "sz_crop": 32, "base_lr": 1e-3, "weight_decay": 0.1,
+    "emb_lr_mult": 10, "mask_lr_mult": 100, "mask_wd_mult": 0.5,
+}  # fmt: skip
+
+
+def built(**settings):
+    config = TrialConfig(**{**BASE, **settings})
+    model, criterion = MaskedEmbedder(config), MetricLoss(config, 7)
+    return model, criterion, build_optimizer(model, criterion, config)
+
+
+def test_groups_of_the_optimiser():
+    """Backbone, embedding, loss and masks have the rates and decays of their settings; every parameter is in one."""
+    model, criterion, optimizer = built(lr_beta=0.05)
+    groups = {group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert groups == {
+        "backbone": (1e-3, 0.1),
+        "embedding": (pytest.approx(1e-2), 0.1),
+        "loss": (0.05, 0.0),
+        "masks": (pytest.approx(0.1), 0.05),
+    }
+    assert criterion.beta.shape == (7,)
+    own = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(own) == sorted(id(each) for each in [*model.parameters(), *criterion.parameters()])
+
+
+def test_alpha_has_its_own_rate():
+    """As a multiple of base_lr, without decay."""
+    _, criterion, optimizer = built(criterion="npairs", lr_alpha=3.0)
+    (group,) = [group for group in optimizer.param_groups if group["name"] == "loss"]
+    assert (group["lr"], group["weight_decay"], group["params"]) == (pytest.approx(3e-3), 0.0, [criterion.alpha])
+
+
+@pytest.mark.parametrize(("name", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_steps_are_those_of_torch(name, reference):
+    """Adam couples its weight decay, AdamW does not: three steps equal torch's own implementation, not fused."""
+    model, _, optimizer = built(optimizer=name)
+    group = next(group for group in optimizer.param_groups if group["name"] == "embedding")
+    mine = model.embedding.weight
+    theirs = torch.nn.Parameter(mine.detach().clone())
+    other = reference([theirs], lr=group["lr"], weight_decay=group["weight_decay"], fused=False, foreach=False)
+    for step in range(3):
+        gradient = torch.randn(mine.shape, generator=torch.Generator().manual_seed(step))
+        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        other.step()
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_learning_rates_decay_in_steps():
+    """By lr_gamma every lr_step epochs; never, unless lr_step is given (the original's inf is never)."""
+    config = TrialConfig(lr_step=3, lr_gamma=0.5, nb_epochs=20)
+    assert [EpochPlan.at(epoch, config).lr_factor for epoch in range(8)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert EpochPlan.at(99, TrialConfig(lr_step="inf")).lr_factor == 1

@@ -1,0 +1,280 @@
+"""Every setting of a trial acts in a whole training: none is parsed and ignored."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dcml_tune import original
+from dcml_tune.config import TrialConfig
+from dcml_tune.effects import without_effect
+from dcml_tune.train import _config, parser
+from dcml_tune.trainer import Trainer, embed
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "settings.md"
+
+# A training in which much happens: 1, 2, 4 clusters, reclustering, the full-embedding phase.
+BASE = {
+    "dataset": "folder",
+    "train_classes": 20,
+    "arch": "test_resnet",
+    "weights": "none",
+    "sz_resize": 32,
+    "sz_crop": 32,
+    "sz_embedding": 8,
+    "batch_size": 8,
+    "num_samples_per_class": 2,
+    "batch_sampler": "adaptbalanced",
+    "sampler": "distanceweighted",
+    "nb_epochs": 4,
+    "nb_clusters": 4,
+    "mod_epoch": 1,
+    "force_full_embedding_epoch": 3,
+    "mask_lr_mult": 100.0,
+    "mask_wd_mult": 1.0,
+    "base_lr": 1e-3,
+    "features_dropout_prob": 0.1,
+}
+
+BETA = {"lr_beta": 0.1}
+NPAIRS = {"criterion": "npairs"}
+TRIPLET = {"criterion": "triplet"}
+SUM = {"masks_sum_for_full_emb": True}
+SLOW = {"nb_clusters": 2, "mod_epoch": 2}
+DECAY = {"lr_step": 1}
+
+# Setting, the other settings that it needs, and the values of which each must give another training.
+CASES = [
+    ("train_classes", {}, [20, 16]),
+    ("val_share", {}, [0.2, 0.4, 0.0]),
+    ("split_seed", {}, [0, 1]),
+    ("protocol", {}, ["held_out", "paper"]),
+    ("ratio_classes", {}, [1.0, 0.5]),
+    ("image_store", {"sz_resize": 36}, ["full", "small"]),
+    ("sz_resize", {}, [32, 36]),
+    ("sz_crop", {"sz_resize": 40}, [32, 40]),
+    ("album", {}, [None, "Geom", "GeomColor", "ColorHeavy"]),
+    ("arch", {}, ["test_resnet", "test_convnext"]),
+    ("features_pooling", {"sz_resize": 64, "sz_crop": 64}, ["avg", "max"]),
+    ("features_dropout_prob", {}, [0.0, 0.5]),
+    ("bn_learnable", {}, [False, True]),
+    ("sz_embedding", {}, [8, 16]),
+    (
+        "init_method",
+        {},
+        [None, "pt_splitted", "xavier_uniform_1", "xavier_uniform_2", "xavier_normal_1", "kaiming_normal_fan_in",
+         "kaiming_normal_fan_out", "trunc_normal"],
+    ),
+    ("masking_init", {}, ["ones", "normal"]),
+    ("mask_relu", {"masking_init": "normal"}, [True, False]),
+    ("fixed_mask", {}, [False, True]),
+    ("masks_freeze_one_cluster", SLOW, [True, False]),
+    ("masks_sum_for_full_emb", {}, [False, True]),
+    ("masks_normalize_before_sum", {**SUM, "masking_init": "normal", "seed": 3}, [None, "l1"]),
+    ("criterion", {}, ["margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs"]),
+    ("margin", {}, [0.2, 0.1]),
+    ("beta", {}, [1.2, 1.0]),
+    ("nu", BETA, [0.0, 1.0]),
+    ("lr_beta", {}, [0.0, 0.1]),
+    ("soft_loss", TRIPLET, [False, True]),
+    ("alpha", NPAIRS, [1.0, 4.0]),
+    ("lr_alpha", NPAIRS, [1.0, 100.0]),
+    ("masking_lambda", {}, [0.0, 1.0]),
+    ("sampler", {}, ["distanceweighted", "easypeasy", "HPHN", "EPHN", "EPSHN", "HPSHN", "RPSHN", "RPHN"]),
+    ("cutoff", {"sampler": "easypeasy"}, [0.01, 1.3]),
+    ("batch_sampler", {"batch_size": 16}, ["adaptbalanced", "balanced_old", "npairs", "randombatch"]),
+    ("batch_size", {}, [8, 16]),
+    ("num_samples_per_class", {}, [2, 4]),
+    ("small_class_action", {"batch_size": 16, "num_samples_per_class": 8}, ["sample_other", "duplicate", "smaller_batch"]),
+    ("num_replicas", {}, [1, 2]),
+    ("nb_epochs", {}, [4, 5]),
+    ("nb_clusters", {}, [1, 2, 4]),
+    ("mod_epoch", {"nb_clusters": 2}, [1, 2]),
+    ("mod_epoch_freeze", SLOW, [0, 1]),
+    ("freeze_without_division", {"nb_clusters": 1, "mod_epoch": 2, "mod_epoch_freeze": 1}, [False, True]),
+    ("force_full_embedding_epoch", {"nb_clusters": 2}, [3, 2, None]),
+    ("hierarchy_method", {}, ["top_bot", "none", "bot_top"]),
+    ("stop_recluster", {"nb_clusters": 2}, [False, True]),
+    ("reassign_random", {"hierarchy_method": "none"}, [False, True]),
+    ("clustering_method", {"hierarchy_method": "none"}, ["kmeans", "kmeans_adaptive_centroids"]),
+    ("clustering_random_state", {}, [None, 5]),
+    ("penultimate_for_clusters", {}, [True, False]),
+    ("optimizer", {"weight_decay": 0.5}, ["adam", "adamw"]),
+    ("base_lr", {}, [1e-3, 1e-4]),
+    ("emb_lr_mult", {}, [1.0, 10.0]),
+    ("mask_lr_mult", {}, [1.0, 100.0]),
+    ("mask_wd_mult", {"weight_decay": 0.1}, [0.0, 1.0]),
+    ("weight_decay", {}, [1e-3, 0.1]),
+    ("lr_step", {}, [None, 1]),
+    ("lr_gamma", DECAY, [0.5, 0.1]),
+    ("seed", {}, [1, 2]),
+]  # fmt: skip
+
+ONE = {"nb_clusters": 1}
+FIXED = {"fixed_mask": True}
+SEMIHARD = {"criterion": "triplet_semihard"}
+
+# Setting, what makes it meaningless, and two values.
+IDLE = [
+    *[(name, FIXED, values) for name, values in [
+        ("masking_lambda", [1.0, 0.1]), ("mask_lr_mult", [1.0, 100.0]), ("mask_wd_mult", [0.0, 1.0]),
+        ("masking_init", ["ones", "normal"]), ("mask_relu", [True, False]), ("masks_freeze_one_cluster", [True, False]),
+    ]],
+    *[(name, ONE, values) for name, values in [
+        ("fixed_mask", [False, True]), ("masking_lambda", [1.0, 0.1]), ("mask_lr_mult", [1.0, 100.0]),
+        ("mask_wd_mult", [0.0, 1.0]), ("mask_relu", [True, False]), ("force_full_embedding_epoch", [None, 2]),
+        ("hierarchy_method", ["top_bot", "none"]), ("stop_recluster", [False, True]),
+        ("reassign_random", [False, True]), ("clustering_method", ["kmeans", "kmeans_adaptive_centroids"]),
+        ("clustering_random_state", [None, 3]), ("penultimate_for_clusters", [True, False]),
+        ("backend", ["auto", "sklearn"]),
+    ]],
+    ("mod_epoch_freeze", {**ONE, "mod_epoch": 2}, [0, 1]),
+    ("masks_freeze_one_cluster", {"hierarchy_method": "none"}, [True, False]),
+    ("mask_wd_mult", {"weight_decay": 0.0}, [0.0, 1.0]),
+    ("sampler", SEMIHARD, ["easypeasy", "HPHN"]),
+    ("cutoff", SEMIHARD, [0.5, 0.1]),
+    ("cutoff", {"sampler": "HPHN"}, [0.5, 0.1]),
+    ("alpha", {}, [1.0, 2.0]),
+    ("lr_alpha", {}, [1.0, 2.0]),
+    ("nu", {}, [0.0, 1.0]),
+    ("nu", {**SEMIHARD, "lr_beta": 0.1}, [0.0, 1.0]),
+    ("lr_beta", SEMIHARD, [0.0, 0.1]),
+    ("beta", SEMIHARD, [1.2, 1.0]),
+    ("soft_loss", {}, [False, True]),
+    ("margin", NPAIRS, [0.2, 0.1]),
+    ("margin", {**SEMIHARD, "soft_loss": True}, [0.2, 0.1]),
+    ("small_class_action", {"batch_sampler": "balanced_old"}, ["sample_other", "duplicate"]),
+    ("num_samples_per_class", {"batch_sampler": "npairs"}, [4, 2]),
+    ("num_samples_per_class", {"batch_sampler": "randombatch"}, [4, 2]),
+    ("lr_gamma", {}, [0.5, 0.1]),
+    ("freeze_without_division", {}, [False, True]),
+    ("mod_epoch", {**ONE, "mod_epoch_freeze": 0}, [2, 3]),
+    ("val_share", {"protocol": "paper"}, [0.2, 0.1]),
+    ("split_seed", {"protocol": "paper"}, [0, 1]),
+    ("split_seed", {"val_share": 0.0}, [0, 1]),
+    ("allow_partial", {}, [False, True]),
+]  # fmt: skip
+
+# What must not change a result, and what says where things are or which images are refused.
+WITHOUT_RESULT = {"num_workers", "backend", "amp"}
+ELSEWHERE = {"dataset", "dataset_dir", "allow_partial", "strict", "skip_unreadable", "weights"}
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return tmp_path_factory.mktemp("stores")
+
+
+def training(settings, folder, stores):
+    """All that a training leaves: losses, measures, weights and embeddings."""
+    torch.set_num_threads(1)
+    trainer = Trainer(TrialConfig(**settings, dataset_dir=str(folder)), stores=stores, device="cpu")
+    curve = []
+    while trainer.epoch < trainer.config.nb_epochs:
+        curve.append({n: v for n, v in trainer.run_epoch().items() if not n.startswith(("time/", "phase/"))})
+    rows = trainer.data.train
+    found = embed(trainer.model, trainer.data.views, rows)
+    return curve, found.numpy(), {name: value.numpy() for name, value in trainer.model.state_dict().items()}
+
+
+def same(first, second):
+    """Whether two trainings left the same."""
+    if first[0] != second[0] or not np.array_equal(first[1], second[1]):
+        return False
+    return all(np.array_equal(value, second[2][name]) for name, value in first[2].items())
+
+
+@pytest.mark.parametrize(("setting", "context", "values"), CASES, ids=[case[0] for case in CASES])
+def test_a_setting_acts(setting, context, values, folder, stores):
+    """Each value gives another training than each other value, with finite losses."""
+    found = [training({**BASE, **context, setting: value}, folder, stores) for value in values]
+    for number, (value, one) in enumerate(zip(values, found, strict=True)):
+        assert all(np.isfinite(epoch["train/loss"]) for epoch in one[0]), value
+        for other, another in zip(values[:number], found, strict=False):
+            assert not same(one, another), f"{setting}={value} trains as {setting}={other} does"
+
+
+@pytest.mark.parametrize(("setting", "context", "values"), IDLE)
+def test_a_setting_that_is_said_to_have_no_effect_has_none(setting, context, values, folder, stores):
+    """It is named before anything runs, and the training is the same to the last bit."""
+    settings = [{**BASE, **context, setting: value} for value in values]
+    said = without_effect(TrialConfig(**settings[1]), [setting])
+    assert [line.split(" has no effect")[0] for line in said] == [f"{setting}={values[1]}"]
+    assert same(*(training(each, folder, stores) for each in settings))
+
+
+@pytest.mark.parametrize(("setting", "context", "values"), CASES, ids=[case[0] for case in CASES])
+def test_no_setting_that_acts_is_said_to_have_no_effect(setting, context, values):
+    """The cases of `test_a_setting_acts`."""
+    for value in values:
+        assert without_effect(TrialConfig(**{**BASE, **context, setting: value}), [setting]) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"), [("num_workers", [0, 2]), ("backend", ["torch", "faiss"]), ("amp", [True, False])]
+)
+def test_a_setting_of_the_machine_changes_no_result(setting, values, folder, stores):
+    """The same numbers with any number of loader processes, with either k-means, and with bfloat16 allowed on the CPU."""
+    first, second = (training({**BASE, setting: value}, folder, stores) for value in values)
+    assert same(first, second)
+
+
+def test_all_settings_are_covered():
+    """A new setting comes with a case here."""
+    covered = {case[0] for case in CASES} | WITHOUT_RESULT | ELSEWHERE
+    assert set(TrialConfig.model_fields) - covered == set()
+
+
+def rows_of_the_page():
+    """Rows of the tables of docs/settings.md: first cell and tests."""
+    lines = [line.strip("|").split("|") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    return {cells[0].strip().strip("`"): re.findall(r"`(test_[^`]+)`", cells[3]) for cells in lines}
+
+
+def test_the_page_names_every_setting_and_tests_that_exist():
+    """Each flag of the original and each setting of ours has a row, and each row at least one test."""
+    rows = rows_of_the_page()
+    flags = [row["flags"] for row in csv.DictReader((HERE / "original_flags.csv").open())]
+    assert [flag for flag in flags if flag not in rows] == []
+    names = {flag.split()[-1].lstrip("-").replace("-", "_") for flag in rows} | {"seed"}
+    assert [name for name in TrialConfig.model_fields if name not in names] == []
+    for flag, tests in rows.items():
+        assert tests, flag
+        for test in tests:
+            file, _, function = test.partition("::")
+            text = (HERE / file).read_text()
+            assert not function or f"def {function.split('[')[0]}(" in text, test
+
+
+# How the file of the original's flags writes what is another way of writing our value.
+SAME = {"inf": None, "": None, "True": True, "False": False, "0": False, "1": True}
+
+
+def test_train_has_the_defaults_of_the_original():
+    """Without flags, but for the backbones and sizes of our own data sets, and the number of loader processes."""
+    config = _config(parser().parse_args([]))
+    assert (config.dataset, config.dataset_dir) == ("cub", original.DATA_PATH)
+    names = {"random_seed": "seed"}
+    for row in csv.DictReader((HERE / "original_flags.csv").open()):
+        flag = row["flags"].split()[-1].lstrip("-").replace("-", "_")
+        name = names.get(flag, flag)
+        if name not in TrialConfig.model_fields or name in ("dataset_dir", "num_workers", "backend"):
+            continue
+        value, text = getattr(config, name), row["default"]
+        expected = (
+            SAME.get(text, text) if not isinstance(value, int | float) or isinstance(value, bool) else float(text)
+        )
+        if isinstance(value, str):
+            expected = original_name(text)
+        assert value == expected, f"{name}: {value} is not {text}"
+
+
+def original_name(text):
+    """Our name of the original's choice."""
+    from dcml_tune.config import ORIGINAL_NAMES
+
+    return ORIGINAL_NAMES.get(text, text)

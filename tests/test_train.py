@@ -1,0 +1,248 @@
+"""`python -m dcml_tune.train`: the original's command line, and what a run leaves."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import mlflow
+import pytest
+import torch
+
+from dcml_tune import original
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.model import MaskedEmbedder, best_model, load
+from dcml_tune.train import _config, main, parser
+
+# The authors' sample command for SOP with the original's flag names, but for the script's name.
+SAMPLE = (
+    "--dataset=sop --dataset-dir=DIRECTORY --backend=faiss --sz-embedding=512 --mod-epoch=2 --nb-clusters=32 "
+    "--nb-epochs=180 --batch-size=80 --num-samples-per-class=2 --mod-epoch-freeze=1 --sampler=distanceweighted "
+    "--weight-decay=1e-4 --batch-sampler=adaptbalanced --force-full-embedding-epoch=80 --mask-lr-mult=100 "
+    "--masking-lambda=0.01 --mask-wd-mult=1 --base-lr=1e-5 --lr-gamma=0.3 --criterion=MarginLoss --optimizer=Adam "
+    "--arch=resnet50 -i=3 -seed=7 -crs=5 --log-dir=masks --cuda-device=0 --mask-relu=1 --lr-step=inf"
+).split()
+
+TINY = {
+    "train_classes": 16, "arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 8,
+    "batch_size": 8, "num_samples_per_class": 2, "nb_epochs": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def train(folder, tmp_path, monkeypatch, capsys):
+    """Runs the command on a folder of images; gives its status and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, **settings):
+        given = [f"--{n.replace('_', '-')}={v}" for n, v in {**TINY, "dataset_dir": folder, **settings}.items()]
+        status = main(["folder", "--output-dir", str(tmp_path / "runs"), *given, *words])
+        told = capsys.readouterr()
+        return status, told.out + told.err
+
+    return run
+
+
+def runs(directory):
+    client = mlflow.MlflowClient(f"sqlite:///{directory / 'runs' / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id])
+    return {run.info.run_name: run for run in found}
+
+
+def test_the_sample_command_is_read_as_it_stands():
+    """Every flag of the original means what it meant."""
+    config = _config(parser().parse_args(SAMPLE))
+    expected = {
+        "dataset": "sop", "dataset_dir": "DIRECTORY", "backend": "faiss", "sz_embedding": 512, "mod_epoch": 2,
+        "nb_clusters": 32, "nb_epochs": 180, "batch_size": 80, "num_samples_per_class": 2, "mod_epoch_freeze": 1,
+        "sampler": "distanceweighted", "weight_decay": 1e-4, "batch_sampler": "adaptbalanced",
+        "force_full_embedding_epoch": 80, "mask_lr_mult": 100, "masking_lambda": 0.01, "mask_wd_mult": 1,
+        "base_lr": 1e-5, "lr_gamma": 0.3, "criterion": "margin", "optimizer": "adam", "arch": "resnet50", "seed": 7,
+        "clustering_random_state": 5, "mask_relu": True, "lr_step": None,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], None),
+        (["-i", "3"], "3"),
+        (["--experiment-id=3"], "3"),
+        (["--experiment", "x"], "x"),
+        (["--log-dir", "masks", "-i=3"], "masks-3"),
+        (["--log-dir", "masks", "-i=3", "--name", "mine"], "mine"),
+    ],
+)
+def test_names_of_runs(words, name):
+    """--name, or the original's two parts."""
+    assert original.run_name(parser().parse_args(words)) == name
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden"])
+def test_a_name_is_that_of_a_folder(name):
+    """It names a folder below the output directory, and nothing else."""
+    with pytest.raises(SettingError, match="must be the name of a folder"):
+        original.run_name(parser().parse_args(["--name", name]))
+
+
+def test_data_set_by_place_or_by_flag():
+    """Either names it; two that differ are refused; without any it is the original's default."""
+    of = lambda *words: original.dataset_of(parser().parse_args([*words]))  # noqa: E731
+    assert (of("cars"), of("--dataset=cars"), of("cars", "--dataset", "cars"), of()) == ("cars", "cars", "cars", "cub")
+    with pytest.raises(SettingError, match="--dataset sop: data set cars is named, too"):
+        of("cars", "--dataset", "sop")
+
+
+def test_flags_without_meaning_are_said_in_one_line(train):
+    """They are accepted, with or without a value, and said once."""
+    words = ["--init-clusters=2", "--with-l1", "--is-debug", "--verbose", "--reset-learners-fix", "1", "--save-masks=0"]
+    status, said = train(*words, "--name=r")
+    (line,) = [line for line in said.splitlines() if line.startswith("without meaning here")]
+    assert status == 0
+    assert all(word.split("=")[0] in line for word in words if word.startswith("--"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU; with one, the device is taken")
+def test_a_device_that_is_not_there(train):
+    """Without GPUs the flag is said to do nothing."""
+    status, said = train("--cuda-device=0", "--name=r")
+    assert (status, "cuda_device=0 has no effect: there is no GPU here" in said) == (0, True)
+
+
+def test_a_run_leaves_measures_and_a_model(train, tmp_path):
+    """Held-out and test measures in MLflow, named apart; a model that loads; the setting's parameters."""
+    status, said = train("--score-test", "--name=r", criterion="NPairsLoss")
+    assert status == 0, said
+    run = runs(tmp_path)["r"]
+    assert run.info.status == "FINISHED"
+    assert {"val/recall_at_1", "val/recall_at_1_best", "test/recall_at_1", "train/loss"} <= set(run.data.metrics)
+    assert (run.data.params["criterion"], run.data.tags["dcml.protocol"]) == ("npairs", "held_out")
+    model = load(best_model(tmp_path / "runs" / "r" / "checkpoint"))
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+    assert "python -m dcml_tune.evaluate" in said.replace(sys.executable, "python")
+    with pytest.raises(SettingError, match="r"):
+        train("--name=r")
+
+
+def test_the_papers_protocol_is_labelled_wherever_its_numbers_are(train, tmp_path):
+    """All training classes train; the test classes are scored every epoch, under names that say so."""
+    status, said = train("--name=r", "--protocol=paper", "--score-test")
+    assert status == 0
+    assert "paper protocol: epochs and trials are chosen on the test classes" in said
+    assert "score_test has no effect" in said
+    assert "paper/recall_at_1" in said
+    run = runs(tmp_path)["r"]
+    names = set(run.data.metrics)
+    assert {"paper/recall_at_1", "paper/recall_at_1_best", "paper/map_at_r"} <= names
+    assert not [name for name in names if name.startswith(("val/", "test/"))]
+    assert run.data.tags["dcml.protocol"] == "paper"
+
+
+def test_nothing_is_saved_when_asked(train, tmp_path):
+    """--save-model=0 writes no checkpoint, and says what that means."""
+    status, said = train("--save-model=0", "--name=r")
+    assert (status, "cannot be resumed" in said) == (0, True)
+    assert not list((tmp_path / "runs" / "r").rglob("*.safetensors"))
+
+
+def test_a_run_begins_with_a_trained_model(train, tmp_path, folder):
+    """--checkpoint: weights of the model, masks of this run's own; step 0 is still the pretrained network's."""
+    config = TrialConfig(**TINY, dataset="folder", dataset_dir=str(folder), nb_clusters=2, hierarchy_method="none")
+    given = MaskedEmbedder(config)
+    with torch.no_grad():
+        given.embedding.bias.fill_(3.0)
+    given.save(tmp_path / "given")
+    status, said = train("--name=r", f"--checkpoint={tmp_path / 'given'}", base_lr=1e-12)
+    assert status == 0, said
+    trained = load(best_model(tmp_path / "runs" / "r" / "checkpoint"))
+    assert trained.masks.shape == (1, 8)
+    torch.testing.assert_close(trained.embedding.bias, given.embedding.bias)
+    with pytest.raises(SettingError, match="sz_embedding=16: the model in .* has 8; give --sz-embedding 8"):
+        train("--name=s", f"--checkpoint={tmp_path / 'given'}", sz_embedding=16)
+    with pytest.raises(SettingError, match="cannot be read"):
+        train("--name=t", f"--checkpoint={tmp_path / 'nothing'}")
+
+
+def test_bad_input_is_refused_before_anything_is_written(train, tmp_path):
+    """A k-means that needs a GPU, a data set that is not there, settings that contradict each other."""
+    for settings, said in [
+        ({"dataset_dir": tmp_path / "nothing"}, "does not exist"),
+        ({"nb_clusters": 3}, "power of two"),
+        *([] if torch.cuda.is_available() else [({"backend": "faiss-gpu"}, "GPU")]),
+    ]:
+        with pytest.raises(SettingError, match=said):
+            train("--name=r", **settings)
+    assert not (tmp_path / "runs" / "r").exists()
+
+
+def test_an_interrupted_run_is_resumed(folder, tmp_path):
+    """SIGTERM ends it in order, with status 3 and the command to go on; the rest of the epochs is run, each once."""
+    flags = [f"--{n.replace('_', '-')}={v}" for n, v in {**TINY, "dataset_dir": folder, "nb_epochs": 300}.items()]
+    words = [sys.executable, "-m", "dcml_tune.train", "folder", "--output-dir", str(tmp_path / "runs"), "--name", "r"]
+    with subprocess.Popen([*words, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 3/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "--resume r" in err
+    assert runs(tmp_path)["r"].info.status == "KILLED"
+    state = next((tmp_path / "runs" / "r" / "checkpoint").glob("trainer-*.json"))
+    reached = json.loads(state.read_text())["epoch"]
+    assert 3 <= reached < 300
+    with pytest.raises(SettingError, match="--nb-epochs: a run goes on with the settings it began with"):
+        main(["--resume", "r", "--output-dir", str(tmp_path / "runs"), "--nb-epochs", "9"])
+    with pytest.raises(SettingError, match="no interrupted run of this name"):
+        main(["--resume", "s", "--output-dir", str(tmp_path / "runs")])
+
+
+def test_a_resumed_run_ends_as_one_that_ran_through(train, tmp_path, monkeypatch, capsys):
+    """The same measures at every epoch, in one MLflow run."""
+    train("--name=whole", nb_epochs=4)
+    from dcml_tune.interruption import SearchStopped
+    from dcml_tune.trainer import Trainer
+
+    real = Trainer.run_epoch
+
+    def stopped(self):
+        if self.epoch == 2:
+            raise SearchStopped("SIGTERM")
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "run_epoch", stopped)
+    assert train("--name=cut", nb_epochs=4)[0] == 3
+    monkeypatch.setattr(Trainer, "run_epoch", real)
+    assert main(["--resume", "cut", "--output-dir", str(tmp_path / "runs")]) == 0
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    found = runs(tmp_path)
+    curves = [
+        [(point.step, point.value) for point in client.get_metric_history(found[name].info.run_id, "train/loss")]
+        for name in ("whole", "cut")
+    ]
+    assert curves[0] == curves[1]
+    assert [step for step, _ in curves[0]] == [1, 2, 3, 4]
+    assert found["cut"].info.status == "FINISHED"
+
+
+def test_weights_and_biases_offline(train, tmp_path, monkeypatch):
+    """--wandb-enabled writes a run below the output directory, with settings and measures; nothing leaves the machine."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    status, said = train("--wandb-enabled", "--name=r", "--score-test")
+    assert status == 0, said
+    (log,) = (tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb")
+    text = log.read_bytes()
+    assert b"test/recall_at_1" in text
+    assert b"sz_embedding" in text
+
+
+def test_weights_and_biases_without_a_login(train, tmp_path, monkeypatch):
+    """One line with the remedy, before anything trains."""
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(SettingError, match="--wandb-enabled: .*WANDB_MODE=offline"):
+        train("--wandb-enabled", "--name=r")
+    assert "r" not in (runs(tmp_path) if (tmp_path / "runs" / "mlflow.db").exists() else {})
