@@ -25,7 +25,8 @@ SETTINGS = [
 def pytest_collection_modifyitems(items):
     """A few of the faults are part of every test run, all of them of `make test-faults`."""
     for item in items:
-        if HERE in Path(item.fspath).parents and item.get_closest_marker("fast") is None:
+        ours = HERE in Path(item.fspath).parents
+        if ours and not any(item.get_closest_marker(mark) for mark in ("fast", "slow")):
             item.add_marker(pytest.mark.fault)
 
 
@@ -102,6 +103,12 @@ class Scene:
         """Step and value of each point of a run, as MLflow has them."""
         points = mlflow.MlflowClient(uri or self.uri).get_metric_history(self.runs(uri)[key].info.run_id, metric)
         return sorted((point.step, point.value) for point in points)
+
+    def times(self, key, uri):
+        """When each epoch of a run was reported, in seconds since 1970, in order."""
+        client = mlflow.MlflowClient(uri)
+        points = client.get_metric_history(self.runs(uri)[key].info.run_id, "train/loss")
+        return sorted(point.timestamp / 1000 for point in points)
 
     def study(self, name="s"):
         """The launched trials of the study, by key."""

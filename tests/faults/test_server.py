@@ -1,8 +1,10 @@
 """The tracking server is away: the search neither stops nor slows, and all arrives later."""
 
+import itertools
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -69,6 +71,34 @@ def test_a_server_that_dies_in_the_middle_holds_nothing_up(cheap, server):
     done = subprocess.run(flush, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, "everything is delivered" in done.stdout) == (0, True), done.stderr
     cheap.assert_sound(3, uri=server.uri)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_ten_minutes_without_a_server(cheap, server):
+    """The search goes on at the same pace, and when the server is back, all is there before the search ends."""
+    cheap.environment["DCML_TEST_PAUSE"] = "15"
+    server.start()
+    process = cheap.start("--num-samples", 22, "--tracking-uri", server.uri, "--scheduler", "none")
+    cheap.wait_for("epoch 2", process)
+    server.kill()
+    away = time.time()
+    while time.time() - away < 600:
+        assert process.poll() is None, process.log.read_text()
+        time.sleep(1)
+    server.start()
+    back = time.time()
+    assert process.wait(900) == 0, process.log.read_text()
+    assert "records for MLflow wait" not in process.log.read_text()
+    cheap.assert_sound(22, uri=server.uri)
+    curves = [cheap.times(f"s/{key}", server.uri) for key in cheap.study()]
+    steps = [(first, second - first) for times in curves for first, second in itertools.pairwise(times)]
+    without = [length for first, length in steps if away < first < back - 20]
+    with_it = [length for first, length in steps if not away - 20 < first < back]
+    print(f"epochs without the server: {len(without)}, each {statistics.median(without):.2f} s; "
+          f"with it: {len(with_it)}, each {statistics.median(with_it):.2f} s")  # fmt: skip
+    assert len(without) > 50
+    assert statistics.median(without) < 1.2 * statistics.median(with_it)
 
 
 def test_a_server_that_is_gone_from_the_start_gets_all_at_the_next_resume(cheap, server):
