@@ -395,7 +395,7 @@ def _last_error(trial: Any) -> str:
     if text and directory is not None and Path(directory).is_dir():
         (Path(directory) / "error.txt").write_text(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if "OutOfMemoryError" in text and "memory monitor" in text:
+    if "running low on memory" in text:
         return "ended by Ray: the machine ran out of memory; lower --max-concurrent or --batch-size"
     if not lines or "ActorDiedError" in text or "RayActorError" in text or "Worker" in lines[-1]:
         return "its process died (killed, or a crash in native code)"

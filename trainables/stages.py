@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 
 from dcml_tune.interruption import signals_wait
@@ -13,6 +15,21 @@ from trainables.divide_and_conquer import RUN, DivideAndConquer, whole
 
 RETRIES = 2
 """How often a trial is tried again whose process died, hung, or raised."""
+
+
+_task_failed = RayActorManager._actor_task_failed
+
+
+def _died_if_out_of_memory(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+    """A trial that Ray's memory monitor ends in the middle of a step is a trial whose process died.
+
+    Tune (of Ray 2.60) knows the errors of actors and of tasks; this one is neither, and would end the whole search.
+    """
+    died = isinstance(exception, OutOfMemoryError)
+    _task_failed(manager, tracked_actor_task, RayActorError(error_msg=str(exception)) if died else exception)
+
+
+RayActorManager._actor_task_failed = _died_if_out_of_memory
 
 
 def fit(

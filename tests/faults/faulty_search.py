@@ -133,6 +133,12 @@ def want_gpu_memory(trial):
     raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
+def hoard(trial):
+    """Take 6 GiB of memory, and wait for the end."""
+    trial.hoarded = bytearray(b"x") * (6 << 30)
+    time.sleep(10**6)
+
+
 def leave_no_room(trial):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
@@ -145,6 +151,7 @@ FAULTS = {
     "diverge": diverge,
     "no room": leave_no_room,
     "memory": want_memory,
+    "hoard": hoard,
     "GPU memory": want_gpu_memory,
 }
 

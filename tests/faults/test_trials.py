@@ -3,6 +3,7 @@
 import re
 
 import optuna
+import psutil
 
 
 def test_each_fault_concerns_its_own_trial(scene):
@@ -43,6 +44,21 @@ def test_each_fault_concerns_its_own_trial(scene):
     assert len(trained) == len(set(trained))
     assert "its process died" in runs["s/000"].data.tags["dcml.tried_again"]
     assert (scene.output / "s" / "trials" / "005" / "error.txt").read_text().count("file server") > 0
+
+
+def test_a_trial_that_takes_the_machines_memory_is_ended_and_tried_again(cheap):
+    """Ray's own monitor ends it (here as soon as 5 GiB more than now are taken), and the reason is said."""
+    memory = psutil.virtual_memory()
+    assert memory.available > 10 << 30, "this test needs 10 GiB of memory that are free"
+    cheap.environment["RAY_memory_usage_threshold"] = f"{(memory.total - memory.available + (5 << 30)) / memory.total:.3f}"
+    cheap.environment["RAY_memory_monitor_refresh_ms"] = "100"
+    cheap.faults({"trial": "000", "epoch": 2, "kind": "hoard"})
+    status, said = cheap.search("--num-samples", 2, "--scheduler", "none", "--max-concurrent", 1)
+    assert status == 0, said
+    cheap.assert_sound(2)
+    reason = "ended by Ray: the machine ran out of memory; lower --max-concurrent or --batch-size"
+    assert reason in cheap.runs()["s/000"].data.tags["dcml.tried_again"]
+    assert sorted(cheap.trained()) == [f"{key} {epoch}" for key in ("000", "001") for epoch in (1, 2, 3, 4)]
 
 
 def test_a_step_that_hangs_is_ended(cheap):
