@@ -31,9 +31,9 @@ class WandbRun:
             ) from None
         # Without a terminal to ask for a login wandb raises; with one it would ask in the middle of the night.
         settings = wandb.Settings(silent=True, login_timeout=10)
-        project = {} if "WANDB_PROJECT" in os.environ else {"project": "dcml_tune"}
+        project = os.environ.get("WANDB_PROJECT", "dcml_tune")
         try:
-            self._run = wandb.init(name=name, dir=str(output), config=dict(params), settings=settings, **project)
+            self._run = wandb.init(project=project, name=name, dir=str(output), config=dict(params), settings=settings)
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split())[:200]
             raise SettingError(

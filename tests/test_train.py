@@ -1,6 +1,7 @@
 """`python -m dcml_tune.train`: the original's command line, and what a run leaves."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -237,12 +238,22 @@ def test_weights_and_biases_offline(train, tmp_path, monkeypatch):
     assert b"sz_embedding" in text
 
 
-def test_weights_and_biases_without_a_login(train, tmp_path, monkeypatch):
+def test_weights_and_biases_without_a_login(folder, tmp_path):
     """One line with the remedy, before anything trains."""
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_API_KEY", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    with pytest.raises(SettingError, match="--wandb-enabled: .*WANDB_MODE=offline"):
-        train("--wandb-enabled", "--name=r")
-    assert "r" not in (runs(tmp_path) if (tmp_path / "runs" / "mlflow.db").exists() else {})
+    flags = [f"--{n.replace('_', '-')}={v}" for n, v in {**TINY, "dataset_dir": folder}.items()]
+    words = [sys.executable, "-m", "dcml_tune.train", "folder", "--output-dir", str(tmp_path / "runs"), "--name", "r"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    done = subprocess.run(
+        [*words, *flags, "--wandb-enabled"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**environment, "WANDB_MODE": "online", "HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "--wandb-enabled: " in line
+    assert "WANDB_MODE=offline" in line
+    assert not (tmp_path / "runs" / "mlflow.db").exists()

@@ -29,7 +29,7 @@ def _died_if_out_of_memory(manager: Any, tracked_actor_task: Any, exception: Exc
     _task_failed(manager, tracked_actor_task, RayActorError(error_msg=str(exception)) if died else exception)
 
 
-RayActorManager._actor_task_failed = _died_if_out_of_memory
+RayActorManager._actor_task_failed = _died_if_out_of_memory  # type: ignore[method-assign, assignment]
 
 
 def fit(

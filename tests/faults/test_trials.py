@@ -50,7 +50,9 @@ def test_a_trial_that_takes_the_machines_memory_is_ended_and_tried_again(cheap):
     """Ray's own monitor ends it (here as soon as 5 GiB more than now are taken), and the reason is said."""
     memory = psutil.virtual_memory()
     assert memory.available > 10 << 30, "this test needs 10 GiB of memory that are free"
-    cheap.environment["RAY_memory_usage_threshold"] = f"{(memory.total - memory.available + (5 << 30)) / memory.total:.3f}"
+    cheap.environment["RAY_memory_usage_threshold"] = (
+        f"{(memory.total - memory.available + (5 << 30)) / memory.total:.3f}"
+    )
     cheap.environment["RAY_memory_monitor_refresh_ms"] = "100"
     cheap.faults({"trial": "000", "epoch": 2, "kind": "hoard"})
     status, said = cheap.search("--num-samples", 2, "--scheduler", "none", "--max-concurrent", 1)
