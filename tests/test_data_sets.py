@@ -108,7 +108,7 @@ def test_listing_opens_no_file(folder: Path) -> None:
     [
         ({"dataset": "foldr"}, ["foldr", "did you mean 'folder'"]),
         ({"dataset": "imagenet-22k"}, ["imagenet-22k", "emoji", "folder", "cub", "vid"]),
-        ({"dataset": "cars"}, ["cars is known but not readable yet"]),
+        ({"dataset": "carz"}, ["did you mean 'cars'"]),
         ({"dataset_dir": None}, ["dataset_dir", "--dataset-dir"]),
         ({"dataset_dir": "/no/such/place"}, ["/no/such/place", "does not exist"]),
         ({"dataset_dir": __file__}, ["is a file"]),

@@ -120,7 +120,9 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
         (["emoji", "--tracking-uri", "mlruns"], ["mlruns", "sqlite:///"]),
         (["emoji", "--nb-clusters", "1024"], ["1024", "lower nb_clusters"]),
         (["emoji", "--time-budget", "soon"], ["soon", "30m"]),
-        (["cars"], ["cars", "emoji"]),
+        (["cars"], ["cars", "--dataset-dir"]),
+        (["cars", "--dataset-dir", os.path.dirname(__file__)], ["cars196/cars_annos.mat", "car_ims"]),
+        (["emoji", "--backend", "faiss-gpu"], ["faiss-gpu", "GPU"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):

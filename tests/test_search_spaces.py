@@ -21,7 +21,7 @@ def too_many(most):
     return lambda config: f"nb_clusters={config.nb_clusters}: too many" if config.nb_clusters > most else None
 
 
-@pytest.mark.parametrize("dataset", ["emoji", "folder"])
+@pytest.mark.parametrize("dataset", ["cub", "cars", "sop", "inshop", "vid", "emoji", "folder"])
 def test_shipped_spaces_vary_the_four_settings(dataset):
     """What varies by default are the method's four settings, each with its reason."""
     space = load_space(dataset)

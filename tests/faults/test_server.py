@@ -97,7 +97,7 @@ def test_ten_minutes_without_a_server(cheap, server):
     with_it = [length for first, length in steps if not away - 20 < first < back]
     print(f"epochs without the server: {len(without)}, each {statistics.median(without):.2f} s; "
           f"with it: {len(with_it)}, each {statistics.median(with_it):.2f} s")  # fmt: skip
-    assert len(without) > 50
+    assert len(without) > 20
     assert statistics.median(without) < 1.2 * statistics.median(with_it)
 
 
