@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from dcml_tune.config import Backend, TrialConfig, unknown_name
+from dcml_tune.config import Backend, SettingError, TrialConfig, unknown_name
 from dcml_tune.schedule import EpochPlan
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,10 @@ LEAST_GAIN = 1e-4
 TRIES = 30
 # Entries of the largest matrix that assigning images to centroids holds at once (64 MiB of float32).
 MAX_ENTRIES = 1 << 24
-# Bytes that Faiss may reserve on a GPU for the time of a clustering; it would take 1.5 GiB by itself.
+# Most bytes that Faiss may reserve on a GPU for the time of a clustering (it would take 1.5 GiB by itself), and the most
+# of what is left of the trial's share of the memory.
 FAISS_GPU_BYTES = 256 << 20
+FAISS_GPU_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +344,18 @@ def _first_images(n: int, k: int, seed: int) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1))[:k]
 
 
+def check_backend(name: str) -> None:
+    """Refuse a backend that cannot work here, before anything is trained for it.
+
+    Raises:
+        SettingError: for a name that is not known, or `faiss-gpu` without a GPU.
+    """
+    try:
+        _backend(name)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+
+
 Run = Callable[[torch.Tensor, torch.Tensor], tuple[IntArray, FloatArray]]
 
 
@@ -368,10 +382,25 @@ def _faiss(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
 def _faiss_gpu(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
     """On the current GPU. The memory goes back with `resources`, at the end: the model needs it."""
     resources = faiss.StandardGpuResources()
-    resources.setTempMemory(FAISS_GPU_BYTES)
+    resources.setTempMemory(_faiss_bytes(*_gpu_memory()))
     config = faiss.GpuIndexFlatConfig()
     config.device = torch.cuda.current_device() if torch.cuda.is_available() else 0
     return _lloyd(x, start, _faiss_nearest(x, faiss.GpuIndexFlatL2(resources, x.shape[1], config)))
+
+
+def _gpu_memory() -> tuple[int, int, int]:
+    """Bytes that are free on the current GPU, that this process may take by its cap, and that it has taken."""
+    if not torch.cuda.is_available():
+        return FAISS_GPU_BYTES * 4, FAISS_GPU_BYTES * 4, 0
+    free, total = torch.cuda.mem_get_info()
+    capped = int(total * torch.cuda.get_per_process_memory_fraction())
+    return free, capped, torch.cuda.memory_reserved()
+
+
+def _faiss_bytes(free: int, cap: int, taken: int) -> int:
+    """Bytes that Faiss may reserve, beside what torch has taken of the trial's share."""
+    left = min(free, max(0, cap - taken))
+    return int(min(FAISS_GPU_BYTES, FAISS_GPU_SHARE * left))
 
 
 def _torch(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:

@@ -145,6 +145,7 @@ class Plan:
     ) -> None:
         """Check everything: cheap things first, then the cluster if one is named, then the images."""
         from dcml_tune import backbones
+        from dcml_tune.clustering import check_backend
         from dcml_tune.tracking import absolute_uri
         from dcml_tune.trainer import TrialData
 
@@ -169,6 +170,8 @@ class Plan:
                 "val_share=0: trials are compared on training classes that are held out; give a share, or --protocol "
                 "paper to choose on the test classes as the original does"
             )
+        if arguments.ray_address is None:  # another machine's GPUs are not seen from here
+            check_backend(base.backend)
         self.base, self.metric = base, compared_by(arguments.metric, base)
         self.scores_test = arguments.final == "best" and base.protocol == "held_out"
         backbone = backbones.build(base.arch, weights=base.weights, sz_crop=base.sz_crop, frozen_statistics=False)

@@ -213,6 +213,20 @@ def test_wrong_input_is_refused(features, k, keywords, said):
 
 
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="Faiss has a GPU here")
+@pytest.mark.parametrize(
+    ("free", "cap", "taken", "expected"),
+    [
+        (80 << 30, 40 << 30, 10 << 30, 256 << 20),  # much is left: the most that is ever taken
+        (80 << 30, 1 << 30, (1 << 30) - (400 << 20), 100 << 20),  # a quarter of what the cap leaves
+        (200 << 20, 40 << 30, 1 << 30, 50 << 20),  # a quarter of what others leave
+        (80 << 30, 1 << 30, 2 << 30, 0),  # nothing is left
+    ],
+)
+def test_faiss_takes_a_part_of_the_trials_share(free, cap, taken, expected):
+    """Of what is left on the GPU and of the trial's own cap, a quarter at most."""
+    assert clustering._faiss_bytes(free, cap, taken) == expected
+
+
 def test_faiss_gpu_without_a_gpu_is_refused_with_the_remedy():
     """A setting of another machine says what to take here."""
     with pytest.raises(ValueError, match="backend='auto'"):
