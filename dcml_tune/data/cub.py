@@ -29,7 +29,8 @@ def read(config: TrialConfig) -> DataSet:
     with os.scandir(root) as entries:
         folders = sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
     sides = _sides(folders)
-    train, test = [], []
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
     for label, folder in enumerate(folders):
         names = sorted(name for name in os.listdir(root / folder) if _is_image(name))
         (train if sides[label] else test).extend((f"{folder}/{name}", label) for name in names)
