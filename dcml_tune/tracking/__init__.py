@@ -1,4 +1,4 @@
-"""MLflow: the only module that imports it. Nothing here blocks or ends a search.
+"""MLflow: the only package that imports it. Nothing here blocks or ends a search.
 
 Everything to be tracked is first a line in a spool file; one thread delivers the lines in order. While the
 server cannot be reached the lines wait, and what is left at the end is delivered by
@@ -30,10 +30,8 @@ import math
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -46,13 +44,25 @@ from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
 from typing import Any, ParamSpec
-from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import SettingError
 from dcml_tune.files import write_whole
+from dcml_tune.tracking.addresses import absolute_uri, compare_url, redact, redact_command, ui_command
+
+__all__ = [
+    "Tracker",
+    "absolute_uri",
+    "best_model",
+    "compare_url",
+    "end_dead",
+    "environment_tags",
+    "flush",
+    "redact",
+    "redact_command",
+    "ui_command",
+]
 
 log = logging.getLogger(__name__)
 
@@ -459,72 +469,6 @@ def environment_tags(data_fingerprint: str, argv: Sequence[str]) -> dict[str, st
     tags |= {"dcml.command": redact_command(argv), "mlflow.source.name": redact(argv[0]) if argv else ""}
     commit = _commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-def redact(text: str) -> str:
-    """An address, or any text with addresses in it, without passwords and tokens.
-
-    Example:
-        >>> redact("http://ann:secret@host:5000/?token=abc&page=1")
-        'http://***@host:5000/?token=***&page=1'
-    """
-    return _NAMED_SECRET.sub(r"\1***", _LOGIN.sub("***@", text))
-
-
-# What stands before the @ of an address. The second form is a password that has a slash in it, which no port has.
-_LOGIN = re.compile(r"(?<=://)(?:[^\s/?#'\"]*|[^\s/@:'\"]*:(?!\d+(?:/|\s|$))[^\s@'\"]*)@")
-_SECRET_NAME = r"[\w.-]*(?:token|password|passwd|secret|credential|api[-_]?key|access[-_]?key)[\w-]*"
-_NAMED_SECRET = re.compile(rf"(?i)((?<![\w.-]){_SECRET_NAME}=)[^&\s#'\"]+")
-
-
-def redact_command(argv: Sequence[str]) -> str:
-    """A command as one would type it, without passwords and tokens.
-
-    Example:
-        >>> redact_command(["search", "--api-token", "abc", "--nb-clusters=4"])
-        "search --api-token '***' --nb-clusters=4"
-    """
-    flag = re.compile(rf"(?i)--?{_SECRET_NAME}")
-    before = ["", *argv]
-    words = ["***" if flag.fullmatch(last) else redact(word) for last, word in zip(before, argv, strict=False)]
-    return shlex.join(words)
-
-
-def absolute_uri(uri: str) -> str:
-    """The address with the path of an SQLite file made absolute: trials run in other directories.
-
-    Raises:
-        SettingError: if it is neither a web address nor that of a database.
-    """
-    if "://" not in uri or uri.startswith("file:"):
-        raise SettingError(
-            f"tracking-uri={redact(uri)}: must be http(s)://HOST:PORT or sqlite:///FILE; MLflow no longer takes a directory"
-        )
-    prefix, path = "sqlite:///", uri.removeprefix("sqlite:///")
-    if not uri.startswith(prefix) or path in ("", ":memory:"):
-        return uri
-    return f"{prefix}{Path(path).resolve()}"
-
-
-def ui_command(uri: str) -> str:
-    """The command that opens the MLflow UI of a database, or the address of a server."""
-    if uri.startswith("http"):
-        return _without_login(uri)
-    store = redact(absolute_uri(uri))
-    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", "5000"])
-
-
-def compare_url(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """The compare page of some runs.
-
-    Args:
-        base: address of the MLflow server; that which `ui_command` starts if it is no web address.
-        experiment_id: MLflow's id.
-        run_ids: MLflow's ids. Above about a hundred the page is slow.
-    """
-    host = _without_login(base).rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"
-    runs, experiments = quote(json.dumps(list(run_ids)), safe=""), quote(json.dumps([experiment_id]), safe="")
-    return f"{host}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
 class _Spool:
@@ -1204,10 +1148,6 @@ def _short(error: Exception) -> str:
     return redact(" ".join(str(error).split()))[:300] or type(error).__name__
 
 
-def _without_login(uri: str) -> str:
-    return redact(uri).replace("***@", "")
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -1233,23 +1173,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+changed" if dirty.returncode else "")
-
-
-def main(argv: list[str]) -> int:
-    """`python -m dcml_tune.tracking flush NAME`: deliver what a search left behind."""
-    parser = Parser(prog="python -m dcml_tune.tracking", description="Deliver records that MLflow has not taken yet.")
-    parser.add_argument("action", choices=["flush"])
-    parser.add_argument("name", help="name of the search or run")
-    parser.add_argument("--output-dir", default="runs", help="where it was written")
-    parser.add_argument("--tracking-uri", help="MLflow server or database, if not the one that the search used")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds after which to give up")
-    given = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    directory = Path(given.output_dir).resolve() / given.name / "tracking"
-    left = flush(directory, given.tracking_uri, timeout=given.timeout)
-    print(f"{left} records wait in {directory}; is the server up?" if left else "everything is delivered")
-    return 3 if left else 0
-
-
-if __name__ == "__main__":
-    run_command(main)
