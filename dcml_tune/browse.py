@@ -1,0 +1,249 @@
+"""`python -m dcml_tune.browse [SEARCH]`: searches, or the trials of one, in a table, from any MLflow store."""
+
+from __future__ import annotations
+
+import csv
+import json
+import operator
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.commandline import Parser, run_command
+from dcml_tune.config import SettingError, unknown_name
+
+if TYPE_CHECKING:
+    from dcml_tune.tracking.reading import StoredRun
+
+Row = dict[str, Any]
+"""Values by the names of columns, parameters and metrics."""
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+_EXPRESSION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
+
+
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m dcml_tune.browse",
+        description="Searches and runs of train, a row each; or the trials of a search, with what varies between them.",
+    )
+    made.add_argument("search", nargs="?", help="name of a search; without it: all searches and runs")
+    made.add_argument(
+        "--metric", default="recall_at_1", help="measure that is shown: a name after val/, paper/ or test/"
+    )
+    made.add_argument("--filter", action="append", default=[], metavar="EXPR", help="such as nb_clusters=4, state=pruned, "
+                      "val/recall_at_1_best>0.7; of a column, setting or measure; can be repeated")  # fmt: skip
+    made.add_argument(
+        "--sort", metavar="NAME", help="column, setting or measure; -NAME for descending; default: best first"
+    )
+    made.add_argument("--columns", help="names, by commas, instead of the usual ones")
+    made.add_argument("--limit", type=int, help="most rows")
+    made.add_argument("--json", action="store_true", help="rows with all settings and measures, as JSON")
+    made.add_argument("--csv", action="store_true", help="the table as comma-separated values")
+    made.add_argument("--output-dir", default="runs", help="where the searches were written")
+    made.add_argument("--tracking-uri", help="MLflow server or database; default: OUTPUT/mlflow.db")
+    made.add_argument("--experiment", default="dcml_tune", help="of MLflow")
+    made.add_argument("--all", action="store_true", help="runs of other programs in the experiment, too")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Read, filter, sort, print."""
+    arguments = parser().parse_args(argv)
+    from dcml_tune.tracking.reading import read_runs
+
+    uri = arguments.tracking_uri or f"sqlite:///{Path(arguments.output_dir).expanduser().absolute() / 'mlflow.db'}"
+    if arguments.search is None:
+        rows, columns = _searches(read_runs(uri, arguments.experiment, everyones=arguments.all), arguments.metric)
+    else:
+        runs = read_runs(uri, arguments.experiment, search=arguments.search)
+        if not runs:
+            known = [run.key for run in read_runs(uri, arguments.experiment) if run.role == "search"]
+            raise SettingError(unknown_name("search", arguments.search, known))
+        rows, columns = _trials(runs, arguments.metric, uri)
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    rows = [row for row in rows if all(_holds(row, each, names) for each in arguments.filter)]
+    rows = _sorted(rows, arguments.sort or "best", names, down=arguments.descending or not arguments.sort)[
+        : arguments.limit
+    ]
+    if arguments.columns:
+        columns = [_known(name, names) for name in arguments.columns.split(",")]
+    _print(rows, columns, arguments)
+    return 0
+
+
+def _searches(runs: list[StoredRun], metric: str) -> tuple[list[Row], list[str]]:
+    """A row for each search and each run that belongs to none."""
+    by_search: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        if run.search and run.role != "search":
+            by_search.setdefault(run.search, []).append(run)
+    rows = [_search(run, by_search.get(run.key, []), metric) for run in runs if run.role in ("search", "train", "")]
+    columns = [
+        "name",
+        "kind",
+        "dataset",
+        "state",
+        "trials",
+        "pruned",
+        "failed",
+        "best",
+        "test",
+        "protocol",
+        "started",
+        "min",
+    ]
+    return rows, columns
+
+
+def _search(run: StoredRun, own: list[StoredRun], metric: str) -> Row:
+    trials = [each for each in own if each.role == "trial"]
+    final = next((each for each in own if each.role == "final"), run)
+    states = [each.state for each in trials]
+    shown = {
+        "name": run.key,
+        "kind": run.role or "other",
+        "state": run.state,
+        "trials": len(trials) or None,
+        "pruned": states.count("pruned") if trials else None,
+        "failed": states.count("failed") if trials else None,
+        "best": _best(run, metric),
+        "test": final.metrics.get(f"test/{metric}"),
+    }
+    return {**run.params, **run.metrics, **_common(run), **shown}
+
+
+def _trials(runs: list[StoredRun], metric: str, uri: str) -> tuple[list[Row], list[str]]:
+    """A row for each run of a search; of the settings those columns that vary between its trials."""
+    own = [run for run in runs if run.role not in ("search", "")]
+    trials = [run for run in own if run.role == "trial"] or own
+    settings = dict.fromkeys(name for run in trials for name in run.params)
+    varied = [name for name in settings if len({run.params.get(name) for run in trials}) > 1]
+    rows = [_trial(run, metric, uri) for run in own]
+    return rows, ["name", *varied, "epochs", "last", "best", "best epoch", "test", "state", "min", "reason"]
+
+
+def _trial(run: StoredRun, metric: str, uri: str) -> Row:
+    from dcml_tune.tracking.reading import curve
+
+    name = next((f"{on}/{metric}" for on in ("val", "paper", "test") if f"{on}/{metric}" in run.metrics), None)
+    points = curve(uri, run.run_id, name) if name else []
+    trained = [point for point in points if point[0] > 0]
+    best = max(trained, key=lambda point: point[1], default=None)
+    shown = {
+        "name": run.key.rpartition("/")[2],
+        "kind": run.role,
+        "epochs": max((step for step, _ in points), default=0),
+        "last": run.metrics.get(name) if name and not name.startswith("test") else None,
+        "best": None if best is None or (name or "").startswith("test") else best[1],
+        "best epoch": None if best is None else best[0],
+        "test": run.metrics.get(f"test/{metric}"),
+        "state": run.state,
+        "reason": run.reason,
+    }
+    return {**_typed(run.params), **run.metrics, **_common(run), **shown}
+
+
+def _common(run: StoredRun) -> Row:
+    end = run.ended or time.time()
+    return {
+        "dataset": run.params.get("dataset", ""),
+        "protocol": run.tags.get("dcml.protocol", ""),
+        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)),
+        "min": round((end - run.started) / 60, 1),
+        "run_id": run.run_id,
+    }
+
+
+def _best(run: StoredRun, metric: str) -> float | None:
+    """The best value that trials were compared by."""
+    found = [run.metrics[name] for on in ("val", "paper") if (name := f"{on}/{metric}_best") in run.metrics]
+    return found[0] if found else None
+
+
+def _typed(params: dict[str, str]) -> Row:
+    return {name: _value(text) for name, text in params.items()}
+
+
+def _value(text: str) -> Any:
+    """A number where a text is one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number.is_integer() and re.fullmatch(r"-?\d+", text) else number
+
+
+def _known(name: str, names: list[str]) -> str:
+    """A name of a column, setting or measure.
+
+    Raises:
+        SettingError: for another.
+    """
+    if name not in names:
+        raise SettingError(unknown_name("column, setting or measure", name, names))
+    return name
+
+
+def _holds(row: Row, expression: str, names: list[str]) -> bool:
+    """Whether a row meets a condition; a row without the value does not."""
+    parts = _EXPRESSION.fullmatch(expression)
+    if parts is None:
+        raise SettingError(f"--filter {expression}: must be NAME OP VALUE with one of {', '.join(_COMPARE)}; give one")
+    name, compare, wanted = _known(parts[1], names), _COMPARE[parts[2]], _value(parts[3])
+    found = row.get(name)
+    found = _value(found) if isinstance(found, str) else found
+    if found is None or found == "":
+        return False
+    try:
+        return compare(found, wanted)
+    except TypeError:  # a word against a number
+        return compare(str(found), str(wanted))
+
+
+def _sorted(rows: list[Row], by: str, names: list[str], *, down: bool) -> list[Row]:
+    """Rows in order; those without the value come last either way."""
+    name = _known(by, names)
+
+    def place(row: Row) -> tuple[bool, float, str]:
+        value = row[name]
+        number = isinstance(value, int | float)
+        return (not number, float(value) if number else 0.0, str(value))
+
+    with_it = [row for row in rows if row.get(name) not in (None, "")]
+    return [*sorted(with_it, key=place, reverse=down), *(row for row in rows if row.get(name) in (None, ""))]
+
+
+def _print(rows: list[Row], columns: list[str], arguments: Any) -> None:
+    if arguments.json:
+        print(json.dumps(rows, indent=2, default=str))
+        return
+    cells = [["" if row.get(name) is None else _text(row[name]) for name in columns] for row in rows]
+    if arguments.csv:
+        csv.writer(sys.stdout).writerows([columns, *cells])
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    terminal = sys.stdout.isatty()
+    table = Table(*columns, box=box.HEAVY_HEAD if terminal else box.SIMPLE_HEAD)
+    for each in cells:
+        table.add_row(*each)
+    Console(width=None if terminal else 10_000, highlight=False).print(table, no_wrap=not terminal, crop=False)
+    if not rows:
+        print("no runs")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,163 @@
+"""What an MLflow store holds: runs as they stand in it, and their models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcml_tune.config import SettingError
+from dcml_tune.tracking import KEY, REASON, ROLE, SEARCH, STATE, _client, _safe_key, _short
+from dcml_tune.tracking.addresses import absolute_uri, redact
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """A run as MLflow has it."""
+
+    run_id: str
+    key: str
+    """Its name within the store, such as SEARCH/007; MLflow's own name for a run that is not ours."""
+    role: str
+    """search, trial, final, published, untrained or train; empty for a run that is not ours."""
+    search: str
+    """Key of the search it belongs to."""
+    state: str
+    """running, done, pruned, interrupted, killed or failed; MLflow's status for a run that is not ours."""
+    reason: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    """The last value of each."""
+    tags: dict[str, str]
+    started: float
+    """Seconds since 1970."""
+    ended: float | None
+    """Seconds since 1970; None while it runs."""
+
+
+def read_runs(uri: str, experiment: str, *, search: str | None = None, everyones: bool = False) -> list[StoredRun]:
+    """The runs of an experiment, the newest first.
+
+    Args:
+        uri: of the store; one that is not there is not made.
+        experiment: its name.
+        search: key of the search whose trials and other runs are wanted; None: all runs.
+        everyones: those of other programs, too.
+
+    Raises:
+        SettingError: if the store or the experiment is not there.
+    """
+    client = _open(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(sorted(each.name for each in client.search_experiments()))
+            raise SettingError(f"--experiment {experiment}: is not in {redact(uri)}; it has {known or 'none'}")
+        wanted = [] if everyones else [f"tags.`{ROLE}` != ''"]
+        if search is not None:
+            wanted = [f"tags.`{SEARCH}` = '{_safe_key(search)}'"]
+        return [_stored(run) for run in _pages(client, found.experiment_id, " AND ".join(wanted))]
+    except SettingError:
+        raise
+    except Exception as error:
+        raise _unreachable(uri, error) from None
+
+
+def curve(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
+    """Step and value of each point of a metric, in order.
+
+    Raises:
+        SettingError: if the store cannot be reached.
+    """
+    try:
+        return sorted((point.step, point.value) for point in _open(uri).get_metric_history(run_id, metric))
+    except SettingError:
+        raise
+    except Exception as error:
+        raise _unreachable(uri, error) from None
+
+
+def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
+    """The directory of the last model that a run has logged, as `dcml_tune.model.load` takes it.
+
+    Args:
+        run_id: MLflow's id.
+        uri: of the store.
+        target: where to put the files, unless the store keeps them on this machine.
+
+    Raises:
+        SettingError: if there is no such run, it has no model, or the store cannot be reached.
+    """
+    client = _open(uri)
+    try:
+        run = client.get_run(run_id)
+        models = client.search_logged_models(
+            [run.info.experiment_id], filter_string=f"source_run_id = '{_safe_key(run_id)}'"
+        )
+        if not models:
+            raise SettingError(
+                f"run {run_id}: has logged no model; give one that has ended, or a checkpoint's directory"
+            )
+        newest = max(models, key=lambda model: int(model.tags.get("dcml.step", 0)))
+        place = newest.artifact_location.removeprefix("file://")
+        if Path(place).is_dir():
+            return Path(place)
+        import mlflow
+
+        mlflow.set_tracking_uri(absolute_uri(uri))
+        return Path(mlflow.artifacts.download_artifacts(f"models:/{newest.model_id}", dst_path=str(target)))
+    except SettingError:
+        raise
+    except Exception as error:
+        if "RESOURCE_DOES_NOT_EXIST" in str(error) or "not found" in str(error):
+            raise SettingError(f"run {run_id}: is not in {redact(uri)}; give another, or --tracking-uri") from None
+        raise _unreachable(uri, error) from None
+
+
+def _open(uri: str) -> Any:
+    """A client of a store that is there."""
+    whole = absolute_uri(uri)
+    file = whole.removeprefix("sqlite:///")
+    if file != whole and not Path(file).is_file():
+        raise SettingError(f"{file}: no MLflow store there; give --output-dir or --tracking-uri")
+    return _client(whole)
+
+
+def _pages(client: Any, experiment_id: str, wanted: str) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            filter_string=wanted,
+            max_results=_PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _stored(run: Any) -> StoredRun:
+    tags = dict(run.data.tags)
+    return StoredRun(
+        run_id=run.info.run_id,
+        key=tags.get(KEY, run.info.run_name or run.info.run_id),
+        role=tags.get(ROLE, ""),
+        search=tags.get(SEARCH, ""),
+        state=tags.get(STATE, run.info.status.lower()),
+        reason=tags.get(REASON, ""),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=tags,
+        started=run.info.start_time / 1000,
+        ended=None if run.info.end_time is None else run.info.end_time / 1000,
+    )
+
+
+def _unreachable(uri: str, error: Exception) -> SettingError:
+    return SettingError(f"tracking-uri={redact(uri)}: cannot be read ({_short(error)}); is the server up?")
