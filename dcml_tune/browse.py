@@ -39,9 +39,8 @@ def parser() -> Parser:
     )
     made.add_argument("--filter", action="append", default=[], metavar="EXPR", help="such as nb_clusters=4, state=pruned, "
                       "val/recall_at_1_best>0.7; of a column, setting or measure; can be repeated")  # fmt: skip
-    made.add_argument(
-        "--sort", metavar="NAME", help="column, setting or measure; -NAME for descending; default: best first"
-    )
+    made.add_argument("--sort", metavar="NAME", help="column, setting or measure; default: the best first")
+    made.add_argument("--descending", action="store_true", help="the highest first")
     made.add_argument("--columns", help="names, by commas, instead of the usual ones")
     made.add_argument("--limit", type=int, help="most rows")
     made.add_argument("--json", action="store_true", help="rows with all settings and measures, as JSON")
