@@ -107,7 +107,7 @@ def test_trials_show_what_varies(browse):
         (["--filter", "val/recall_at_1_best>=0.5"], ["002", "000"]),
         (["--filter", "state!=done"], ["001", "003"]),
         (["--sort", "nb_clusters"], ["001", "000"]),
-        (["--sort", "epochs", "--descending", "--limit", "2"], ["000", "002"]),
+        (["--sort", "best", "--descending", "--limit", "2"], ["002", "000"]),
         (["--filter", "best < 0.3"], ["001"]),
     ],
 )
