@@ -20,9 +20,10 @@ from dcml_tune.config import SettingError, TrialConfig
 BEST = "best"
 """A trial's directory holds its best model in a folder of this name and the epoch."""
 
-# The settings without which a model cannot be built again from its weights.
+# The settings without which a model cannot be built again from its weights, or measured on the classes that it has not
+# seen.
 _MODEL_SETTINGS = (
-    "dataset", "arch", "sz_resize", "sz_crop", "features_pooling", "features_dropout_prob", "bn_learnable",
+    "dataset", "train_classes", "ratio_classes", "val_share", "split_seed", "protocol", "arch", "sz_resize", "sz_crop", "features_pooling", "features_dropout_prob", "bn_learnable",
     "sz_embedding", "mask_relu", "fixed_mask", "masks_sum_for_full_emb", "masks_normalize_before_sum", "amp",
 )  # fmt: skip
 

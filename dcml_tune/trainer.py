@@ -381,16 +381,8 @@ class Trainer:
         )
 
     def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:
-        config = self.config
         if images not in self._test_views:
-            self._test_views[images] = data.open_or_build(
-                images,
-                self.stores,
-                kind="evaluation",
-                sz_resize=config.sz_resize,
-                sz_crop=config.sz_crop,
-                skip_unreadable=config.skip_unreadable,
-            )
+            self._test_views[images] = _views(images, self.config, self.stores)
         store = self._test_views[images]
         rows = np.arange(len(store.kept), dtype=np.int64)
         return embed(self.model, store, rows, penultimate=penultimate), images.labels[store.kept]
@@ -554,6 +546,41 @@ def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimat
             features = model.penultimate(images.to(device, non_blocking=True))
             parts.append(torch.nn.functional.normalize(features, dim=1) if penultimate else model.embed(features))
         return torch.cat(parts)
+
+
+def embed_images(
+    model: MaskedEmbedder, images: ImageList, config: TrialConfig, stores: Path, *, penultimate: bool = False
+) -> tuple[Tensor, Indices]:
+    """Full embeddings, or penultimate features, of images, and their labels; the store of them is made if need be.
+
+    Args:
+        model: on its device.
+        images: N of them.
+        config: says the sizes, and whether images that cannot be decoded are left out.
+        stores: directory of the image stores.
+        penultimate: as in `embed`.
+
+    Returns:
+        Unit vectors (N, D) or (N, F), and labels (N,).
+
+    Raises:
+        SettingError: for images that cannot be decoded, or a store that cannot be written.
+    """
+    store = _views(images, config, stores)
+    rows = np.arange(len(store.kept), dtype=np.int64)
+    return embed(model, store, rows, penultimate=penultimate), images.labels[store.kept]
+
+
+def _views(images: ImageList, config: TrialConfig, stores: Path) -> ImageStore:
+    """The store of what the network sees of images in evaluation."""
+    return data.open_or_build(
+        images,
+        stores,
+        kind="evaluation",
+        sz_resize=config.sz_resize,
+        sz_crop=config.sz_crop,
+        skip_unreadable=config.skip_unreadable,
+    )
 
 
 @contextmanager

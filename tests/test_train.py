@@ -16,13 +16,13 @@ from dcml_tune.model import MaskedEmbedder, best_model, load
 from dcml_tune.train import _config, main, parser
 
 # The authors' sample command for SOP with the original's flag names, but for the script's name.
-SAMPLE = (
-    "--dataset=sop --dataset-dir=DIRECTORY --backend=faiss --sz-embedding=512 --mod-epoch=2 --nb-clusters=32 "
-    "--nb-epochs=180 --batch-size=80 --num-samples-per-class=2 --mod-epoch-freeze=1 --sampler=distanceweighted "
-    "--weight-decay=1e-4 --batch-sampler=adaptbalanced --force-full-embedding-epoch=80 --mask-lr-mult=100 "
-    "--masking-lambda=0.01 --mask-wd-mult=1 --base-lr=1e-5 --lr-gamma=0.3 --criterion=MarginLoss --optimizer=Adam "
-    "--arch=resnet50 -i=3 -seed=7 -crs=5 --log-dir=masks --cuda-device=0 --mask-relu=1 --lr-step=inf"
-).split()
+SAMPLE = """
+--dataset=sop --dataset-dir=DIRECTORY --backend=faiss --sz-embedding=512 --mod-epoch=2 --nb-clusters=32
+--nb-epochs=180 --batch-size=80 --num-samples-per-class=2 --mod-epoch-freeze=1 --sampler=distanceweighted
+--weight-decay=1e-4 --batch-sampler=adaptbalanced --force-full-embedding-epoch=80 --mask-lr-mult=100
+--masking-lambda=0.01 --mask-wd-mult=1 --base-lr=1e-5 --lr-gamma=0.3 --criterion=MarginLoss --optimizer=Adam
+--arch=resnet50 -i=3 -seed=7 -crs=5 --log-dir=masks --cuda-device=0 --mask-relu=1 --lr-step=inf
+"""
 
 TINY = {
     "train_classes": 16, "arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 8,
@@ -52,7 +52,7 @@ def runs(directory):
 
 def test_the_sample_command_is_read_as_it_stands():
     """Every flag of the original means what it meant."""
-    config = _config(parser().parse_args(SAMPLE))
+    config = _config(parser().parse_args(SAMPLE.split()))
     expected = {
         "dataset": "sop", "dataset_dir": "DIRECTORY", "backend": "faiss", "sz_embedding": 512, "mod_epoch": 2,
         "nb_clusters": 32, "nb_epochs": 180, "batch_size": 80, "num_samples_per_class": 2, "mod_epoch_freeze": 1,
@@ -159,7 +159,7 @@ def test_a_run_begins_with_a_trained_model(train, tmp_path, folder):
     trained = load(best_model(tmp_path / "runs" / "r" / "checkpoint"))
     assert trained.masks.shape == (1, 8)
     torch.testing.assert_close(trained.embedding.bias, given.embedding.bias)
-    with pytest.raises(SettingError, match="sz_embedding=16: the model in .* has 8; give --sz-embedding 8"):
+    with pytest.raises(SettingError, match=r"sz_embedding=16: the model in .* has 8; give --sz-embedding 8"):
         train("--name=s", f"--checkpoint={tmp_path / 'given'}", sz_embedding=16)
     with pytest.raises(SettingError, match="cannot be read"):
         train("--name=t", f"--checkpoint={tmp_path / 'nothing'}")
@@ -186,7 +186,7 @@ def test_an_interrupted_run_is_resumed(folder, tmp_path):
             if line.startswith("epoch 3/"):
                 process.send_signal(signal.SIGTERM)
                 break
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert "--resume r" in err
     assert runs(tmp_path)["r"].info.status == "KILLED"
