@@ -52,7 +52,7 @@ def final_measures(
         clusterings: seeded k-means clusterings over which NMI and AMI are averaged; 0 leaves them out.
         seed: the first one.
     """
-    known = _Known(embed)
+    known = EmbeddedOnce(embed)
     for test in sets:
         queries, labels = known(test.queries)
         if test.gallery is None:
@@ -69,14 +69,16 @@ def final_measures(
             yield Measured(name=test.name, protocol="official", measures=drawn)
 
 
-class _Known:
+class EmbeddedOnce:
     """Embeds each image once: a list of which all images are known is put together from them."""
 
     def __init__(self, embed: Embed) -> None:
+        """Embed by this."""
         self._embed, self._rows = embed, dict[str, int]()
         self._all: tuple[Tensor, Labels] | None = None
 
     def __call__(self, images: ImageList) -> tuple[Tensor, Labels]:
+        """As the function that it was made of."""
         if self._all is not None and all(path in self._rows for path in images.paths):
             at = [self._rows[path] for path in images.paths]
             return self._all[0][torch.tensor(at, device=self._all[0].device)], images.labels

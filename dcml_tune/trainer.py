@@ -27,6 +27,7 @@ from dcml_tune.files import TornFileError, read_sealed, write_sealed
 from dcml_tune.losses import mask_overlap
 from dcml_tune.model import BEST, MaskedEmbedder, load
 from dcml_tune.optimizer import build_optimizer, load_moments, moments, replace_masks
+from dcml_tune.protocols import EmbeddedOnce
 from dcml_tune.schedule import EpochPlan
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class TrialData:
         """Bytes on disk that `open` and the scoring of the test classes are going to take; 0 for what is there."""
         dataset, sizes = data.load(config), {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
         wanted = [(dataset.train, kind) for kind in _kinds(config)]
-        wanted += [(images, "evaluation") for test in dataset.tests for images in test.lists]
+        wanted += [(images, "evaluation") for images in dataset.test_lists]
         return sum(data.needed_bytes(images, stores, kind=kind, **sizes) for images, kind in wanted)
 
     def notes(self) -> list[str]:
@@ -361,17 +362,14 @@ class Trainer:
             penultimate: measure penultimate features instead of the embedding (for the untrained network).
         """
         measures: dict[str, float] = {}
-        sets = self.data.dataset.tests
-        for number, test in enumerate(sets):
+        embedded = EmbeddedOnce(lambda images: self._embed_list(images, penultimate))
+        for number, test in enumerate(self.data.dataset.tests):
             prefix = "test" if number == 0 else f"test_{test.name}"
-            measures |= {f"{prefix}/{name}": value for name, value in self._test(test, penultimate).items()}
+            measures |= {f"{prefix}/{name}": value for name, value in self._test(test, embedded).items()}
         return measures
 
-    def _test(self, test: EvaluationSet, penultimate: bool) -> dict[str, float]:
-        embedded = [
-            self._embed_list(images, penultimate) for images in (test.queries, test.gallery) if images is not None
-        ]
-        (queries, labels), *gallery = embedded
+    def _test(self, test: EvaluationSet, embedded: EmbeddedOnce) -> dict[str, float]:
+        (queries, labels), *gallery = (embedded(images) for images in test.lists)
         return retrieval_measures(
             queries,
             labels,

@@ -13,7 +13,7 @@ from dcml_tune.data.batches import epoch_batches, round_robin
 from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, UnreadableImageError, fingerprint
 from dcml_tune.data.loader import BatchLoader, evaluation_batches
 from dcml_tune.data.splits import HeldOut, hold_out, hold_out_rows
-from dcml_tune.data.store import ImageStore, Kind, needed_bytes, open_or_build
+from dcml_tune.data.store import ImageStore, Kind, needed_bytes, open_or_build, undecodable
 from dcml_tune.data.transforms import TrainTransform
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "needed_bytes",
     "open_or_build",
     "round_robin",
+    "undecodable",
 ]
 
 # One module a data set. A reader lists files and splits classes; it opens no image.

@@ -171,6 +171,15 @@ class DataSet:
         return fingerprint(self.name, *sorted({state for images in lists for state in images.states()}))
 
     @property
+    def test_lists(self) -> tuple[ImageList, ...]:
+        """The lists of test images, without those that are part of an earlier one (VehicleID's smaller lists)."""
+        found: list[tuple[ImageList, set[str]]] = []
+        for images in (images for test in self.tests for images in test.lists):
+            if not any(known.issuperset(images.paths) for _, known in found):
+                found.append((images, set(images.paths)))
+        return tuple(images for images, _ in found)
+
+    @property
     def nb_test_classes(self) -> int:
         """How many classes the test sets hold together."""
         return len(set().union(*(np.unique(images.labels) for test in self.tests for images in test.lists)))

@@ -226,6 +226,16 @@ def open_or_build(
     return store
 
 
+def undecodable(images: ImageList, progress: Progress | None = None) -> list[str]:
+    """Names of the images that cannot be decoded, each with the reason. All are decoded, and nothing is written."""
+
+    def attempt(i: int) -> str | None:
+        found = _attempt(lambda: images.decode(i) and None)
+        return None if found is None else f"{images.name(i)} ({found})"
+
+    return [name for name in _map(attempt, len(images), progress or _silent) if name is not None]
+
+
 def needed_bytes(images: ImageList, directory: Path, *, kind: Kind, sz_resize: int, sz_crop: int) -> int:
     """Bytes that `open_or_build` would write; 0 where the store is there.
 

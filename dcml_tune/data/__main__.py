@@ -1,0 +1,173 @@
+"""`python -m dcml_tune.data DATASET --dataset-dir D`: is a copy whole? Builds the image stores ahead of a search."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.commandline import BAD_INPUT, Parser, add_settings, given_settings, run_command
+from dcml_tune.config import SettingError, TrialConfig
+
+if TYPE_CHECKING:
+    from dcml_tune.data import DataSet, ImageList
+
+# The settings that say which images there are, and how they are stored.
+_SETTINGS = (
+    "dataset_dir", "train_classes", "ratio_classes", "allow_partial", "skip_unreadable", "strict", "image_store",
+    "sz_resize", "sz_crop",
+)  # fmt: skip
+
+
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m dcml_tune.data",
+        description="Compare a copy of a data set with what was published, decode every image, and build the image stores "
+        "where search and train look for them. Status 2: the copy cannot be used as it is.",
+    )
+    made.add_argument("dataset", help="cub, cars, sop, inshop, vid, emoji or folder")
+    made.add_argument("--output-dir", default="runs", help="whose image store is built")
+    made.add_argument("--check-only", action="store_true", help="build nothing")
+    made.add_argument("--json", action="store_true", help="what was found, as JSON")
+    add_settings(made, exclude=[name for name in TrialConfig.model_fields if name not in _SETTINGS])
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Check, say what was found, and build."""
+    arguments = parser().parse_args(argv)
+    from dcml_tune import data
+    from dcml_tune.data.published import COUNTS, counts
+
+    config = TrialConfig(**{**given_settings(arguments), "dataset": arguments.dataset})
+    dataset = data.load(config.changed(allow_partial=True, strict=False))
+    builds = not arguments.check_only and _usable(config)
+    unreadable = _build(config, dataset, Path(arguments.output_dir)) if builds else _decode(dataset)
+    published = COUNTS.get(dataset.name, {})
+    found = {
+        "dataset": dataset.name,
+        "counts": [
+            {"what": what, "found": number, "published": published.get(what)}
+            for what, number in counts(dataset).items()
+        ],
+        "notes": list(dataset.notes),
+        "unreadable": unreadable,
+        "problems": _problems(config, unreadable),
+        "stores": str(Path(arguments.output_dir).absolute() / "store") if builds else None,
+    }
+    _print(found, arguments)
+    return BAD_INPUT if found["problems"] else 0
+
+
+def _usable(config: TrialConfig) -> bool:
+    """Whether a search would take this copy, unless its images cannot be decoded."""
+    return not _problems(config, [])
+
+
+def _problems(config: TrialConfig, unreadable: list[str]) -> list[str]:
+    """What a search would refuse, with the remedy."""
+    from dcml_tune import data
+    from dcml_tune.data.images import named
+
+    problems = []
+    try:
+        data.load(config)
+    except SettingError as error:
+        problems.append(str(error))
+    if unreadable and not config.skip_unreadable:
+        problems.append(
+            f"{len(unreadable):,} images cannot be decoded: {named(unreadable, limit=3)}; repair or remove them, or leave "
+            "them out with --skip-unreadable"
+        )
+    return problems
+
+
+def _decode(dataset: DataSet) -> list[str]:
+    """Decode every image; returns those that cannot be."""
+    from dcml_tune import data
+
+    lists = [("training images", dataset.train), *(("test images", images) for images in dataset.test_lists)]
+    return [name for what, images in lists for name in data.undecodable(images, _progress(f"{what} are decoded"))]
+
+
+def _build(config: TrialConfig, dataset: DataSet, output: Path) -> list[str]:
+    """Build the stores of a search's images; returns those that cannot be decoded."""
+    from dcml_tune import data
+    from dcml_tune.files import free_bytes, readable_size
+    from dcml_tune.plan import writable
+
+    stores = writable(output) / "store"
+    wanted: list[tuple[ImageList, data.Kind]] = [(dataset.train, config.image_store), (dataset.train, "evaluation")]
+    wanted += [(images, "evaluation") for images in dataset.test_lists]
+    sizes = {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
+    need = sum(data.needed_bytes(images, stores, kind=kind, **sizes) for images, kind in wanted)
+    if need > free_bytes(output):
+        raise SettingError(
+            f"--output-dir {output}: the image stores need {readable_size(need)} there and "
+            f"{readable_size(free_bytes(output))} are free; free some space, choose another directory, or keep smaller images "
+            "with --image-store small"
+        )
+    unreadable: dict[str, None] = {}
+    for number, (images, kind) in enumerate(wanted, 1):
+        report = _progress(f"image store {number} of {len(wanted)}")
+        store = data.open_or_build(
+            images,
+            stores,
+            kind=kind,
+            sz_resize=config.sz_resize,
+            sz_crop=config.sz_crop,
+            skip_unreadable=True,
+            progress=report,
+        )
+        unreadable |= dict.fromkeys(store.left_out)
+    return list(unreadable)
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Says how far something is: on a terminal all the time, else at its end."""
+
+    def report(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{what}: {done:,} of {total:,}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        elif done >= total:
+            print(f"{what}: {total:,}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _print(found: dict[str, Any], arguments: Namespace) -> None:
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        _print_table(found)
+    for problem in found["problems"]:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(found["dataset"], "found", "published", "", box=box.SIMPLE_HEAD)
+    for each in found["counts"]:
+        known = each["published"]
+        verdict = "" if known is None else "ok" if known == each["found"] else "differs"
+        table.add_row(each["what"], f"{each['found']:,}", "" if known is None else f"{known:,}", verdict)
+    Console(highlight=False).print(table)
+    for note in found["notes"]:
+        print(note)
+    for name in found["unreadable"][:20]:
+        print(f"cannot be decoded: {name}")
+    if len(found["unreadable"]) > 20:
+        print(f"and {len(found['unreadable']) - 20:,} more that cannot be decoded")
+    if found["stores"]:
+        print(f"image stores are in {found['stores']}")
+
+
+if __name__ == "__main__":
+    run_command(main)
