@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import Parser, run_command
-from dcml_tune.config import SettingError, unknown_name
+from dcml_tune.config import SettingError, brief, unknown_name
 
 if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun
@@ -223,7 +223,7 @@ def _print(rows: list[Row], columns: list[str], arguments: Any) -> None:
     if arguments.json:
         print(json.dumps(rows, indent=2, default=str))
         return
-    cells = [["" if row.get(name) is None else _text(row[name]) for name in columns] for row in rows]
+    cells = [["" if row.get(name) is None else brief(row[name]) for name in columns] for row in rows]
     if arguments.csv:
         csv.writer(sys.stdout).writerows([columns, *cells])
         return
@@ -238,10 +238,6 @@ def _print(rows: list[Row], columns: list[str], arguments: Any) -> None:
     Console(width=None if terminal else 10_000, highlight=False).print(table, no_wrap=not terminal, crop=False)
     if not rows:
         print("no runs")
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

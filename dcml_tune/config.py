@@ -387,6 +387,11 @@ def _is_init_method(name: str | None) -> bool:
         return False
 
 
+def brief(value: Any) -> str:
+    """A setting's value as tables show it: numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """One line for a name that is not known, with the nearest one that is."""
     near = difflib.get_close_matches(name, known, n=1)

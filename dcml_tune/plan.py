@@ -28,6 +28,8 @@ _RESERVE = 64 << 20
 # What a trial saves after each epoch, in sizes of its model: model and two moments of Adam; the best model.
 _STATE, _BEST = 3, 1
 # The flags that say how and where a search is run, not what is searched: they may differ at a resume.
+# The settings that say which images there are: a data set that cannot be read is refused first of all.
+_OF_DATA = ("dataset_dir", "train_classes", "ratio_classes", "allow_partial", "strict")
 _MEASURES = ("recall_at_1", "map_at_r", "marp", "r_precision")
 _MAY_CHANGE = ("resume", "extend", "output_dir", "ray_address", "quiet", "dry_run")
 
@@ -46,7 +48,8 @@ def given_plan(arguments: Any, given: dict[str, Any]) -> Plan:
     from search_spaces import load_space
 
     settings = given_settings(arguments)
-    data.load(TrialConfig(dataset=arguments.dataset, **{k: v for k, v in settings.items() if k == "dataset_dir"}))
+    of_data = {name: value for name, value in settings.items() if name in _OF_DATA}
+    data.load(TrialConfig(dataset=arguments.dataset, **of_data))
     space = load_space(arguments.dataset, arguments.space)
     if settings.get("dataset_dir"):
         settings["dataset_dir"] = str(Path(settings["dataset_dir"]).expanduser().absolute())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import Parser, add_settings, command, run_command, settings_to_flags
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config import SettingError, TrialConfig, brief
 from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
 from dcml_tune.plan import Plan, given_plan, resumed_plan
 from dcml_tune.record import Record, all_records
@@ -343,11 +343,13 @@ class _Search:
         run = sum(max(trial.curve, default=0) for trial in trials)
         print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
               f"{run} of {full} epochs run)")  # fmt: skip
-        print("  " + ", ".join(f"{name}={best.config[name]:.4g}" for name in plan.space.domains))
+        print("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in plan.space.domains))
         print(f"  {metric} {100 * best.best:.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
         for role, measures in sorted(final.items()):
             recall, map_at_r = 100 * measures["test/recall_at_1"], 100 * measures["test/map_at_r"]
             print(f"  test, {role:9s}: recall@1 {recall:.1f} %, MAP@R {map_at_r:.1f} %")
+        for line in _published(plan):
+            print(f"  {line}")
         settings = {n: v for n, v in best.config.items() if n != "dataset"}
         print("\ntrain it again:\n  " + command("dcml_tune.train", plan.dataset, *settings_to_flags(settings)))
         print("open MLflow:\n  " + ui_command(plan.uri))
@@ -355,6 +357,18 @@ class _Search:
         if self.tracker.experiment_id and runs:
             print("  compare the trials: " + compare_url(plan.uri, self.tracker.experiment_id, runs))
         print(f"open the Optuna dashboard:\n  {Path(sys.executable).parent / 'optuna-dashboard'} {plan.study}")
+
+
+def _published(plan: Plan) -> list[str]:
+    """Published results on the same test classes, beside ours; none for a partial copy."""
+    from dcml_tune.data.published import COUNTS, differences
+    from search_spaces.published import RESULTS
+
+    dataset = plan.data.dataset
+    whole = dataset.name in COUNTS and not differences(dataset)
+    lines = [f"published, {each.variant} masks: recall@1 {each.value:.1f} % ({each.source}; the best epoch by the test classes)"
+             for each in RESULTS.get(dataset.name, []) if each.metric == "recall_at_1" and whole]  # fmt: skip
+    return lines
 
 
 def winner(trials: list[KnownTrial]) -> KnownTrial | None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dcml_tune.config import PAPER_LABEL, TrialConfig
+from dcml_tune.config import PAPER_LABEL, TrialConfig, brief
 from dcml_tune.files import free_bytes, readable_size
 from dcml_tune.interruption import SearchStopped, raise_if_signalled
 from dcml_tune.model import best_model
@@ -342,7 +342,7 @@ class Progress(Callback):
         for name, row in sorted(self.rows.items()):
             config = TrialConfig(**row["settings"])
             phase = EpochPlan.at(max(0, row["epoch"] - 1), config).phase
-            cells = [f"{row['settings'].get(each, getattr(config, each)):.3g}" for each in self.varied]
+            cells = [brief(row["settings"].get(each, getattr(config, each))) for each in self.varied]
             state = row["state"] + (f": {row['reason']}" if row.get("reason") else "")
             epochs = f"{row['epoch']}/{row['epochs']}"
             table.add_row(name, *cells, epochs, phase, share(row["last"]), share(row["best"]), state)

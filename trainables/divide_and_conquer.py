@@ -12,7 +12,7 @@ import torch
 from ray import tune
 
 from dcml_tune.checkpoint import CheckpointError
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config import SettingError, TrialConfig, brief
 from dcml_tune.files import CANNOT_WRITE, TornFileError, read_sealed, write_sealed
 from dcml_tune.resources import cap_gpu_memory, set_threads
 from dcml_tune.trainer import NonFiniteLossError, Trainer
@@ -218,7 +218,7 @@ class DivideAndConquer(tune.Trainable):
         if not hasattr(self, "trainer"):
             return type(self).__name__
         config = self.trainer.config
-        settings = [f"{name}={getattr(config, name):.4g}" for name in self.run.varied]
+        settings = [f"{name}={brief(getattr(config, name))}" for name in self.run.varied]
         return " ".join([config.dataset, *([] if self.run.role == "trial" else [self.run.role]), *settings])
 
 
