@@ -169,10 +169,22 @@ def stores(tmp_path_factory):
     return tmp_path_factory.mktemp("stores")
 
 
+TRAINED = {}
+
+
 def training(settings, folder, stores):
-    """All that a training leaves: losses, measures, weights and embeddings."""
+    """All that a training leaves; the same configuration is trained once."""
+    config = TrialConfig(**settings, dataset_dir=str(folder))
+    key = config.model_dump_json()
+    if key not in TRAINED:
+        TRAINED[key] = trained(config, stores)
+    return TRAINED[key]
+
+
+def trained(config, stores):
+    """Losses, measures, embeddings and weights of a training."""
     torch.set_num_threads(1)
-    trainer = Trainer(TrialConfig(**settings, dataset_dir=str(folder)), stores=stores, device="cpu")
+    trainer = Trainer(config, stores=stores, device="cpu")
     curve = []
     while trainer.epoch < trainer.config.nb_epochs:
         curve.append({n: v for n, v in trainer.run_epoch().items() if not n.startswith(("time/", "phase/"))})
@@ -219,7 +231,8 @@ def test_no_setting_that_acts_is_said_to_have_no_effect(setting, context, values
 )
 def test_a_setting_of_the_machine_changes_no_result(setting, values, folder, stores):
     """The same numbers with any number of loader processes, with either k-means, and with bfloat16 allowed on the CPU."""
-    first, second = (training({**BASE, setting: value}, folder, stores) for value in values)
+    configs = [TrialConfig(**BASE, **{setting: value}, dataset_dir=str(folder)) for value in values]
+    first, second = (trained(config, stores) for config in configs)
     assert same(first, second)
 
 
