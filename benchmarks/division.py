@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 RECIPES: dict[str, dict[str, Any]] = {
     "no division": {"nb_clusters": 1, "mod_epoch_freeze": 0},
@@ -27,6 +28,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "learned masks": {},
 }
 MEASURES = ("test/recall_at_1", "test/map_at_r")
+PAIRS = [
+    ("learned masks", "no division"),
+    ("learned masks", "no division, same freeze"),
+    ("fixed masks", "no division"),
+    ("learned masks", "fixed masks"),
+    ("no division", "no division, same freeze"),
+]
 
 
 def settings(recipe: str, seed: int, epochs: int) -> dict[str, Any]:
@@ -91,17 +99,37 @@ def _run_all(missing: list[tuple[str, int]], arguments: argparse.Namespace, outp
 
 
 def _print(arguments: argparse.Namespace, output: Path) -> None:
+    seeds = range(1, arguments.seeds + 1)
+    found = {
+        recipe: [json.loads(path(recipe, seed, arguments.epochs, output).read_text()) for seed in seeds]
+        for recipe in RECIPES
+    }
+    values = {
+        (recipe, name): 100 * np.array([each[name] for each in runs])
+        for recipe, runs in found.items()
+        for name in MEASURES
+    }
     print(f"{arguments.epochs} epochs, {arguments.seeds} seeds: mean and standard deviation, in percent\n")
     print("| recipe | test recall@1 | test MAP@R |\n|---|---|---|")
     for recipe in RECIPES:
-        files = [path(recipe, seed, arguments.epochs, output) for seed in range(1, arguments.seeds + 1)]
-        found = [json.loads(file.read_text()) for file in files]
-        cells = []
-        for name in MEASURES:
-            values = 100 * np.array([each[name] for each in found])
-            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.1f}{spread}")
+        cells = [f"{values[recipe, name].mean():.1f}{_spread(values[recipe, name])}" for name in MEASURES]
         print(f"| {recipe} | {' | '.join(cells)} |")
+    if arguments.seeds < 2:
+        return
+    print("\npaired by seed: mean difference and half its 95 % interval (Student's t), in points\n")
+    print("| difference | test recall@1 | test MAP@R |\n|---|---|---|")
+    for one, other in PAIRS:
+        cells = [_difference(values[one, name] - values[other, name]) for name in MEASURES]
+        print(f"| {one} - {other} | {' | '.join(cells)} |")
+
+
+def _spread(values: np.ndarray) -> str:
+    return f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+
+
+def _difference(values: np.ndarray) -> str:
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():+.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":
