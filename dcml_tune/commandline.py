@@ -65,7 +65,7 @@ def add_settings(parser: argparse.ArgumentParser, *, exclude: Collection[str] = 
                 dest=name,
                 nargs="?",
                 const=True,
-                type=_truth,
+                type=truth,
                 metavar="0|1",
                 default=argparse.SUPPRESS,
                 help=about,
@@ -75,7 +75,8 @@ def add_settings(parser: argparse.ArgumentParser, *, exclude: Collection[str] = 
             group.add_argument(*flags, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=about)
 
 
-def _truth(text: str) -> bool:
+def truth(text: str) -> bool:
+    """Read 0 and 1, and words for them."""
     if text.lower() in ("1", "true", "yes"):
         return True
     if text.lower() in ("0", "false", "no"):

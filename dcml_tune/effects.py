@@ -22,12 +22,17 @@ def without_effect(config: TrialConfig, given: Collection[str] | None = None) ->
         ['masking_lambda=0.5 has no effect: nb_clusters=1 has no other mask to overlap with']
     """
     changed = config.non_default()
-    lines: dict[str, str] = {}
-    for names, idle, why in _rules(config):
-        for name in names:
-            if idle and name in changed and (given is None or name in given):
-                lines.setdefault(name, f"{name}={changed[name]} has no effect: {why}")
-    return list(lines.values())
+    found = {name: why for name, why in idle(config).items() if name in changed and (given is None or name in given)}
+    return [f"{name}={changed[name]} has no effect: {why}" for name, why in found.items()]
+
+
+def idle(config: TrialConfig) -> dict[str, str]:
+    """The settings that do nothing whatever their value is, and why."""
+    found: dict[str, str] = {}
+    for names, does_nothing, why in _rules(config):
+        for name in names if does_nothing else ():
+            found.setdefault(name, why)
+    return found
 
 
 def _rules(config: TrialConfig) -> list[Rule]:

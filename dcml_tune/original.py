@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dcml_tune.commandline import truth
 from dcml_tune.config import SettingError
 
 DEFAULTS: dict[str, Any] = {"dataset": "cub", "masks_freeze_one_cluster": False}
@@ -39,8 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-crs", dest="clustering_random_state", default=argparse.SUPPRESS,
                        help="the same as --clustering-random-state")  # fmt: skip
     group.add_argument("--checkpoint", metavar="DIR", help="begin with the weights of this trained model")
-    group.add_argument("--save-model", type=int, choices=(0, 1), default=1, help="0 writes no checkpoints")
-    group.add_argument("--wandb-enabled", nargs="?", type=int, choices=(0, 1), const=1, default=0,
+    group.add_argument("--save-model", type=truth, metavar="0|1", default=True, help="0 writes no checkpoints")
+    group.add_argument("--wandb-enabled", nargs="?", type=truth, metavar="0|1", const=True, default=False,
                        help="log to Weights & Biases, too (pip install 'dcml-tune[wandb]')")  # fmt: skip
     group.add_argument("--cuda-device", type=int, metavar="N", help="train on the N-th GPU; none, without GPUs")
     for flag, why in _WITHOUT_MEANING.items():

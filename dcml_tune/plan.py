@@ -226,7 +226,7 @@ class Plan:
             f"{shares.concurrent} at once ({shares.why})",
             *(f"  {name}: {domain}  ({why})" for name, domain, why in self.space.describe()),
             *(f"  {line}" for line in self.lines),
-            *(f"  {line}" for line in without_effect(whole, self.settings)),
+            *(f"  {line}" for line in [*without_effect(whole, self.settings), *self.space.without_effect()]),
             f"  disk: checkpoints take up to {readable_size(self.checkpoint_bytes())}, "
             f"{readable_size(free_bytes(self.output))} are free in {self.output}",
         ]

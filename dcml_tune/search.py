@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcml_tune import original
 from dcml_tune.commandline import Parser, add_settings, command, run_command, settings_to_flags
 from dcml_tune.config import SettingError, TrialConfig, brief
 from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
@@ -350,7 +351,10 @@ class _Search:
             print(f"  test, {role:9s}: recall@1 {recall:.1f} %, MAP@R {map_at_r:.1f} %")
         for line in _published(plan):
             print(f"  {line}")
-        settings = {n: v for n, v in best.config.items() if n != "dataset"}
+        settings = {name: value for name, value in best.config.items() if name != "dataset"}
+        # The defaults of train are the original's.
+        whole = TrialConfig(**best.config).model_dump()
+        settings |= {name: whole[name] for name in original.DEFAULTS if name != "dataset"}
         print("\ntrain it again:\n  " + command("dcml_tune.train", plan.dataset, *settings_to_flags(settings)))
         print("open MLflow:\n  " + ui_command(plan.uri))
         runs = [run for run in (self.tracker.run_id(f"{plan.name}/{trial.key}") for trial in trials) if run]

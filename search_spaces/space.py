@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 
 from dcml_tune.config import SettingError, TrialConfig, unknown_name
+from dcml_tune.effects import idle
 
 Feasible = Callable[[TrialConfig], str | None]
 """Says why a configuration cannot work on a data set, or None."""
@@ -230,6 +231,19 @@ class SearchSpace:
         if reason := self.refusal(point, feasible):
             raise SettingError(f"the published setting cannot work here: {reason}")
         return point, lines
+
+    def without_effect(self) -> list[str]:
+        """A line for each setting that varies and does nothing, whatever the values of the others are."""
+        found: dict[str, str] | None = None
+        ends = itertools.product(*(domain.ends() for domain in self.domains.values()))
+        for values in itertools.islice(ends, 256):
+            chosen = dict(zip(self.domains, values, strict=True))
+            if self.refusal(chosen) is None:
+                names = idle(TrialConfig(**{"dataset": self.name, **self.published, **chosen}))
+                found = names if found is None else {name: why for name, why in found.items() if name in names}
+        return [
+            f"{name} varies and has no effect: {why}" for name, why in (found or {}).items() if name in self.domains
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """The space as plain data, from which `from_json` makes it again."""

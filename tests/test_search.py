@@ -1,4 +1,5 @@
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dcml_tune.tracking import best_model
+from dcml_tune.train import _config, parser
 
 TINY = [
     "--train-classes", "16", "--weights", "none", "--sz-resize", "32", "--sz-crop", "32", "--sz-embedding", "16",
@@ -64,9 +66,21 @@ def test_search_ends_to_end(folder, tmp_path):
     assert len({point.step for point in history}) == len(history)
     assert "test/recall_at_1" not in trial.data.metrics
     assert best_model(uri, "dcml_tune", "s") is not None
+    again = shlex.split(done.stdout.partition("train it again:\n")[2].splitlines()[0])
+    config = _config(parser().parse_args(again[3:]))
+    best = max((run for run in sorted(runs, key=key) if run.data.tags["dcml.role"] == "trial"), key=value)
+    assert {name: str(getattr(config, name)) for name in best.data.params} == dict(best.data.params)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's' / 'optuna.db'}")
     assert len(study.trials) == 3
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+
+
+def key(run):
+    return run.data.tags["dcml.key"]
+
+
+def value(run):
+    return run.data.metrics["val/recall_at_1_best"]
 
 
 def test_a_search_never_opens_a_test_image(folder, tmp_path):

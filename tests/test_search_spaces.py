@@ -96,3 +96,12 @@ def test_a_users_file_widens_a_space(tmp_path):
         "SPACE = SPACE.widened(base_lr=Float(1e-5, 1e-3, log=True))\n"
     )
     assert list(load_space("emoji", file).domains)[-1] == "base_lr"
+
+
+def test_a_setting_that_varies_in_vain_is_named():
+    """With fixed masks nothing is to be searched in the masks; where some value of another makes it act, it is not named."""
+    lines = load_space("folder").restricted({"fixed_mask": True}).without_effect()
+    assert [line.split(" varies and has no effect: ")[0] for line in lines] == ["masking_lambda", "mask_lr_mult"]
+    assert load_space("folder").restricted({}).without_effect() == []
+    space = load_space("folder").widened(fixed_mask=Choice([False, True]))
+    assert space.restricted({}).without_effect() == []
