@@ -84,6 +84,8 @@ class _Run:
         TrialData.open(config, output / "store", verify=True)
         self.trainer: Trainer = Trainer(config, stores=output / "store", device=device)
         self.wandb = self._wandb()
+        self.untrained: dict[str, float] = {}
+        """Measures before training, for step 0 of the curves."""
 
     @classmethod
     def new(cls, arguments: argparse.Namespace, output: Path) -> _Run:
@@ -91,10 +93,13 @@ class _Run:
         config = _config(arguments)
         name = original.run_name(arguments) or f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
         refuse_existing(output / name)
+        from dcml_tune.trainer import trained_model
+
+        given = trained_model(Path(arguments.checkpoint), config) if arguments.checkpoint else None
         run = cls(name, config, arguments, output)
         run.untrained = run.trainer.untrained() if run.trainer.compares else {}
-        if arguments.checkpoint:
-            run.trainer.start_from(Path(arguments.checkpoint))
+        if given is not None:
+            run.trainer.start_from(given)
         return run
 
     @classmethod
@@ -119,10 +124,7 @@ class _Run:
         config = Trainer.saved_config(directory)
         run = cls(arguments.resume, config, arguments, output)
         run.trainer.load(run.checkpoint)
-        run.untrained = {}
         return run
-
-    untrained: dict[str, float]
 
     def head(self) -> list[str]:
         """What is said before it trains."""

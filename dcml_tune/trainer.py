@@ -479,24 +479,9 @@ class Trainer:
         facts: dict[str, Any] = state["facts"]
         return facts
 
-    def start_from(self, path: Path) -> None:
-        """Begin with the weights of a trained model: all but its masks, which belong to its own division.
-
-        Args:
-            path: as `model.load` takes it.
-
-        Raises:
-            CheckpointError: if no model there is whole.
-            SettingError: if it is of another network.
-        """
-        given = load(path)
-        for name in ("arch", "sz_embedding"):
-            ours, theirs = getattr(self.config, name), getattr(given.config, name)
-            if ours != theirs:
-                raise SettingError(
-                    f"{name}={ours}: the model in {path} has {theirs}; give --{name.replace('_', '-')} {theirs}"
-                )
-        self.model.load_state_dict({**given.state_dict(), "masks": self.model.masks.detach()})
+    def start_from(self, model: MaskedEmbedder) -> None:
+        """Begin with the weights of a trained model: all but its masks, which belong to its own division."""
+        self.model.load_state_dict({**model.state_dict(), "masks": self.model.masks.detach()})
         self.pretrained = False
 
     @staticmethod
@@ -528,6 +513,27 @@ class Best:
     value: float | None
     """Of the metric; None when nothing is held out, and the last epoch counts as the best."""
     weights: dict[str, Tensor]
+
+
+def trained_model(path: Path, config: TrialConfig) -> MaskedEmbedder:
+    """The model that a training of some configuration is to start from.
+
+    Args:
+        path: as `model.load` takes it.
+        config: of the training.
+
+    Raises:
+        CheckpointError: if no model there is whole.
+        SettingError: if it is of another network.
+    """
+    given = load(path)
+    for name in ("arch", "sz_embedding"):
+        ours, theirs = getattr(config, name), getattr(given.config, name)
+        if ours != theirs:
+            raise SettingError(
+                f"{name}={ours}: the model in {path} has {theirs}; give --{name.replace('_', '-')} {theirs}"
+            )
+    return given
 
 
 def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False) -> Tensor:
