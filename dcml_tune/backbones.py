@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from dcml_tune.config import SettingError, unknown_name
 from dcml_tune.folding import fold
-from dcml_tune.pretrained import in_pytorchcv_cache, in_timm_cache, in_torch_cache, lite0_state, load_into, read
+from dcml_tune.pretrained import first_line, in_pytorchcv_cache, in_timm_cache, in_torch_cache, lite0_state, load_into
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = (
@@ -55,7 +56,7 @@ def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_
       weights (`IMAGENET1K_V1`), which the original used. The features of AlexNet and VGG are those of their
       convolutions, so that they are pooled as those of the others; their fully connected layers are left out.
     - bn_inception: pytorchcv's (`pip install 'dcml-tune[bn-inception]'`).
-    - any other name: timm's.
+    - any other name: timm's, such as `vit_small_patch16_224.dino`; what stands behind the dot is the name of its weights.
 
     Args:
         arch: name of the architecture.
@@ -65,35 +66,37 @@ def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_
 
     Raises:
         SettingError: for an unknown name, weights that are not on this machine (the message says which file to put
-            where) or of another network, or images that are too small for the network.
+            where) or of another network, or images of a size that the network cannot take.
     """
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise SettingError(f"weights={weights}: no such file; give a file, `pretrained` or `none`")
     if arch in TORCHVISION:
-        backbone = _torchvision(arch, weights)
+        backbone = _torchvision(arch, weights, sz_crop)
     else:
-        backbone = _bn_inception(weights) if arch == BN_INCEPTION else _timm(arch, weights, sz_crop)
-    _check_size(backbone, arch, sz_crop)
+        backbone = _bn_inception(weights, sz_crop) if arch == BN_INCEPTION else _timm(arch, weights, sz_crop)
     if frozen_statistics and not backbone.pooled:
         fold(backbone.network, torch.linspace(-2, 2, 3 * sz_crop * sz_crop).view(1, 3, sz_crop, sz_crop))
     return backbone.to(memory_format=torch.channels_last)
 
 
-def _check_size(backbone: Backbone, arch: str, sz_crop: int) -> None:
-    """Refuse images of which nothing is left before the last layer."""
+@contextmanager
+def _refusing_size(arch: str, sz_crop: int) -> Iterator[None]:
+    """Errors of the tenth layer become one line that says that the images are of a wrong size."""
     try:
-        with torch.no_grad():
-            backbone.eval()(torch.zeros(1, 3, sz_crop, sz_crop))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise _wrong_size(arch, sz_crop, error) from None
+        yield
+    except SettingError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:
+        raise SettingError(
+            f"sz_crop={sz_crop}: arch {arch} cannot take images of this size ({first_line(error)}); take a larger or "
+            "fitting --sz-crop (and --sz-resize), or another arch"
+        ) from None
 
 
-def _wrong_size(arch: str, sz_crop: int, error: Exception) -> SettingError:
-    short = " ".join(str(error).split())[:150]
-    return SettingError(
-        f"sz_crop={sz_crop}: arch {arch} cannot take images of this size ({short}); raise --sz-crop (and --sz-resize), "
-        "or take another arch"
-    )
+def _first_features(network: Any, sz_crop: int) -> Tensor:
+    """Features of one black image."""
+    with torch.no_grad():
+        return cast(Tensor, network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop)))
 
 
 class _Convolutions(nn.Module):
@@ -107,25 +110,22 @@ class _Convolutions(nn.Module):
         return cast(Tensor, self.layers(images))
 
 
-def _torchvision(arch: str, weights: str) -> Backbone:
+def _torchvision(arch: str, weights: str, sz_crop: int) -> Backbone:
     from torchvision import models
 
     name = "vgg11_bn" if arch == "vgg11bn" else arch
     network = models.get_model(name, weights=None)
     resnet = arch.startswith("resnet")
-    if weights == "pretrained":
+    if weights != "none":
         url = models.get_model_weights(name).IMAGENET1K_V1.url
-        network.load_state_dict(read(in_torch_cache(arch, url)))
-    elif weights != "none":
-        load_into(network, Path(weights), arch, ["fc" if resnet else "classifier"])
-    if resnet:
-        dim, layers = network.fc.in_features, nn.Sequential(*list(network.children())[:-2])
-    else:
-        dim, layers = 256 if arch == "alexnet" else 512, network.features
-    return Backbone(_Convolutions(layers), dim, IMAGENET_MEAN, IMAGENET_STD)
+        path = in_torch_cache(arch, url) if weights == "pretrained" else Path(weights)
+        load_into(network, path, arch, ["fc" if resnet else "classifier"])
+    layers = nn.Sequential(*list(network.children())[:-2]) if resnet else network.features
+    return _of_convolutions(layers, arch, sz_crop)
 
 
-def _bn_inception(weights: str) -> Backbone:
+def _bn_inception(weights: str, sz_crop: int) -> Backbone:
+    """BN-Inception of pytorchcv, all of whose weights expect ImageNet's mean and deviation."""
     try:
         from pytorchcv.models.bninception import bninception
     except ImportError:
@@ -134,33 +134,44 @@ def _bn_inception(weights: str) -> Backbone:
             "pip install 'dcml-tune[bn-inception]', or take another arch"
         ) from None
     network = bninception(pretrained=False)
-    if weights == "pretrained":
-        network.load_state_dict(read(in_pytorchcv_cache(BN_INCEPTION, "bninception")))
-    elif weights != "none":
-        load_into(network, Path(weights), BN_INCEPTION, ["output"])
+    if weights != "none":
+        path = in_pytorchcv_cache(BN_INCEPTION, "bninception") if weights == "pretrained" else Path(weights)
+        load_into(network, path, BN_INCEPTION, ["output"])
     del network.features.final_pool
-    return Backbone(_Convolutions(network.features), 1024, IMAGENET_MEAN, IMAGENET_STD)
+    return _of_convolutions(network.features, BN_INCEPTION, sz_crop)
+
+
+def _of_convolutions(layers: nn.Module, arch: str, sz_crop: int) -> Backbone:
+    network = _Convolutions(layers)
+    with _refusing_size(arch, sz_crop):
+        dim = _first_features(network, sz_crop).shape[1]
+    return Backbone(network, dim, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _timm(arch: str, weights: str, sz_crop: int) -> Backbone:
+    published = _published(arch)
+    size = {"img_size": sz_crop} if published.fixed_input_size else {}
+    with _refusing_size(arch, sz_crop):
+        network = _timm_network(arch, weights, published, size)
+        features = _first_features(network, sz_crop)
+    is_map = features.ndim == 4 and features.shape[1] == network.num_features
+    with torch.no_grad():
+        pooled = features if is_map else network.forward_head(features, pre_logits=True)
+    return Backbone(network, pooled.shape[1], published.mean, published.std, pooled=not is_map)
+
+
+def _published(arch: str) -> Any:
+    """What timm says of a model and of its weights."""
     import timm
 
-    if not timm.is_model(arch):
-        raise SettingError(unknown_name("arch", arch, [*TORCHVISION, BN_INCEPTION, *timm.list_models()]))
-    published = timm.get_pretrained_cfg(arch)
-    if published is None:
-        raise SettingError(f"arch={arch}: timm has no settings for its weights; take another, or one of {TORCHVISION}")
-    size = {"img_size": sz_crop} if published.fixed_input_size else {}
-    try:
-        network = _timm_network(arch, weights, published, size)
-        with torch.no_grad():
-            channels = network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop)).shape
-    except SettingError:
-        raise
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise _wrong_size(arch, sz_crop, error) from None
-    is_map = len(channels) == 4 and channels[1] == network.num_features
-    return Backbone(network, network.num_features, published.mean, published.std, pooled=not is_map)
+    if timm.is_model(arch):
+        try:
+            return timm.get_pretrained_cfg(arch, allow_unregistered=False)
+        except RuntimeError:  # the part behind the dot is not one of its weights
+            known = timm.list_pretrained(f"{arch.partition('.')[0]}.*")
+    else:
+        known = [*TORCHVISION, BN_INCEPTION, *timm.list_models()]
+    raise SettingError(unknown_name("arch", arch, known))
 
 
 def _timm_network(arch: str, weights: str, published: Any, size: dict[str, int]) -> Any:
@@ -168,13 +179,36 @@ def _timm_network(arch: str, weights: str, published: Any, size: dict[str, int])
     import timm
 
     if weights == "pretrained" and arch != _LITE0:
-        source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(in_timm_cache(arch, published))}}
-        return timm.create_model(arch, num_classes=0, **source, **size)
-    network = timm.create_model(arch, pretrained=False, **size)
-    if weights == "pretrained":
-        network.load_state_dict(lite0_state())
-    elif weights != "none":
-        names = published.classifier or ()
-        load_into(network, Path(weights), arch, [names] if isinstance(names, str) else list(names))
+        network = _timm_from_cache(arch, in_timm_cache(arch, published), size)
+    else:
+        network = timm.create_model(arch, pretrained=False, **size)
+        if weights == "pretrained":
+            network.load_state_dict(lite0_state())
+        elif weights != "none":
+            names = published.classifier or ()
+            load_into(network, Path(weights), arch, [names] if isinstance(names, str) else list(names))
+    if not hasattr(network, "reset_classifier"):
+        raise SettingError(
+            f"arch={arch}: an encoder without a classifier, whose features timm does not pool; take another"
+        )
     network.reset_classifier(0)
     return network
+
+
+def _timm_from_cache(arch: str, path: Path, size: dict[str, int]) -> Any:
+    """A timm network with published weights, which timm fits to the size of the images.
+
+    It keeps its classifier for that: where the number of classes is another, timm lets any weights be missing.
+    """
+    import timm
+
+    try:
+        return timm.create_model(
+            arch, pretrained=True, pretrained_cfg_overlay={"file": str(path), "custom_load": False}, **size
+        )
+    except Exception as error:  # reading and fitting are each model's own
+        at = f" for sz_crop={size['img_size']}" if size else ""
+        raise SettingError(
+            f"arch={arch}: cannot be built{at} with the weights {path} ({first_line(error)}); "
+            f"{'take another --sz-crop, or ' if size else ''}put a whole copy of the file there"
+        ) from None

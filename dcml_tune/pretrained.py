@@ -46,18 +46,28 @@ def in_timm_cache(arch: str, published: Any) -> Path:
     Raises:
         SettingError: if they are not there; the message says which file to put where.
     """
-    if not published.hf_hub_id:
+    if published.hf_hub_id:
+        return _in_hub_cache(arch, published)
+    if published.url:
         return in_torch_cache(arch, published.url)
+    raise SettingError(
+        f"arch={arch}: timm has no weights of it; give --weights FILE, or --weights none, or another arch"
+    )
+
+
+def _in_hub_cache(arch: str, published: Any) -> Path:
     from huggingface_hub import constants, try_to_load_from_cache
 
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        found = try_to_load_from_cache(published.hf_hub_id, name, cache_dir=constants.HF_HUB_CACHE)
+    repository, cache = published.hf_hub_id, constants.HF_HUB_CACHE
+    names = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    for name in names:
+        found = try_to_load_from_cache(repository, name, cache_dir=cache)
         if isinstance(found, str):
             return Path(found)
     raise SettingError(
-        f"arch={arch}: its weights are not on this machine and nothing is downloaded; put model.safetensors of "
-        f"{published.hf_hub_id} into the Hugging Face cache ({constants.HF_HUB_CACHE}), or give --weights FILE, or "
-        "--weights none"
+        f"arch={arch}: its weights are not on this machine and nothing is downloaded; put {names[0]} of {repository} "
+        f"into the Hugging Face cache ({cache}) as `hf download {repository} {names[0]}` does, or give --weights FILE, "
+        "or --weights none"
     )
 
 
@@ -95,23 +105,23 @@ def load_into(network: nn.Module, path: Path, arch: str, classifier: Sequence[st
     Raises:
         SettingError: if they are of another network, or the file is none of weights.
     """
-    state = _adapted(network, read(path), path)
     unused = tuple(f"{name}." for name in classifier)
+    state = _adapted(network, read(path), path, arch)
     state = {name: value for name, value in state.items() if not name.startswith(unused)}
-    own = network.state_dict()
-    missing = [name for name in own if name not in state and not name.startswith(unused)]
-    unexpected = [name for name in state if name not in own]
-    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
-    for what, names in [("lacks", missing), ("has besides", unexpected), ("has another shape of", wrong)]:
-        if names:
-            raise SettingError(
-                f"weights={path}: not of arch {arch}, it {what} {names[0]} ({len(names)} in all); give the file of this "
-                "network"
-            )
+    own = {name: value for name, value in network.state_dict().items() if not name.startswith(unused)}
+    differences = {
+        # Files of the first years have no count of batches, which nothing uses here.
+        "lacks": [name for name in own if name not in state and not name.endswith(".num_batches_tracked")],
+        "has besides": [name for name in state if name not in own],
+        "has another shape of": [name for name in own if name in state and state[name].shape != own[name].shape],
+    }
+    said = [f"it {what} {names[0]} ({len(names)} in all)" for what, names in differences.items() if names]
+    if said:
+        raise SettingError(f"weights={path}: not of arch {arch}, {', '.join(said)}; give the file of this network")
     network.load_state_dict(state, strict=False)
 
 
-def _adapted(network: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _adapted(network: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> dict[str, Tensor]:
     """Weights under the names, and with the position embeddings, that a timm network has at its image size."""
     import sys
 
@@ -120,7 +130,7 @@ def _adapted(network: nn.Module, state: dict[str, Tensor], path: Path) -> dict[s
         return cast(dict[str, Tensor], adapt(state, network)) if adapt is not None else state
     except Exception as error:  # of another network: anything can be missing
         raise SettingError(
-            f"weights={path}: not of this network ({type(error).__name__}: {error}); give its file"
+            f"weights={path}: not of arch {arch} ({first_line(error)}); give the file of this network"
         ) from None
 
 
@@ -130,25 +140,37 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         SettingError: if the file holds no weights.
     """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise SettingError(f"weights={path}: cannot be read as weights ({error}); give a file of tensors") from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        short = str(error).split(". ")[0].split("\n")[0]
-        raise SettingError(f"weights={path}: cannot be read as weights ({short}); give a file of tensors") from None
+        state = _tensors(path)
+    except Exception as error:  # of pickle, zip, safetensors or the file system
+        raise SettingError(
+            f"weights={path}: cannot be read as weights ({first_line(error)}); give a file of tensors"
+        ) from None
     for around in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(around), dict):
             state = state[around]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise SettingError(f"weights={path}: holds no state dict; give a file of tensors by name")
+        entries = f" (but {', '.join(map(str, list(state)[:4]))})" if isinstance(state, dict) else ""
+        raise SettingError(f"weights={path}: holds no state dict{entries}; give a file of tensors by name")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _tensors(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def first_line(error: Exception) -> str:
+    """An error's kind and the beginning of what it says, for a line of ours.
+
+    Torch begins with which network could not be loaded, and names what is missing in the next line.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else next(iter(lines), "")
+    return f"{type(error).__name__}: {said[:150]}".removesuffix(": ")
 
 
 def lite0_state() -> dict[str, Tensor]:

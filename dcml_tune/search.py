@@ -175,7 +175,8 @@ class _Search:
             raise
 
     def _stages(self) -> int:
-        import ray
+        """Run the stages, and write down how they ended before Ray is let go of."""
+        from trainables.cluster import disconnect
 
         plan = self.plan
         try:
@@ -184,9 +185,14 @@ class _Search:
             trials = searcher.known()
             best = winner(trials)
             final = self._final(best, trials) if best is not None and plan.scores_test else {}
+            return self._end(trials, best, final)
         finally:
             with signals_wait():
-                ray.shutdown()
+                disconnect()
+
+    def _end(self, trials: list[KnownTrial], best: KnownTrial | None, final: dict[str, dict[str, Any]]) -> int:
+        """Record and say how it ended; returns the exit status."""
+        plan = self.plan
         failed = [trial.key for trial in trials if trial.state == "failed"]
         ended = sum(trial.has_ended for trial in trials)
         missing = [*([] if self.cut or ended == plan.planned else [f"{plan.planned - ended} trials"]), *self.unscored]
@@ -309,9 +315,9 @@ class _Search:
 
     def _interrupted(self, reason: str) -> int:
         """End in good order: nothing is lost, nothing stays RUNNING."""
-        import ray
+        from trainables.cluster import disconnect
 
-        ray.shutdown()
+        disconnect()
         if self.progress is not None:
             self.progress.interrupt(reason)
         with suppress(Exception):  # a full disk: the next process does it first of all

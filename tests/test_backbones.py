@@ -13,7 +13,7 @@ from dcml_tune.model import MaskedEmbedder
 
 # Name, side of the images, channels of the features.
 ORIGINAL = [
-    ("alexnet", 64, 256), ("vgg11", 32, 512), ("vgg11bn", 32, 512), ("bn_inception", 64, 1024), ("resnet18", 32, 512),
+    ("alexnet", 63, 256), ("vgg11", 32, 512), ("vgg11bn", 32, 512), ("bn_inception", 64, 1024), ("resnet18", 32, 512),
     ("resnet34", 32, 512), ("resnet50", 32, 2048), ("resnet101", 32, 2048), ("resnet152", 32, 2048),
 ]  # fmt: skip
 
@@ -64,6 +64,10 @@ def test_the_originals_backbones_train(arch, size, dim):
         ("vit_tiny_patch16_224", 64, 192, True),
         ("test_resnet", 32, 96, False),
         ("test_convnext", 64, 64, False),
+        ("swin_tiny_patch4_window7_224", 64, 768, True),
+        ("vit_small_patch16_224.dino", 64, 384, True),
+        ("vit_small_patch14_dinov2.lvd142m", 70, 384, True),
+        ("mambaout_femto", 64, 2304, True),
         ("mobilenetv3_small_050", 64, 288, False),
     ],
 )
@@ -74,6 +78,20 @@ def test_timms_models_by_name(arch, size, dim, pooled):
     shape = backbone(torch.zeros(1, 3, size, size)).shape
     assert shape[:2] == (1, dim)
     assert len(shape) == (2 if pooled else 4)
+
+
+@pytest.mark.parametrize("bn_learnable", [False, True])
+def test_a_vision_transformer_trains(bn_learnable):
+    """Finite gradients reach every weight, position embeddings of the images' size among them."""
+    config = TrialConfig(
+        arch="vit_tiny_patch16_224", weights="none", sz_resize=64, sz_crop=64, sz_embedding=8, bn_learnable=bn_learnable
+    )
+    model = MaskedEmbedder(config).train()
+    (model(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), 0) @ torch.randn(8)).sum().backward()
+    for name, parameter in model.backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+    assert model.backbone.network.pos_embed.shape[1] == 1 + 4 * 4
 
 
 def test_a_vit_pools_by_itself():
@@ -101,24 +119,79 @@ def test_torchvisions_weights_are_taken_from_torchs_cache(caches):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
-def test_timms_weights_are_taken_from_the_hubs_cache(arch, caches):
-    """Position embeddings are fitted to the size of the images; where nothing is, repository and place are said."""
-    import timm
-
-    repository = timm.get_pretrained_cfg(arch).hf_hub_id
-    with pytest.raises(SettingError, match=f"put model.safetensors of {repository} into .*hub"):
-        build(arch, sz_crop=64)
-    network = timm.create_model(arch, pretrained=False)
+def put_into_hub(caches, repository, state):
+    """A file of weights as `hf download` leaves it."""
     folder = caches / "hub" / f"models--{repository.replace('/', '--')}"
     (folder / "snapshots" / "1").mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("1")
-    save_file(network.state_dict(), folder / "snapshots" / "1" / "model.safetensors")
-    found = build(arch, sz_crop=64).network.state_dict()
-    same = [name for name, value in network.state_dict().items() if name in found and torch.equal(value, found[name])]
-    assert len(same) >= 0.5 * len(found)
-    assert found.get("pos_embed", torch.zeros(1, 17, 1)).shape[1] == 17
+    save_file(state, folder / "snapshots" / "1" / "model.safetensors")
+    return folder / "snapshots" / "1" / "model.safetensors"
+
+
+# A convolutional network; weights in the hub that timm once had as arrays of JAX, which it reads in another way;
+# DINO's, which have no classifier.
+@pytest.mark.parametrize(
+    "arch", ["mobilenetv3_small_050", "vit_tiny_patch16_224.augreg_in21k", "vit_small_patch16_224.dino"]
+)
+def test_timms_weights_are_taken_from_the_hubs_cache(arch, caches):
+    """Where nothing is, repository, file and place are said; else the features are those of the weights."""
+    import timm
+
+    repository = timm.get_pretrained_cfg(arch).hf_hub_id
+    with pytest.raises(SettingError) as refused:
+        build(arch)
+    assert f"put model.safetensors of {repository} into the Hugging Face cache ({caches / 'hub'})" in str(refused.value)
+    assert "--weights FILE" in str(refused.value)
+    network = timm.create_model(arch, pretrained=False).eval()
+    put_into_hub(caches, repository, network.state_dict())
+    backbone = build(arch).eval()
+    images = torch.randn(1, 3, 224, 224)
+    expected = network.forward_features(images)
+    if backbone.pooled:
+        expected = network.forward_head(expected, pre_logits=True)
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_position_embeddings_of_the_hub_are_fitted(caches):
+    """DINO's weights of images of 224 pixels serve images of 64, interpolated; all else is as published."""
+    import timm
+
+    arch = "vit_small_patch16_224.dino"
+    network = timm.create_model(arch, pretrained=False)
+    with torch.no_grad():  # a constant slope stays one wherever it is interpolated
+        network.pos_embed[0, 1:] = torch.arange(14).repeat(14)[:, None].float()
+    put_into_hub(caches, timm.get_pretrained_cfg(arch).hf_hub_id, network.state_dict())
+    state = build(arch, sz_crop=64).network.state_dict()
+    grid = state.pop("pos_embed")[0, 1:, 0].view(4, 4)
+    assert torch.equal(grid, grid[:1].expand(4, 4))
+    torch.testing.assert_close(grid[0], torch.tensor([1.25, 4.75, 8.25, 11.75]), atol=0.3, rtol=0)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+
+
+def test_a_damaged_file_of_the_hub_is_refused(caches):
+    """Also where weights are missing, which timm lets pass when the classifier is left out."""
+    import timm
+
+    arch = "mobilenetv3_small_050"
+    state = timm.create_model(arch, pretrained=False).state_dict()
+    del state["conv_stem.weight"]
+    path = put_into_hub(caches, timm.get_pretrained_cfg(arch).hf_hub_id, state)
+    for missing in ("conv_stem.weight", "SafetensorError"):
+        with pytest.raises(SettingError, match="put a whole copy of the file there") as refused:
+            build(arch, sz_crop=64)
+        assert str(path) in str(refused.value)
+        assert missing in str(refused.value)
+        assert "\n" not in str(refused.value)
+        path.write_bytes(path.read_bytes()[:1000])
+
+
+def test_weights_that_timm_does_not_have(caches):
+    """Are said to be none; a wrong name behind the dot is met with the right ones."""
+    with pytest.raises(SettingError, match="arch=convnext_atto_rms: timm has no weights of it; give --weights FILE"):
+        build("convnext_atto_rms", sz_crop=64)
+    with pytest.raises(SettingError, match=r"did you mean 'vit_small_patch16_224\.dino'"):
+        build("vit_small_patch16_224.dyno", sz_crop=64)
 
 
 def test_inception_without_weights_says_which_file(caches):
@@ -128,10 +201,17 @@ def test_inception_without_weights_says_which_file(caches):
         build("bn_inception", sz_crop=64)
 
 
+def wrapped(state, around):
+    """A state dict as training scripts save it."""
+    if around == "module.":
+        return {f"module.{name}": value for name, value in state.items()}
+    return state if around is None else {around: state, "epoch": 3}
+
+
 @pytest.mark.parametrize("around", [None, "state_dict", "model", "module."])
 @pytest.mark.parametrize("arch", ["resnet18", "vit_tiny_patch16_224", "bn_inception"])
 def test_weights_of_a_file(arch, around, tmp_path):
-    """With another classifier or none, wrapped as training scripts do; the features are those of the weights."""
+    """With another classifier, wrapped as training scripts do; the features are those of the weights."""
     import timm
     from pytorchcv.models.bninception import bninception
     from torchvision import models
@@ -143,12 +223,7 @@ def test_weights_of_a_file(arch, around, tmp_path):
         "bn_inception": lambda: bninception(num_classes=5),
     }
     network = made[arch]().eval()
-    state = network.state_dict()
-    if around == "module.":
-        state = {f"module.{name}": value for name, value in state.items()}
-    elif around is not None:
-        state = {around: state, "epoch": 3}
-    torch.save(state, tmp_path / "weights.pth")
+    torch.save(wrapped(network.state_dict(), around), tmp_path / "weights.pth")
     backbone = build(arch, weights=str(tmp_path / "weights.pth"), sz_crop=size).eval()
     images = torch.randn(1, 3, size, size)
     if arch == "resnet18":
@@ -157,6 +232,25 @@ def test_weights_of_a_file(arch, around, tmp_path):
         expected = network.features[:-1](images)
     else:
         expected = network.forward_head(network.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("around", [None, "module."])
+def test_weights_without_a_classifier(name, around, tmp_path):
+    """Nor the counts of batches that files of the first years lack: neither is used."""
+    from torchvision import models
+
+    network = models.resnet18().eval()
+    state = {
+        key: value
+        for key, value in network.state_dict().items()
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+    }
+    (save_file if name.endswith("safetensors") else torch.save)(wrapped(state, around), tmp_path / name)
+    backbone = build("resnet18", weights=str(tmp_path / name), sz_crop=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = torch.nn.Sequential(*list(network.children())[:-2])(images)
     torch.testing.assert_close(backbone(images), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -172,7 +266,7 @@ def test_position_embeddings_of_a_file_are_fitted(tmp_path):
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    """One line with the first name that does not fit, or what the file is."""
+    """One line with the first names that are missing and that are too many, or what the file is."""
     from torchvision import models
 
     torch.save(models.resnet18().state_dict(), tmp_path / "resnet18.pth")
@@ -182,10 +276,11 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "few.pth")
     for arch, file, said in [
         ("resnet50", "resnet18.pth", "not of arch resnet50, it lacks layer1.0.conv3.weight"),
-        ("vgg11", "resnet18.pth", "not of arch vgg11, it lacks features.0.weight"),
-        ("vit_tiny_patch16_224", "resnet18.pth", "not of "),
+        ("vgg11", "resnet18.pth", "it lacks features.0.weight (16 in all), it has besides conv1.weight (120 in all)"),
+        ("vit_tiny_patch16_224", "resnet18.pth", "it lacks cls_token (150 in all), it has besides conv1.weight"),
+        ("test_resnet", "resnet18.pth", "not of arch test_resnet, it lacks"),
         ("resnet18", "few.pth", "it lacks"),
-        ("resnet18", "numbers.pth", "holds no state dict"),
+        ("resnet18", "numbers.pth", "holds no state dict (but a)"),
         ("resnet18", "text.pth", "cannot be read as weights"),
         ("resnet18", "text.safetensors", "cannot be read as weights"),
         ("resnet18", "none.pth", "no such file"),
@@ -197,10 +292,14 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("arch", "size"), [("alexnet", 32), ("vgg11", 16), ("vit_tiny_patch16_224", 8)])
-def test_images_that_are_too_small_are_refused(arch, size):
+@pytest.mark.parametrize(
+    ("arch", "size"), [("alexnet", 62), ("vgg11", 16), ("vit_tiny_patch16_224", 8), ("vit_small_patch14_dinov2", 64)]
+)
+def test_images_of_a_wrong_size_are_refused(arch, size):
     """In one line, with the remedy, instead of an error of the tenth layer."""
-    with pytest.raises(SettingError, match=f"sz_crop={size}: arch {arch} cannot take images of this size .* raise"):
+    with pytest.raises(
+        SettingError, match=f"sz_crop={size}: arch {arch} cannot take images of this size .* fitting --sz-crop"
+    ):
         build(arch, weights="none", sz_crop=size)
 
 

@@ -1,12 +1,16 @@
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from dcml_tune.backbones import build
 from dcml_tune.checkpoint import CheckpointError
 from dcml_tune.config import TrialConfig
+from dcml_tune.folding import fold
 from dcml_tune.model import MaskedEmbedder, load
 
 SMALL = {"dataset": "emoji", "weights": "none", "sz_embedding": 16}
@@ -28,6 +32,63 @@ def test_folding_keeps_values_and_gradients():
     theirs = dict(folded.named_parameters())
     for name, parameter in plain.named_parameters():
         assert torch.allclose(parameter.grad, theirs[name].grad, rtol=1e-6, atol=1e-9), name
+
+
+@pytest.mark.parametrize("arch", ["vgg11bn", "bn_inception"])
+def test_convolutions_with_a_bias_are_folded(arch):
+    """Whatever statistics, scales and shifts are, the features stay, and so do the gradients of the biases."""
+    generator = torch.Generator().manual_seed(0)
+    plain = build(arch, weights="none", sz_crop=64, frozen_statistics=False).double().eval()
+    for name, value in plain.state_dict().items():
+        if value.ndim == 1:
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5 * ("mean" not in name))
+    folded = build(arch, weights="none", sz_crop=64).double().eval()
+    folded.load_state_dict(plain.state_dict())
+    assert any(type(module).__name__ == "_FoldedConv" for module in folded.modules())
+    batch = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=generator)
+    for network in (plain, folded):
+        network(batch).square().mean().backward()
+    torch.testing.assert_close(folded(batch), plain(batch), rtol=1e-8, atol=1e-10)
+    theirs = dict(folded.named_parameters())
+    for name, parameter in plain.named_parameters():
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close(theirs[name].grad, parameter.grad, rtol=1e-6, atol=1e-9 * scale)
+
+
+class Applied(nn.Module):
+    """A convolution and the batch-norm that is defined after it, applied in some way."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.norm, self.way = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), way
+
+    def forward_features(self, images):
+        return self.way(self.conv, self.norm, images)
+
+
+WAYS = {
+    "in turn": lambda conv, norm, x: norm(conv(x)),
+    "activation in between": lambda conv, norm, x: norm(conv(x).relu_()),
+    "before the convolution": lambda conv, norm, x: conv(norm(x)),
+    "side by side": lambda conv, norm, x: norm(x) + conv(x),
+    "convolution twice": lambda conv, norm, x: norm(conv(conv(x))),
+    "functional": lambda conv, norm, x: F.conv2d(norm(conv(x)), conv.weight, padding=1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_only_a_batch_norm_that_is_applied_to_its_convolution_is_folded(way):
+    """A new batch-norm changes nothing, so that any fold seems right; it must be right once its numbers have moved."""
+    network = Applied(WAYS[way])
+    plain = deepcopy(network)
+    images = torch.randn(2, 3, 8, 8)
+    fold(network, images)
+    moved = {name: torch.rand_like(value) + 0.5 for name, value in plain.state_dict().items() if value.ndim}
+    for each in (network, plain):
+        each.load_state_dict(moved, strict=False)
+        each.eval()
+    torch.testing.assert_close(network.forward_features(images), plain.forward_features(images))
+    assert (type(network.conv).__name__ == "_FoldedConv") == (way in ("in turn", "functional"))
 
 
 def test_embeddings_have_unit_length_and_learners_use_their_mask():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -61,6 +62,22 @@ def connect(address: str | None) -> str:
             "address, and RAY_AUTH_MODE (token or disabled) and the token of that cluster, or leave the flag out"
         ) from None
     return str(context.dashboard_url or "")
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends.
+
+    Handles of Ray that are garbage are let go of before, and none while it shuts down: one that another thread collects in
+    that moment makes Ray 2.60 end the whole process.
+    """
+    import ray
+
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def _listen_on_loopback() -> None:
