@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ TORCHVISION = (
 BN_INCEPTION = "bn_inception"
 
 _LITE0 = "tf_efficientnet_lite0"
+log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
@@ -154,10 +156,24 @@ def _timm(arch: str, weights: str, sz_crop: int) -> Backbone:
     with _refusing_size(arch, sz_crop):
         network = _timm_network(arch, weights, published, size)
         features = _first_features(network, sz_crop)
+    _warn_of_lost_pixels(network, arch, sz_crop)
     is_map = features.ndim == 4 and features.shape[1] == network.num_features
     with torch.no_grad():
         pooled = features if is_map else network.forward_head(features, pre_logits=True)
     return Backbone(network, pooled.shape[1], published.mean, published.std, pooled=not is_map)
+
+
+def _warn_of_lost_pixels(network: Any, arch: str, sz_crop: int) -> None:
+    from timm.layers import PatchEmbed
+
+    patches = getattr(network, "patch_embed", None)
+    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
+        side = patches.patch_size[0]
+        lost = sz_crop % side
+        if lost:
+            log.warning(
+                "%s sees %d of sz_crop=%d pixels a side: its patches have %d", arch, sz_crop - lost, sz_crop, side
+            )
 
 
 def _published(arch: str) -> Any:
