@@ -16,6 +16,15 @@ from dcml_tune.model import MaskedEmbedder, load
 SMALL = {"dataset": "emoji", "weights": "none", "sz_embedding": 16}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine take four times as long as one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def images(count=4, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, 64, 64), dtype=np.uint8))
 
