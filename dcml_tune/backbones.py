@@ -95,10 +95,10 @@ def _refusing_size(arch: str, sz_crop: int) -> Iterator[None]:
         ) from None
 
 
-def _first_features(network: Any, sz_crop: int) -> Tensor:
-    """Features of one black image."""
+def _first_features(network: Any, sz_crop: int) -> Any:
+    """Features of one black image: a tensor, or a list of them where timm pools several resolutions."""
     with torch.no_grad():
-        return cast(Tensor, network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop)))
+        return network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop))
 
 
 class _Convolutions(nn.Module):
@@ -157,7 +157,7 @@ def _timm(arch: str, weights: str, sz_crop: int) -> Backbone:
         network = _timm_network(arch, weights, published, size)
         features = _first_features(network, sz_crop)
     _warn_of_lost_pixels(network, arch, sz_crop)
-    is_map = features.ndim == 4 and features.shape[1] == network.num_features
+    is_map = isinstance(features, Tensor) and features.ndim == 4 and features.shape[1] == network.num_features
     with torch.no_grad():
         pooled = features if is_map else network.forward_head(features, pre_logits=True)
     return Backbone(network, pooled.shape[1], published.mean, published.std, pooled=not is_map)

@@ -77,6 +77,7 @@ def test_the_originals_backbones_train(arch, size, dim):
         ("vit_small_patch16_224.dino", 64, 384, True),
         ("vit_small_patch14_dinov2.lvd142m", 70, 384, True),
         ("mambaout_femto", 64, 1152, True),
+        ("coat_tiny", 64, 152, True),
         ("mobilenetv3_small_050", 64, 288, False),
     ],
 )
