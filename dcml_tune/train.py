@@ -218,8 +218,14 @@ class _Run:
         print("measure it on the test classes:\n  " + command("dcml_tune.evaluate", str(best), *self._data_flags()))
 
     def _data_flags(self) -> list[str]:
-        directory = self.config.dataset_dir
-        return ["--output-dir", str(self.output), *(["--dataset-dir", directory] if directory else [])]
+        config = self.config
+        flags = [
+            "--output-dir",
+            str(self.output),
+            *(["--dataset-dir", config.dataset_dir] if config.dataset_dir else []),
+        ]
+        flags += ["--allow-partial"] * config.allow_partial
+        return flags + ["--skip-unreadable"] * config.skip_unreadable
 
     def _wandb(self) -> WandbRun | None:
         if not self.arguments.wandb_enabled:

@@ -57,6 +57,11 @@ def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoc
     """
     members = [np.flatnonzero(partition == cluster) for cluster in range(int(partition.max(initial=-1)) + 1)]
     batches = [_cluster_batches(rows, labels[rows], config, epoch, cluster) for cluster, rows in enumerate(members)]
+    if skipped := [str(cluster) for cluster, rows in enumerate(members) if len(rows) and not batches[cluster]]:
+        logger.warning(
+            "epoch %d: no batch of two classes and a pair of images can be had of the clusters of %d learners (%s), "
+            "which are skipped", epoch, len(skipped), ", ".join(skipped),
+        )  # fmt: skip
     if not any(batches):
         raise SettingError(
             f"batch_sampler={config.batch_sampler}: no cluster has two classes and a pair of images of one; "
@@ -74,10 +79,6 @@ def _cluster_batches(rows: Indices, labels: Indices, config: TrialConfig, epoch:
     classes = _Classes.of(labels, rng)
     pairs = int((classes.sizes > 1).sum())
     if len(classes) < 2 or pairs < (2 if config.batch_sampler == "npairs" else 1):
-        logger.warning(
-            "epoch %d: learner %d is skipped: its %d images are of %d classes, %d with two images or more",
-            epoch, cluster, len(rows), len(classes), pairs,
-        )  # fmt: skip
         return []
     number = max(1, len(rows) // config.batch_size)
     return [rows[batch] for batch in SAMPLERS[config.batch_sampler](classes, number, config, rng)]
