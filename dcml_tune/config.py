@@ -93,6 +93,9 @@ class TrialConfig(BaseModel):
     shrinks the test classes, too; here they stay whole."""
     split_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice of the held-out classes; the same for all trials of a search."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which classes are held out: there are 1 / val_share folds, no two of which share a class. Trials of a search have
+    the first; the confirming runs have others."""
     skip_unreadable: bool = False
     """Leave out image files that cannot be decoded, with a line that counts them, instead of stopping."""
     allow_partial: bool = False

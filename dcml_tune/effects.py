@@ -108,7 +108,7 @@ def _of_schedule(config: TrialConfig) -> list[Rule]:
 def _of_data(config: TrialConfig) -> list[Rule]:
     return [
         (("val_share",), config.protocol == "paper", "protocol=paper holds no classes out"),
-        (("split_seed",), config.held_out_share == 0, "no classes are held out"),
+        (("split_seed", "fold"), config.held_out_share == 0, "no classes are held out"),
         (("allow_partial",), config.dataset in ("emoji", "folder"), f"{config.dataset} has no published counts"),
         (("strict",), config.dataset == "emoji", "emoji has no classes with a single image"),
     ]

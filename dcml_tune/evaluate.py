@@ -156,7 +156,7 @@ def _sets(model: _Model, arguments: Namespace) -> tuple[tuple[EvaluationSet, ...
     dataset = data.load(config)
     if arguments.which == "test":
         return dataset.tests, dataset
-    held = data.hold_out(dataset, share=config.held_out_share, seed=config.split_seed)[1]
+    held = data.hold_out(dataset, share=config.held_out_share, seed=config.split_seed, fold=config.fold)[1]
     if held is None:
         raise SettingError("--set validation: the model's training held no classes out; measure it on --set test")
     return (held,), dataset

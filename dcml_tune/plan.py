@@ -162,8 +162,9 @@ class Plan:
         given_uri = absolute_uri(arguments.tracking_uri) if arguments.tracking_uri else None
         self.uri = given_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.study = f"sqlite:///{directory / 'optuna.db'}"
-        if arguments.num_samples < 1:
-            raise SettingError(f"--num-samples {arguments.num_samples}: must be at least 1; give a number of trials")
+        for flag in ("num_samples", "epoch_budget", "patience"):
+            if (number := getattr(arguments, flag)) is not None and number < 1:
+                raise SettingError(f"--{flag.replace('_', '-')} {number}: must be at least 1; give a number")
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
         self.shares = self._share()
@@ -328,6 +329,7 @@ class Plan:
             points=[self.point0],
             run=self.run(),
             trials=self.trials,
+            patience=self.arguments.patience,
         )
 
     def scheduler(self, known: list[KnownTrial]) -> TrialScheduler:
@@ -338,8 +340,7 @@ class Plan:
             self.arguments.scheduler,
             metric=f"{self.metric}_best",
             epochs=TrialConfig(**{**self.space.published, **self.point0}).nb_epochs,
-            ended={trial.key: trial.curve for trial in known if trial.has_ended and trial.state != "failed"},
-            running={trial.key: trial.curve for trial in known if not trial.has_ended},
+            known=known,
         )
 
     def guard(self) -> Guard:
@@ -361,9 +362,13 @@ class Plan:
         self.deadline = time.time() + left
         return left
 
-    def is_over(self) -> bool:
-        """Whether the time budget is used up."""
-        return self.deadline is not None and time.time() >= self.deadline
+    def why_over(self, epochs: int) -> str | None:
+        """Why no more trials are run after so many epochs, or None."""
+        if self.deadline is not None and time.time() >= self.deadline:
+            return "the time budget was used up"
+        if self.arguments.epoch_budget is not None and epochs >= self.arguments.epoch_budget:
+            return "the epoch budget was used up"
+        return None
 
     def run(self, **changes: Any) -> dict[str, Any]:
         """The `run` entry of a trial's dictionary."""

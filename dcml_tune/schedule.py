@@ -71,6 +71,24 @@ class EpochPlan:
         return "1 cluster" if self.nb_clusters == 1 else f"{self.nb_clusters} clusters"
 
 
+def milestones(config: TrialConfig) -> tuple[int, int, int]:
+    """Epochs after which settings can be compared, as each is in the same phase of its own.
+
+    The first is one `mod_epoch` after it has reached its own number of clusters; the second comes before the
+    full-embedding phase, the third at the middle of it. Where the phase begins earlier than that, or not at all, they lie
+    at its beginning, or halfway to the end.
+
+    Example:
+        >>> milestones(TrialConfig(nb_clusters=4, mod_epoch=2, nb_epochs=20, force_full_embedding_epoch=12))
+        (6, 12, 16)
+    """
+    division, last = config.epoch_of_full_division + config.mod_epoch, config.nb_epochs
+    phase = config.force_full_embedding_epoch
+    if phase is None or phase == 0 or phase >= last:
+        phase = (min(division, last) + last) // 2
+    return min(division, phase), phase, (phase + last) // 2
+
+
 def _clusters(epoch: int, config: TrialConfig) -> int:
     """The number of clusters that train in an epoch."""
     periods = epoch // config.mod_epoch

@@ -37,12 +37,16 @@ def parser() -> Parser:
     made.add_argument("dataset", nargs="?", help="emoji (embedded), folder, cub, cars, sop, inshop or vid")
     made.add_argument("--num-samples", type=int, default=8, help="number of trials")
     made.add_argument("--searcher", choices=["optuna", "random"], default="optuna", help="TPE, or independent draws")
-    made.add_argument("--scheduler", choices=["asha", "median", "none"], default="asha", help="how trials are pruned")
+    made.add_argument("--scheduler", choices=["asha", "asha-epochs", "median", "none"], default="asha",
+                      help="how trials are pruned: asha compares them at the phases of each one's own division, asha-epochs "
+                      "at fixed epochs")  # fmt: skip
     made.add_argument("--metric", help="by which trials are compared, each by its best so far: recall_at_1 (default), "
                       "map_at_r, marp or r_precision, after `val/`, or after `paper/` with --protocol paper")  # fmt: skip
     made.add_argument("--gpus-per-trial", type=float, help="share of a GPU up to 1, or a whole number; default 1")
     made.add_argument("--max-concurrent", type=int, help="most trials at once; default: as many as fit")
     made.add_argument("--time-budget", help="stop the search after such as 30m or 10h")
+    made.add_argument("--epoch-budget", type=int, help="stop the search after so many epochs of all trials together")
+    made.add_argument("--patience", type=int, help="stop the search after so many trials in a row that brought nothing")
     made.add_argument("--trial-timeout", help="end a trial that reports no epoch for such as 20m; default: never")
     made.add_argument("--checkpoint-budget", help="most disk for checkpoints, such as 20GB; the best models stay")
     made.add_argument("--space", help="Python file that defines SPACE = SearchSpace(...)")
@@ -146,7 +150,7 @@ class _Search:
         self.stages = 0
         self.started: float | None = None
         self.before = 0.0
-        self.cut = False
+        self.cut: str | None = None
         self.unscored: list[str] = []
 
     def run(self) -> int:
@@ -197,7 +201,9 @@ class _Search:
         ended = sum(trial.has_ended for trial in trials)
         missing = [*([] if self.cut or ended == plan.planned else [f"{plan.planned - ended} trials"]), *self.unscored]
         whole = best is not None and not failed and not missing
-        reason = None if whole else f"failed: {', '.join(failed) or 'none'}; missing: {', '.join(missing) or 'none'}"
+        reason = (
+            self.cut if whole else f"failed: {', '.join(failed) or 'none'}; missing: {', '.join(missing) or 'none'}"
+        )
         self.tracker.end(plan.name, "FINISHED" if best is not None else "FAILED", reason=reason)
         self.record.update(status="finished" if whole or not missing else "partial", reason=reason)
         left = self.tracker.close(_DELIVER_S["end"])
@@ -217,7 +223,7 @@ class _Search:
                 search_alg=searcher,
                 scheduler=plan.scheduler(known),
                 num_samples=left,
-                time_budget_s=seconds,
+                why_over=lambda: plan.why_over(progress.epochs),
             )
         else:
             self._cut_short(searcher, progress)
@@ -226,14 +232,14 @@ class _Search:
         self.before, self.started = self._elapsed(), None
 
     def _cut_short(self, searcher: OptunaSearcher, progress: Progress) -> None:
-        """Trials that the end of the time budget left open end with what they had, if they had anything."""
-        from trainables.callbacks import CUT_SHORT
-
-        self.cut = self.plan.is_over()
+        """Trials that the end of a budget left open end with what they had, if they had anything."""
+        self.cut = self.plan.why_over(progress.epochs)
         if self.cut:
-            searcher.cut_short(CUT_SHORT)
-            progress.settle([trial for trial in searcher.known() if trial.reason == CUT_SHORT], self.plan.trials)
-            progress.interrupt(CUT_SHORT)  # those that had no epoch yet
+            searcher.cut_short(self.cut)
+            progress.settle([trial for trial in searcher.known() if trial.reason == self.cut], self.plan.trials)
+            progress.interrupt(self.cut)  # those that had no epoch yet
+        elif searcher.is_patient_no_more():
+            self.cut = f"{self.plan.arguments.patience} trials in a row brought nothing"
 
     def _progress(self, stage: str, planned: int, **more: Any) -> Progress:
         from trainables.callbacks import Progress
@@ -253,7 +259,7 @@ class _Search:
             guard=self.guard,
             quiet=plan.arguments.quiet,
             keep_models=plan.keep_models,
-            deadline=plan.deadline,
+            why_over=plan.why_over,
             **more,
         )
 
@@ -349,7 +355,7 @@ class _Search:
         full = sum(TrialConfig(**trial.config).nb_epochs for trial in trials)
         run = sum(max(trial.curve, default=0) for trial in trials)
         print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
-              f"{run} of {full} epochs run)")  # fmt: skip
+              f"{run} of {full} epochs run{f'; ended early: {self.cut}' if self.cut else ''})")  # fmt: skip
         print("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in plan.space.domains))
         print(f"  {metric} {100 * best.best:.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
         for role, measures in sorted(final.items()):

@@ -89,7 +89,11 @@ class TrialData:
         )
         images = dataset.train.take(originals.kept)
         train, held_out = data.hold_out_rows(
-            images, share=config.held_out_share, seed=config.split_seed, gallery=dataset.tests[0].gallery is not None
+            images,
+            share=config.held_out_share,
+            seed=config.split_seed,
+            fold=config.fold,
+            gallery=dataset.tests[0].gallery is not None,
         )
         labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
         trial = cls(
@@ -343,6 +347,7 @@ class Trainer:
             config.protocol,
             config.held_out_share,
             config.split_seed,
+            *([config.fold] if config.fold else []),
         )
         path = self.stores / f"untrained-{key}.json"
         with FileLock(f"{path}.lock"):

@@ -15,6 +15,7 @@ from PIL import Image
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, hold_out, hold_out_rows, load, open_or_build
 from dcml_tune.data.images import DataSet, UnreadableImageError
+from dcml_tune.data.splits import nb_folds
 
 
 def save(path: Path, *, size: tuple[int, int] = (12, 10), mode: str = "RGB", seed: int = 0) -> None:
@@ -238,3 +239,21 @@ def test_hold_out_none_and_too_few() -> None:
     assert hold_out(emoji, share=0, seed=0) == (emoji.train, None)
     with pytest.raises(SettingError, match=r"val_share=0\.2: 3 training classes are too few"):
         hold_out_rows(labelled([2] * 3), share=0.2, seed=0)
+
+
+def test_folds_share_no_class() -> None:
+    """All folds of a seed are of the same size and stratified; no two share a class; another is refused by name."""
+    supers = [0] * 40 + [1] * 20 + [2] * 15 + [3] * 5
+    images, seen = labelled([2] * 80, supers), set()
+    for fold in range(nb_folds(80, 0.2)):
+        _, validation = hold_out_rows(images, share=0.2, seed=3, fold=fold)
+        assert validation is not None
+        classes = set(images.labels[validation.queries].tolist())
+        given = Counter(supers[number] for number in classes)
+        assert len(classes) == 16
+        assert not classes & seen
+        assert all(abs(given[group] - 0.2 * supers.count(group)) <= 2 for group in range(4)), given
+        seen |= classes
+    assert len(seen) == 80
+    with pytest.raises(SettingError, match=r"fold=5: 80 classes with 16 held out give folds 0 to 4"):
+        hold_out_rows(images, share=0.2, seed=3, fold=5)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from ray.tune.search import Searcher
 
 from dcml_tune.config import SettingError
 from search_spaces.space import Choice, Float, SearchSpace
@@ -174,3 +175,19 @@ def test_a_seed_gives_the_same_draws(tmp_path):
         return [searcher.suggest(str(number))["masking_lambda"] for number in range(4)]
 
     assert draws("one", 3) == draws("two", 3) != draws("three", 4)
+
+
+def test_patience_ends_the_launching(make):
+    """After so many trials in a row without a new best; a failed one brings nothing; what runs may still bring it."""
+    searcher = make(patience=2)
+    for name in "abcde":
+        assert searcher.suggest(name) != Searcher.FINISHED
+    searcher.on_trial_complete("a", result(0.6))
+    searcher.on_trial_complete("b", result(0.5))
+    assert not searcher.is_patient_no_more()
+    searcher.on_trial_complete("c", error=True)
+    assert searcher.is_patient_no_more()
+    assert searcher.suggest("f") == Searcher.FINISHED
+    searcher.on_trial_complete("d", result(0.7))
+    assert isinstance(searcher.suggest("f"), dict)
+    assert not make().is_patient_no_more()

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from trainables.optuna_searcher import KnownTrial
 from trainables.schedulers import scheduler
 
 METRIC = "val/recall_at_1_best"
@@ -22,7 +23,13 @@ class Trial:
 
 
 def made(name, ended=None, running=None):
-    return scheduler(name, metric=METRIC, epochs=8, ended=ended or {}, running=running or {})
+    known = [past(key, curve, "done") for key, curve in (ended or {}).items()]
+    known += [past(key, curve, "interrupted") for key, curve in (running or {}).items()]
+    return scheduler(name, metric=METRIC, epochs=8, known=known)
+
+
+def past(key, curve, state, **settings):
+    return KnownTrial(key=key, config=settings, curve=curve, state=state, reason=None)
 
 
 def report(scheduler, trial, epoch, value):
@@ -40,7 +47,7 @@ def decisions(scheduler, trials, curves):
     return found
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize("name", ["asha-epochs", "median"])
 def test_after_a_resume_it_decides_as_if_nothing_had_been(name):
     """What it hears after a resume leads to the decisions of one that heard all of it in one process."""
     good, poor = dict.fromkeys(range(1, 9), 0.9), dict.fromkeys(range(1, 9), 0.1)
@@ -61,7 +68,7 @@ def test_after_a_resume_it_decides_as_if_nothing_had_been(name):
 
 def test_without_its_memory_it_would_not_prune():
     """The counter-check: a scheduler that knows of no earlier trial lets the poor one run on."""
-    fresh = made("asha")
+    fresh = made("asha-epochs")
     trial = Trial("003", "new003")
     fresh.on_trial_add(None, trial)
     assert report(fresh, trial, 4, 0.1) == TrialScheduler.CONTINUE
@@ -79,7 +86,62 @@ def test_an_epoch_that_is_reported_twice_counts_once():
 
 def test_a_trial_interrupted_at_a_rung_is_judged_there_when_it_goes_on():
     """Killed between the decision to prune it and its end, a poor trial does not run on."""
-    asha = made("asha", {"000": {4: 0.9}, "001": {4: 0.8}}, {"002": {3: 0.1, 4: 0.1}})
+    asha = made("asha-epochs", {"000": {4: 0.9}, "001": {4: 0.8}}, {"002": {3: 0.1, 4: 0.1}})
     trial = Trial("002", "x")
     asha.on_trial_add(None, trial)
     assert report(asha, trial, 4, 0.1) == TrialScheduler.STOP
+
+
+FOUR = {"nb_clusters": 4, "mod_epoch": 2, "nb_epochs": 20, "force_full_embedding_epoch": 12}  # milestones 6, 12, 16
+TWO = {**FOUR, "nb_clusters": 2}  # milestones 4, 12, 16
+SHORT = {"nb_clusters": 4, "mod_epoch": 2, "nb_epochs": 6, "force_full_embedding_epoch": 5}  # all of them at 5
+
+
+def by_phase(trials, **more):
+    """A phase-aware ASHA and trials of some settings, by key."""
+    asha = scheduler("asha", metric=METRIC, epochs=20, **more)
+    made = {key: Trial(key, f"ray-{key}") for key in trials}
+    for key, settings in trials.items():
+        made[key].config |= settings
+        asha.on_trial_add(None, made[key])
+    return asha, made
+
+
+def test_trials_are_judged_at_the_phases_of_their_own_division():
+    """One that divides into four is judged two epochs later than one that divides into two, and never in between."""
+    good = dict.fromkeys(range(1, 21), 0.9)
+    asha, trials = by_phase({"000": TWO, "001": TWO, "002": TWO, "poor-two": TWO, "poor-four": FOUR})
+    decisions(asha, trials, {"000": good, "001": good, "002": good})
+    poor = dict.fromkeys(range(1, 21), 0.1)
+    found = decisions(asha, trials, {"poor-two": poor, "poor-four": poor})
+    assert [key for key, decision in found.items() if decision == TrialScheduler.STOP] == [
+        ("poor-two", 4),
+        ("poor-four", 6),
+    ]
+
+
+@pytest.mark.parametrize("epoch", [12, 16])
+def test_trials_are_judged_before_and_within_the_full_embedding_phase(epoch):
+    """A trial that falls behind later is stopped there."""
+    good = dict.fromkeys(range(1, 21), 0.9)
+    asha, trials = by_phase(dict.fromkeys(["000", "001", "002", "003"], FOUR))
+    decisions(asha, trials, {"000": good, "001": good, "002": good})
+    falls = {e: 0.95 if e < epoch else 0.1 for e in range(1, 21)}
+    found = decisions(asha, trials, {"003": falls})
+    assert [key for key, decision in found.items() if decision == TrialScheduler.STOP] == [("003", epoch)]
+
+
+def test_milestones_that_coincide_are_one_judgement_at_each_of_their_rungs():
+    """A later epoch is not taken for an earlier rung."""
+    asha, trials = by_phase({"000": SHORT, "001": SHORT})
+    report(asha, trials["000"], 5, 0.5)
+    assert report(asha, trials["000"], 6, 0.9) == TrialScheduler.CONTINUE
+    assert [list(rung.values()) for _, rung in asha._brackets[0]._rungs if rung] == [[0.5]] * 3
+    assert report(asha, trials["001"], 5, 0.4) == TrialScheduler.STOP
+
+
+def test_phase_aware_asha_remembers():
+    """After a resume it has the rungs of the trials that ended."""
+    curve = dict.fromkeys(range(1, 21), 0.9)
+    asha, trials = by_phase({"new": FOUR}, known=[past(key, curve, "done", **TWO) for key in ("000", "001")])
+    assert [report(asha, trials["new"], epoch, 0.1) for epoch in (4, 5, 6)] == ["CONTINUE", "CONTINUE", "STOP"]

@@ -108,6 +108,23 @@ def test_a_search_never_opens_a_test_image(folder, tmp_path):
     assert all(1e-5 <= trial.params["base_lr"] <= 1e-3 for trial in study.trials)
 
 
+def test_budgets_end_a_search(folder, tmp_path):
+    """Of epochs and of patience: with status 0, as it was asked for; the reason is in MLflow."""
+    images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, "--final", "none"]
+    alone = ["--scheduler", "none", "--max-concurrent", 1]
+    done = command(*images, "--name", "e", "--num-samples", 5, "--epoch-budget", 4, *alone)
+    assert done.returncode == 0, done.stderr
+    assert "ended early: the epoch budget was used up" in done.stdout
+    assert "best of 2 trials" in done.stdout
+    assert "4 of 6 epochs run" in done.stdout
+    done = command(*images, "--name", "p", "--num-samples", 30, "--patience", 1, *alone)
+    assert done.returncode == 0, done.stderr
+    assert "ended early: 1 trials in a row brought nothing" in done.stdout
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
 def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
     """The training command runs one setting and leaves a model."""
     done = command("folder", "--dataset-dir", folder, "--name", "t", "--output-dir", tmp_path, *TINY, module="train")

@@ -52,6 +52,7 @@ CASES = [
     ("train_classes", {}, [20, 16]),
     ("val_share", {}, [0.2, 0.4, 0.0]),
     ("split_seed", {}, [0, 1]),
+    ("fold", {}, [0, 1]),
     ("protocol", {}, ["held_out", "paper"]),
     ("ratio_classes", {}, [1.0, 0.5]),
     ("image_store", {"sz_resize": 36}, ["full", "small"]),
@@ -155,7 +156,9 @@ IDLE = [
     ("mod_epoch", {**ONE, "mod_epoch_freeze": 0}, [2, 3]),
     ("val_share", {"protocol": "paper"}, [0.2, 0.1]),
     ("split_seed", {"protocol": "paper"}, [0, 1]),
+    ("fold", {"protocol": "paper"}, [0, 1]),
     ("split_seed", {"val_share": 0.0}, [0, 1]),
+    ("fold", {"val_share": 0.0}, [0, 1]),
     ("allow_partial", {}, [False, True]),
 ]  # fmt: skip
 

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 _MEASURES = ("val/", "test", "paper", "train/", "clusters/", "phase/", "time/")
 _STATUS = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
-CUT_SHORT = "the time budget was used up"
 _LOOK_S = 2.0  # between two looks at the disk and at the clocks of the trials
 
 
@@ -111,7 +110,7 @@ class Progress(Callback):
         trials: Path | None = None,
         untrained: float | None = None,
         keep_models: int | None = None,
-        deadline: float | None = None,
+        why_over: Callable[[int], str | None] = lambda epochs: None,
         on_report: Callable[[Progress], None] = lambda progress: None,
         on_failure: Callable[[str, str], None] = lambda key, reason: None,
     ) -> None:
@@ -130,13 +129,13 @@ class Progress(Callback):
             trials: directory below which each trial has its own.
             untrained: value of the untrained network, if it is known.
             keep_models: most models of ended trials that are kept; the best ones stay. None: all.
-            deadline: time (since 1970, in seconds) at which Ray ends the trials.
+            why_over: says why the trials are ended after so many epochs of all of them, or None.
             on_report: is called after each report.
             on_failure: is told key and reason of a trial that failed where only the driver knows why.
         """
         self.tracker, self.search, self.metric, self.varied = tracker, search, metric, varied
         self.tags, self.planned, self.guard, self.keep_models = tags, planned, guard, keep_models
-        self.deadline, self.on_report, self.on_failure = deadline, on_report, on_failure
+        self.why_over, self.on_report, self.on_failure = why_over, on_report, on_failure
         self.rows: dict[str, dict[str, Any]] = {each.key: _row(each) for each in known or []}
         self.settle(known or [], trials)
         self.best: float | None = max(
@@ -149,7 +148,7 @@ class Progress(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray keeps a copy of its callbacks on disk; files, threads, functions and the screen stay here."""
-        away = ("tracker", "live", "guard", "on_report", "on_failure")
+        away = ("tracker", "live", "guard", "why_over", "on_report", "on_failure")
         return {name: None if name in away else value for name, value in self.__dict__.items()}
 
     @property
@@ -295,8 +294,8 @@ class Progress(Callback):
         reason = error or result.get(FAILED)
         done = result.get("done_all") or row["role"] != "trial"
         row |= {"state": "failed" if reason else "done" if done else "pruned", "reason": reason}
-        if row["state"] == "pruned" and self.deadline is not None and time.time() >= self.deadline:
-            row["reason"] = CUT_SHORT
+        if row["state"] == "pruned":
+            row["reason"] = self.why_over(self.epochs)
         directory = whole(trial.config)[RUN]["directory"]
         if directory is not None:
             self._keep(key, row, Path(directory), result)

@@ -12,6 +12,7 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,7 @@ class OptunaSearcher(Searcher):
         run: dict[str, Any] | None = None,
         trials: Path | None = None,
         startup: int = 6,
+        patience: int | None = None,
     ) -> None:
         """Open the study, or make it. Only one process may have it open: trials left running are taken over.
 
@@ -91,13 +93,14 @@ class OptunaSearcher(Searcher):
             run: the `run` entry of every trial's dictionary; key and directory are added.
             trials: directory below which each trial has its own; None: trials keep no state.
             startup: random trials before TPE takes over.
+            patience: trials in a row that bring nothing, after which no more are launched; None: never.
         """
         super().__init__(metric=f"{metric}_best", mode="max")
         self.space, self.feasible, self.run, self.trials = space, feasible, run or {}, trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.storage, self.study_name = storage, study_name
-        self.sampler, self.seed, self.startup = sampler, seed, startup
+        self.sampler, self.seed, self.startup, self.patience = sampler, seed, startup, patience
         self._ids: dict[str, int] = {}
         self.study = self._open()
         if not self.study.trials:
@@ -140,12 +143,24 @@ class OptunaSearcher(Searcher):
                 self.study._storage.set_trial_user_attr(trial._trial_id, _REASON, reason)
                 self.study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [value])
 
+    def is_patient_no_more(self) -> bool:
+        """Whether as many trials as `patience`, one after the other, have ended without a new best value."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if _KEY in trial.user_attrs]
+        if self.patience is None or any(trial.state == TrialState.WAITING for trial in trials):
+            return False
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
+        values = [-math.inf if trial.value is None else trial.value for trial in ended]
+        return bool(values) and len(values) - 1 - values.index(max(values)) >= self.patience
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The whole dictionary of a trial: published point, sampled settings, and how it is run.
 
         Combinations that cannot work are told to the study as failed, and never launched.
         """
         reason = ""
+        if self.is_patient_no_more():
+            return Searcher.FINISHED  # type: ignore[return-value]
         for _ in range(_TRIES):
             trial = self.study.ask()
             self._ids[trial_id] = trial._trial_id

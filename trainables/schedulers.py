@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
+from dcml_tune.config import TrialConfig
+from dcml_tune.schedule import milestones
 from trainables.divide_and_conquer import RUN
+from trainables.optuna_searcher import KnownTrial
 
-SchedulerName = Literal["asha", "median", "none"]
+SchedulerName = Literal["asha", "asha-epochs", "median", "none"]
 
-Curves = dict[str, dict[int, float]]
-"""Key of a trial -> epochs completed -> its value then."""
+_RUNG = "rung"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Past:
     """What a scheduler asks of a trial that ran in an earlier process."""
 
     trial_id: str
+    config: dict[str, Any]
 
 
 class _Remembering:
@@ -32,19 +35,22 @@ class _Remembering:
     not: the trial reports it again, and only that decides about it.
     """
 
-    def recall(self, ended: Curves, running: Curves) -> None:
+    def recall(self, known: Iterable[KnownTrial]) -> None:
         """Take the values of earlier trials: those that have ended, and those that will be added again."""
-        self._running = running
+        self._running: dict[str, dict[int, float]] = {}
         self._seen: dict[str, int] = {}
-        for key, curve in ended.items():
-            trial = _Past(key)
-            self.on_trial_add(None, trial)
-            for epoch, value in sorted(curve.items()):
-                self.on_trial_result(None, trial, self._result(epoch, value))
+        for past in known:
+            if not past.has_ended:
+                self._running[past.key] = past.curve
+            elif past.state != "failed":
+                trial = _Past(past.key, past.config)
+                self.on_trial_add(None, trial)
+                for epoch, value in sorted(past.curve.items()):
+                    self.on_trial_result(None, trial, self._result(epoch, value))
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, trial)  # type: ignore[misc]
-        curve = self._running.pop(trial.config[RUN]["key"], {}) if not isinstance(trial, _Past) else {}
+        curve = {} if isinstance(trial, _Past) else self._running.pop(trial.config[RUN]["key"], {})
         for epoch, value in sorted(curve.items())[:-1]:
             self.on_trial_result(controller, trial, self._result(epoch, value))
 
@@ -58,6 +64,26 @@ class _Remembering:
         return {"epoch": epoch, self.metric: value}  # type: ignore[attr-defined]
 
 
+class _ByPhase(AsyncHyperBandScheduler):
+    """ASHA whose rungs are the milestones of each trial's own schedule: Ray sees the number of those it has reached.
+
+    A trial that reaches several in the same epoch is judged at each of them.
+    """
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        settings = {name: value for name, value in trial.config.items() if name != RUN}
+        for number, epoch in enumerate(milestones(TrialConfig(**settings))):
+            if epoch == result["epoch"]:
+                at_rung = {**result, _RUNG: 2**number}
+                if super().on_trial_result(controller, trial, at_rung) == TrialScheduler.STOP:
+                    return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+
+class PhaseAsha(_Remembering, _ByPhase):
+    """ASHA at the milestones of the method (`dcml_tune.schedule.milestones`)."""
+
+
 class Asha(_Remembering, AsyncHyperBandScheduler):
     """Asynchronous successive halving (Li et al. 2020), in Ray's stopping variant."""
 
@@ -66,26 +92,27 @@ class Median(_Remembering, MedianStoppingRule):
     """Stops a trial whose best is below the median of the others' running means (Golovin et al. 2017)."""
 
 
-def scheduler(name: SchedulerName, *, metric: str, epochs: int, ended: Curves, running: Curves) -> TrialScheduler:
+def scheduler(name: SchedulerName, *, metric: str, epochs: int, known: Iterable[KnownTrial] = ()) -> TrialScheduler:
     """The scheduler of a search.
 
     Args:
-        name: asha, median, or none.
+        name: asha (at the phases of each trial), asha-epochs (plain), median, or none.
         metric: what is maximised; a trial's best so far.
         epochs: of a whole trial.
-        ended: values of the trials that have ended before.
-        running: values of the trials that are going to go on.
+        known: the trials of earlier processes.
     """
     # The first rung lies at half of the epochs: earlier ones compare trials before their division.
     grace = max(1, (epochs + 1) // 2)
     common: dict[str, Any] = {"time_attr": "epoch", "metric": metric, "mode": "max", "grace_period": grace}
+    by_phase = {**common, "time_attr": _RUNG, "grace_period": 1}
     makers: dict[str, Callable[[], Any]] = {
-        "asha": lambda: Asha(**common, max_t=epochs, reduction_factor=2),
+        "asha": lambda: PhaseAsha(**by_phase, max_t=8, reduction_factor=2),  # rungs at 1, 2, 4
+        "asha-epochs": lambda: Asha(**common, max_t=epochs, reduction_factor=2),
         # A trial is never paused for others: it would only wait for what it is going to do anyway.
         "median": lambda: Median(**common, min_time_slice=math.inf),  # type: ignore[arg-type]
         "none": FIFOScheduler,
     }
     made: TrialScheduler = makers[name]()
     if isinstance(made, _Remembering):
-        made.recall(ended, running)
+        made.recall(known)
     return made

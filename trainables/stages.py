@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFa
 
 from dcml_tune.interruption import signals_wait
 from dcml_tune.resources import Shares
+from trainables.budgets import Until
 from trainables.divide_and_conquer import RUN, DivideAndConquer, whole
 
 RETRIES = 2
@@ -38,6 +40,7 @@ def fit(
     shares: Shares,
     directory: Path,
     callbacks: list[Callback],
+    why_over: Callable[[], str | None] = lambda: None,
     param_space: dict[str, Any] | None = None,
     **tuning: Any,
 ) -> None:
@@ -50,6 +53,7 @@ def fit(
         shares: what each trial gets.
         directory: for Ray's files; a new one for each call.
         callbacks: of the driver.
+        why_over: says why all trials are to be ended, or None.
         param_space: of Ray, where no searcher is given.
         tuning: more of Ray's TuneConfig.
     """
@@ -71,6 +75,7 @@ def fit(
         ),
         run_config=RunConfig(
             name=directory.name,
+            stop=Until(why_over),
             storage_path=str(directory.parent),
             callbacks=callbacks,
             verbose=0,

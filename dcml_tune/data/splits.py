@@ -19,7 +19,7 @@ class HeldOut:
     """The rows that queries are searched in; None: each other."""
 
 
-def hold_out(dataset: DataSet, *, share: float, seed: int) -> tuple[ImageList, EvaluationSet | None]:
+def hold_out(dataset: DataSet, *, share: float, seed: int, fold: int = 0) -> tuple[ImageList, EvaluationSet | None]:
     """Hold out a share of the training classes; see `hold_out_rows`.
 
     Where the test set has a gallery (In-Shop), the held-out images are split into queries and gallery, too.
@@ -29,7 +29,7 @@ def hold_out(dataset: DataSet, *, share: float, seed: int) -> tuple[ImageList, E
         0).
     """
     has_gallery = dataset.tests[0].gallery is not None
-    rows, held = hold_out_rows(dataset.train, share=share, seed=seed, gallery=has_gallery)
+    rows, held = hold_out_rows(dataset.train, share=share, seed=seed, fold=fold, gallery=has_gallery)
     if held is None:
         return dataset.train, None
     gallery = None if held.gallery is None else dataset.train.take(held.gallery)
@@ -38,7 +38,7 @@ def hold_out(dataset: DataSet, *, share: float, seed: int) -> tuple[ImageList, E
 
 
 def hold_out_rows(
-    images: ImageList, *, share: float, seed: int, gallery: bool = False
+    images: ImageList, *, share: float, seed: int, fold: int = 0, gallery: bool = False
 ) -> tuple[Indices, HeldOut | None]:
     """Hold out a share of the classes: class-disjoint, and within each super-class the same share.
 
@@ -49,25 +49,31 @@ def hold_out_rows(
         images: the images of the training classes.
         share: of the classes, 0 to 1; 0 holds none out.
         seed: of the choice.
+        fold: folds of one seed have no class in common, and each is stratified; see `nb_folds`.
         gallery: split the held-out images of each class into queries and gallery, half and half.
 
     Returns:
         Rows that train, in order, and the held-out rows (None for share 0).
 
     Raises:
-        SettingError: if there are too few classes.
+        SettingError: if there are too few classes, or no such fold.
     """
     if share == 0:
         return np.arange(len(images), dtype=np.int64), None
     rng = np.random.default_rng(seed)
     classes, first, dense = np.unique(images.labels, return_index=True, return_inverse=True)
     groups = np.zeros(len(classes), np.int64) if images.super_labels is None else images.super_labels[first]
-    is_held = np.isin(dense, _choose(groups, _nb_held(len(classes), share), rng))
+    is_held = np.isin(dense, _choose(groups, _nb_held(len(classes), share), fold, rng))
     held = np.flatnonzero(is_held)
     if not gallery:
         return np.flatnonzero(~is_held), HeldOut(held, None)
     is_query = _every_second(dense[held], rng)
     return np.flatnonzero(~is_held), HeldOut(held[is_query], held[~is_query])
+
+
+def nb_folds(classes: int, share: float) -> int:
+    """How many sets of held-out classes there are of which no two have a class in common; see `hold_out_rows`."""
+    return classes // _nb_held(classes, share)
 
 
 def _nb_held(classes: int, share: float) -> int:
@@ -80,18 +86,23 @@ def _nb_held(classes: int, share: float) -> int:
     return min(max(round(share * classes), 2), classes - 2)
 
 
-def _choose(groups: Indices, number: int, rng: np.random.Generator) -> Indices:
-    """Choose some of the classes so that each group gives its share, to within one class.
+def _choose(groups: Indices, number: int, fold: int, rng: np.random.Generator) -> Indices:
+    """Choose some of the classes so that each group gives its share, to within one class (two where fold > 0).
 
     Classes are put in a random order within their group; the groups are then interleaved by how far each
-    class is within its own, and the first `number` are taken. Ties between groups are broken at random.
+    class is within its own, and fold after fold takes `number` of them. Ties between groups are broken at random.
     """
+    folds = len(groups) // number
+    if fold >= folds:
+        raise SettingError(
+            f"fold={fold}: {len(groups)} classes with {number} held out give folds 0 to {folds - 1}; take one of them, or lower val_share"
+        )
     shuffled = rng.permutation(len(groups))
     ordered = shuffled[np.argsort(groups[shuffled], kind="stable")]
     _, starts, sizes = np.unique(groups[ordered], return_index=True, return_counts=True)
     rank = np.arange(len(groups)) - np.repeat(starts, sizes)
     progress = (rank + rng.random(len(starts)).repeat(sizes)) / np.repeat(sizes, sizes)
-    return np.sort(ordered[np.argsort(progress, kind="stable")[:number]])
+    return np.sort(ordered[np.argsort(progress, kind="stable")[fold * number : (fold + 1) * number]])
 
 
 def _every_second(labels: Indices, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
