@@ -1,0 +1,104 @@
+"""Does a search beat the published setting, and random search, at equal epochs? On `emoji`, over several seeds.
+
+    python benchmarks/search.py [--seeds 3] [--epoch-budget 48] [--output runs/search-benchmark]
+
+For each seed two searches run, each until its trials have run so many epochs: TPE with ASHA, and independent draws that
+are not pruned. Their winners, chosen on held-out classes, and the published setting are then trained alike: on all
+training classes, all epochs, with that seed; the test classes are scored once, after the last epoch. What is there
+already is not run again, so that a stopped benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from scipy.stats import t
+
+from search_spaces.emoji import SPACE
+
+SEARCHES = {"search": ["optuna", "asha"], "random": ["random", "none"]}
+PAIRS = [("search", "published"), ("random", "published"), ("search", "random")]
+MEASURE = "test/recall_at_1"
+
+
+def search(kind: str, seed: int, budget: int, output: Path) -> dict[str, Any]:
+    """Run a search, or take the one that is there; returns its winner's settings, value and the number of trials."""
+    name = f"{kind}-{budget}-epochs-seed-{seed}"
+    searcher, scheduler = SEARCHES[kind]
+    begin = ["emoji", "--name", name, "--num-samples", str(budget), "--epoch-budget", str(budget), "--seed", str(seed),
+             "--searcher", searcher, "--scheduler", scheduler, "--confirm", "0", "--final", "none", "--quiet"]  # fmt: skip
+    state = output / name / "state.json"
+    if not state.exists() or '"finished"' not in state.read_text():
+        words = ["--resume", name, "--quiet"] if state.exists() else begin
+        with (output / f"{name}.log").open("a") as log:
+            command = [sys.executable, "-m", "dcml_tune.search", *words, "--output-dir", str(output)]
+            subprocess.run(command, stdout=log, stderr=log, check=True)
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{output / name / 'optuna.db'}")
+    trials = [trial for trial in study.trials if trial.value]
+    best = max(trials, key=lambda trial: trial.value)
+    return {"settings": {**SPACE.published, **best.params, "seed": seed}, "value": best.value, "trials": len(trials)}
+
+
+def score(name: str, settings: dict[str, Any], output: Path) -> dict[str, float]:
+    """Train a setting on all training classes, and score the test classes once."""
+    from dcml_tune.config import TrialConfig
+    from dcml_tune.trainer import Trainer
+
+    file = output / f"{name}.json"
+    if not file.exists():
+        trainer = Trainer(TrialConfig(**{**settings, "val_share": 0.0}), stores=output / "store")
+        while trainer.epoch < trainer.config.nb_epochs:
+            trainer.run_epoch()
+        file.write_text(json.dumps(trainer.test()))
+    found: dict[str, float] = json.loads(file.read_text())
+    return found
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epoch-budget", type=int, default=48)
+    parser.add_argument("--output", type=Path, default=Path("runs/search-benchmark"))
+    arguments = parser.parse_args()
+    output = arguments.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    published = SPACE.point0()[0]
+    values: dict[str, list[float]] = {"published": [], **{kind: [] for kind in SEARCHES}}
+    print("| seed | recipe | trials | val recall@1 | test recall@1 | settings |\n|---|---|---|---|---|---|")
+    for seed in range(1, arguments.seeds + 1):
+        found = {kind: search(kind, seed, arguments.epoch_budget, output) for kind in SEARCHES}
+        found["published"] = {"settings": {**SPACE.published, **published, "seed": seed}}
+        for kind, each in found.items():
+            reached = 100 * score(f"{kind}-{arguments.epoch_budget}-final-{seed}", each["settings"], output)[MEASURE]
+            values[kind].append(reached)
+            varied = ", ".join(
+                f"{n} {v if isinstance(v := each['settings'][n], int) else f'{v:.3g}'}" for n in published
+            )
+            own = f"{each['trials']} | {100 * each['value']:.1f}" if kind in SEARCHES else " | "
+            print(f"| {seed} | {kind} | {own} | {reached:.1f} | {varied} |", flush=True)
+    print("\n| recipe | test recall@1: mean, 95 % interval of the mean |\n|---|---|")
+    for kind, each in values.items():
+        print(f"| {kind} | {_interval(np.array(each), '')} |")
+    for one, other in PAIRS:
+        print(
+            f"| {one} - {other}, paired by seed | {_interval(np.array(values[one]) - np.array(values[other]), '+')} |"
+        )
+
+
+def _interval(values: np.ndarray, sign: str) -> str:
+    if len(values) < 2:
+        return f"{values.mean():{sign}.1f}"
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():{sign}.1f} ± {half:.1f}"
+
+
+if __name__ == "__main__":
+    main()
