@@ -41,9 +41,10 @@ def search(kind: str, seed: int, budget: int, output: Path) -> dict[str, Any]:
             command = [sys.executable, "-m", "dcml_tune.search", *words, "--output-dir", str(output)]
             subprocess.run(command, stdout=log, stderr=log, check=True)
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{output / name / 'optuna.db'}")
-    trials = [trial for trial in study.trials if trial.value]
-    best = max(trials, key=lambda trial: trial.value)
-    return {"settings": {**SPACE.published, **best.params, "seed": seed}, "value": best.value, "trials": len(trials)}
+    values = [trial.value or 0.0 for trial in study.trials]
+    best = study.trials[int(np.argmax(values))]
+    trials = sum(value > 0 for value in values)  # not those that failed
+    return {"settings": {**SPACE.published, **best.params, "seed": seed}, "value": max(values), "trials": trials}
 
 
 def score(name: str, settings: dict[str, Any], output: Path) -> dict[str, float]:
@@ -85,8 +86,8 @@ def main() -> None:
             own = f"{each['trials']} | {100 * each['value']:.1f}" if kind in SEARCHES else " | "
             print(f"| {seed} | {kind} | {own} | {reached:.1f} | {varied} |", flush=True)
     print("\n| recipe | test recall@1: mean, 95 % interval of the mean |\n|---|---|")
-    for kind, each in values.items():
-        print(f"| {kind} | {_interval(np.array(each), '')} |")
+    for kind, scores in values.items():
+        print(f"| {kind} | {_interval(np.array(scores), '')} |")
     for one, other in PAIRS:
         print(
             f"| {one} - {other}, paired by seed | {_interval(np.array(values[one]) - np.array(values[other]), '+')} |"

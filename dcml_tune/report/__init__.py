@@ -1,0 +1,85 @@
+"""The report of a search: one page that needs no network, and its figures beside it. A search is only read."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcml_tune.config import SettingError
+
+if TYPE_CHECKING:
+    from dcml_tune.report.drawing import Album
+    from dcml_tune.report.facts import Facts
+    from dcml_tune.report.page import Section
+
+__all__ = ["write_report"]
+
+log = logging.getLogger(__name__)
+
+
+def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
+    """Write `report/index.html` into the directory of a search, and the figures as PNG files beside it.
+
+    What cannot be read or drawn is said in its place on the page.
+
+    Args:
+        directory: of the search.
+        uri: of the MLflow store.
+        pictures: show queries with their neighbours and images of clusters, which embeds up to 3,000 images twice.
+
+    Returns:
+        The page.
+
+    Raises:
+        SettingError: if there is no such search, or the page cannot be written.
+    """
+    from dcml_tune.files import write_whole
+    from dcml_tune.report import outcome
+    from dcml_tune.report.drawing import Album, drawing
+    from dcml_tune.report.facts import moment, read_facts
+    from dcml_tune.report.page import render
+
+    facts = read_facts(directory, uri)
+    album = Album(directory / "report")
+    try:
+        album.directory.mkdir(exist_ok=True)
+        with drawing():
+            sections = [_section(build, facts, album) for build in _builders(pictures)]
+        page = render(
+            name=facts.name,
+            written=f"Report of {moment(time.time())}",
+            banners=outcome.banners(facts),
+            head=outcome.head(facts),
+            sections=sections,
+        )
+        write_whole(album.directory / "index.html", page.encode())
+        album.forget_others()
+    except OSError as error:
+        raise SettingError(
+            f"{album.directory}: cannot be written ({error.strerror or error}); make room there"
+        ) from None
+    return album.directory / "index.html"
+
+
+def _builders(pictures: bool) -> list[Callable[[Facts, Album], Section]]:
+    """What makes the sections, in their order."""
+    from dcml_tune.report import division, outcome, progress, settings
+    from dcml_tune.report.pictures import pictures as of_images
+
+    made = [outcome.verdict, progress.learning, settings.settings, progress.costs, division.division]
+    return [*made, *([of_images] if pictures else []), outcome.confirmation, outcome.commands]
+
+
+def _section(build: Callable[[Facts, Album], Section], facts: Facts, album: Album) -> Section:
+    """A section of the page; one that fails says why, and the others are shown."""
+    from dcml_tune.report.page import Section, Text
+
+    try:
+        return build(facts, album)
+    except Exception as error:
+        log.warning("report of %s: %s failed", facts.name, build.__name__, exc_info=not isinstance(error, SettingError))
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Section(title=build.__name__.capitalize(), parts=[Text(f"This part cannot be shown: {reason}.")])

@@ -1,0 +1,41 @@
+"""`python -m dcml_tune.report NAME`: one page about a search, in whatever state it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcml_tune.commandline import Parser, run_command
+
+
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(
+        prog="python -m dcml_tune.report",
+        description="Write OUTPUT/NAME/report/index.html, a page that needs no network, and its figures beside it. The "
+        "search is only read: it may be finished, interrupted or running.",
+    )
+    made.add_argument("name", help="of the search")
+    made.add_argument("--output-dir", default="runs", help="where the searches were written")
+    made.add_argument(
+        "--tracking-uri", help="MLflow server or database; default: that of the search, or OUTPUT/mlflow.db"
+    )
+    made.add_argument("--no-pictures", action="store_true", help="leave out queries, their neighbours and clusters")
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """Write the page and say where it is."""
+    arguments = parser().parse_args(argv)
+    from dcml_tune.report import write_report
+    from dcml_tune.report.facts import known_search, tracking_uri
+
+    directory = known_search(Path(arguments.output_dir).expanduser().absolute(), arguments.name)
+    page = write_report(
+        directory, uri=arguments.tracking_uri or tracking_uri(directory), pictures=not arguments.no_pictures
+    )
+    print(f"open in a browser: {page.as_uri()}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
