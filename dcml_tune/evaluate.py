@@ -68,14 +68,25 @@ def main(argv: list[str]) -> int:
     sets, dataset = _sets(models[0], arguments)
     for note in dataset.notes:
         print(note, file=sys.stderr)
-    if arguments.which == "test":
-        print(f"the test classes of {dataset.name} are scored", file=sys.stderr, flush=True)
     if arguments.untrained:
         models.append(models[0].before_training())
+    if arguments.which == "test":
+        print(_entered(models, dataset, output), file=sys.stderr, flush=True)
     results = [(model, list(_measure(model, sets, arguments, output))) for model in models]
     published = _published(dataset, arguments)
     _print_json(results, published, dataset, arguments) if arguments.json else _print(results, published, dataset)
     return 0
+
+
+def _entered(models: list[_Model], dataset: DataSet, output: Path) -> str:
+    """Write into the ledger that the test classes are scored by these models, and say how often they were before."""
+    from dcml_tune.ledger import NAME, enter
+
+    test_set = dataset.test_fingerprint
+    befores = [
+        enter(output / NAME, run=f"evaluate {model.name}", dataset=dataset.name, test_set=test_set) for model in models
+    ]
+    return f"the test classes of {dataset.name} are scored; {befores[0]} times before ({output / NAME})"
 
 
 # -- which models ----------------------------------------------------------------------------------------------
@@ -175,7 +186,7 @@ def _measure(model: _Model, sets: tuple[EvaluationSet, ...], arguments: Namespac
     def embed(images: Any) -> Any:
         return embed_images(network, images, config, output / "store", penultimate=model.penultimate)
 
-    official = config.dataset == "vid" and arguments.which == "test"
+    official = config.dataset == "vid"
     for found in final_measures(embed, sets, official=official, clusterings=arguments.clusterings):
         print(f"{model.name}: {found.name} ({found.protocol}) is measured", file=sys.stderr, flush=True)
         yield found

@@ -82,7 +82,7 @@ class _Run:
         self.checkpoint = output / name / "checkpoint"
         self.uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
         TrialData.open(config, output / "store", verify=True)
-        self.trainer: Trainer = Trainer(config, stores=output / "store", device=device)
+        self.trainer: Trainer = Trainer(config, stores=output / "store", device=device, name=name)
         self.wandb = self._wandb()
         self.untrained: dict[str, float] = {}
         """Measures before training, for step 0 of the curves."""
@@ -201,6 +201,8 @@ class _Run:
 
     def _log(self, tracker: Tracker, measures: dict[str, float]) -> None:
         tracker.metrics(self.name, self.trainer.epoch, measures)
+        if self.trainer.test_scored_before is not None:
+            tracker.tags(self.name, {"dcml.test_scored_before": self.trainer.test_scored_before})
         if self.wandb is not None:
             self.wandb.metrics(self.trainer.epoch, measures)
 

@@ -24,10 +24,12 @@ from dcml_tune.criterion import MetricLoss
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore
 from dcml_tune.evaluation import retrieval_measures
 from dcml_tune.files import TornFileError, read_sealed, write_sealed
+from dcml_tune.ledger import NAME as LEDGER
+from dcml_tune.ledger import enter
 from dcml_tune.losses import mask_overlap
 from dcml_tune.model import BEST, MaskedEmbedder, load
 from dcml_tune.optimizer import build_optimizer, load_moments, moments, replace_masks
-from dcml_tune.protocols import EmbeddedOnce
+from dcml_tune.protocols import EmbeddedOnce, official_measures
 from dcml_tune.schedule import EpochPlan
 
 log = logging.getLogger(__name__)
@@ -161,6 +163,8 @@ class Trainer:
     Attributes:
         epoch: number of epochs completed.
         best: the best epoch so far by `metric`, with its value and its model's weights.
+        history: value of `metric` after each epoch; empty when nothing is held out.
+        test_scored_before: how often the test classes had been scored when this trainer did it last, by the ledger.
         pretrained: the network began with its backbone's weights, not with those of a trained model.
     """
 
@@ -171,6 +175,8 @@ class Trainer:
         stores: Path | str = Path("runs/store"),
         device: torch.device | str | None = None,
         metric: str | None = None,
+        ledger: Path | str | None = None,
+        name: str = "",
     ) -> None:
         """Open the data and build the model.
 
@@ -179,8 +185,11 @@ class Trainer:
             stores: directory of the image stores.
             device: by default the GPU where there is one.
             metric: the measure by which the best epoch is kept; by default recall@1.
+            ledger: file of the ledger of the test classes; by default beside the directory of the stores.
+            name: of this run in the ledger.
         """
         self.config, self.stores = config, Path(stores)
+        self.ledger, self.name = Path(ledger or self.stores.absolute().parent / LEDGER), name
         self.metric = metric or f"{config.compared_on}/recall_at_1"
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.data = TrialData.open(config, self.stores)
@@ -198,6 +207,8 @@ class Trainer:
         self.assignment: Indices | None = None
         self.partition = np.zeros(len(self.data.train), dtype=np.int64)
         self.best: Best | None = None
+        self.history: list[float] = []
+        self.test_scored_before: int | None = None
         self.pretrained = True
         self._test_views: dict[ImageList, ImageStore] = {}
 
@@ -249,7 +260,8 @@ class Trainer:
             self.model.divide_masks() if plan.divide else self.model.merge_masks()
             replace_masks(self.optimizer, self.model.masks)
         measures["clusters/left_out"] = float(np.mean(self.partition < 0))
-        return measures
+        sizes = np.bincount(self.partition[self.partition >= 0], minlength=plan.nb_clusters)
+        return measures | {"clusters/largest": float(sizes.max()), "clusters/smallest": float(sizes.min())}
 
     # -- training --------------------------------------------------------------------------------------
 
@@ -323,13 +335,17 @@ class Trainer:
         if queries is None:
             return {}
         labels = self.data.labels
+        embeddings = embed(self.model, self.data.views, queries, penultimate=penultimate)
         found = retrieval_measures(
-            embed(self.model, self.data.views, queries, penultimate=penultimate),
+            embeddings,
             labels[queries],
             self.data.ks,
             gallery=None if gallery is None else embed(self.model, self.data.views, gallery, penultimate=penultimate),
             gallery_labels=None if gallery is None else labels[gallery],
         )
+        if self.config.dataset == "vid":  # its protocol draws galleries: the same ones for every epoch and trial
+            drawn = official_measures(embeddings, labels[queries], self.data.ks)
+            found |= {name: value for name, value in drawn.items() if name in found}
         return {f"val/{name}": value for name, value in found.items()}
 
     def untrained(self) -> dict[str, float]:
@@ -361,27 +377,39 @@ class Trainer:
                 return measures
 
     def test(self, *, penultimate: bool = False) -> dict[str, float]:
-        """Measure the model on the test classes. This is the only place that opens a test image.
+        """Measure the model on the test classes. Of a search, this is the only place that opens a test image.
+
+        That it does is written into the ledger first.
 
         Args:
             penultimate: measure penultimate features instead of the embedding (for the untrained network).
+
+        Raises:
+            OSError: if the ledger cannot be written; no test image was opened then.
         """
+        dataset = self.data.dataset
+        self.test_scored_before = enter(
+            self.ledger, run=self.name, dataset=dataset.name, test_set=dataset.test_fingerprint
+        )
         measures: dict[str, float] = {}
         embedded = EmbeddedOnce(lambda images: self._embed_list(images, penultimate))
-        for number, test in enumerate(self.data.dataset.tests):
+        for number, test in enumerate(dataset.tests):
             prefix = "test" if number == 0 else f"test_{test.name}"
             measures |= {f"{prefix}/{name}": value for name, value in self._test(test, embedded).items()}
         return measures
 
     def _test(self, test: EvaluationSet, embedded: EmbeddedOnce) -> dict[str, float]:
         (queries, labels), *gallery = (embedded(images) for images in test.lists)
-        return retrieval_measures(
+        found = retrieval_measures(
             queries,
             labels,
             test.ks,
             gallery=gallery[0][0] if gallery else None,
             gallery_labels=gallery[0][1] if gallery else None,
         )
+        if self.config.dataset == "vid":
+            found |= {f"official_{name}": value for name, value in official_measures(queries, labels, test.ks).items()}
+        return found
 
     def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:
         if images not in self._test_views:
@@ -394,12 +422,17 @@ class Trainer:
         """Add the best of the metric so far to the measures, and keep the weights that reached it."""
         value = measures.get(self.metric)
         if value is None:
-            self.best = Best(epoch=self.epoch, value=None, weights=_copied(self.model.state_dict()))
+            self.best = self._now(None)
             return
+        self.history.append(value)
         if self.best is None or self.best.value is None or value > self.best.value:
-            self.best = Best(epoch=self.epoch, value=value, weights=_copied(self.model.state_dict()))
+            self.best = self._now(value)
         measures[f"{self.metric}_best"] = cast(float, self.best.value)
         measures["epoch_best"] = float(self.best.epoch)
+
+    def _now(self, value: float | None) -> Best:
+        weights = _copied(self.model.state_dict())
+        return Best(epoch=self.epoch, value=value, weights=weights, partition=self.partition.copy())
 
     # -- saving ----------------------------------------------------------------------------------------
 
@@ -413,10 +446,12 @@ class Trainer:
             tensors["assignment"] = torch.from_numpy(self.assignment)
         if self.best is not None:
             tensors |= {f"best/{name}": value for name, value in self.best.weights.items()}
+            tensors["best_partition"] = torch.from_numpy(self.best.partition)
         return {
             "tensors": tensors,
             "epoch": self.epoch,
             "best": None if self.best is None else {"epoch": self.best.epoch, "value": self.best.value},
+            "history": self.history,
             "config": self.config.model_dump(),
         }
 
@@ -434,10 +469,11 @@ class Trainer:
         load_moments(self.optimizer, _under("moments/", tensors))
         self.partition = tensors["partition"].cpu().numpy().copy()
         self.assignment = tensors["assignment"].cpu().numpy().copy() if "assignment" in tensors else None
-        self.epoch = state["epoch"]
+        self.epoch, self.history = state["epoch"], list(state["history"])
         self.best = None
         if state["best"] is not None:
-            self.best = Best(**state["best"], weights=_copied(_under("best/", tensors)))
+            partition = tensors["best_partition"].cpu().numpy().copy()
+            self.best = Best(**state["best"], weights=_copied(_under("best/", tensors)), partition=partition)
 
     def _check_same(self, settings: dict[str, Any]) -> None:
         ours = self.config.model_dump()
@@ -464,9 +500,11 @@ class Trainer:
         checkpoint.keep_only(directory, _BEST, self.best.epoch if self.best else None)
 
     def _save_best(self, directory: Path, best: Best) -> None:
-        """Write the best model, unless it was written in an earlier epoch."""
+        """Write the best model with its division, unless it was written in an earlier epoch."""
         place = directory / checkpoint.numbered(_BEST, best.epoch)
         if best.epoch == self.epoch or not (place / "model.json").exists():
+            division = {"partition": torch.from_numpy(best.partition), "rows": torch.from_numpy(self.data.train)}
+            checkpoint.write(place, "division", division, {"nb_clusters": int(best.partition.max()) + 1})
             self.model.save(place, best.weights, epoch=best.epoch, **{self.metric: best.value})
 
     def load(self, directory: Path) -> dict[str, Any]:
@@ -518,6 +556,8 @@ class Best:
     value: float | None
     """Of the metric; None when nothing is held out, and the last epoch counts as the best."""
     weights: dict[str, Tensor]
+    partition: Indices
+    """Cluster of each image that trains; -1 for one that is left out."""
 
 
 def trained_model(path: Path, config: TrialConfig) -> MaskedEmbedder:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def add_model(directory, settings, stores):
     trainer = Trainer(TrialConfig(**settings), stores=stores, device="cpu")
     for _ in range(2):
         trainer.run_epoch()
-    trainer.best = type(trainer.best)(epoch=2, value=0.7, weights=trainer.model.state_dict())
+    trainer.best = replace(trainer.best, epoch=2, value=0.7, weights=trainer.model.state_dict())
     trainer.save(directory)
     rows = trainer.data.train
     partition = np.arange(len(rows)) % 2

@@ -20,7 +20,10 @@ from trainables.ownership import take
 
 log = logging.getLogger(__name__)
 
-Role = Literal["trial", "final", "published", "untrained"]
+Role = Literal["trial", "confirm", "final", "published", "no division", "untrained"]
+
+SCORES_TEST = ("final", "published", "no division", "untrained")
+"""Roles of the runs that score the test classes, once, at their end."""
 
 RUN = "run"
 """The key of a trial's dictionary that holds its `Run`; all other keys are settings of TrialConfig."""
@@ -34,14 +37,22 @@ FAILED = "failed_reason"
 NOTE = "note"
 """The key of a result that tells what happened to the trial before."""
 
+SCORED_BEFORE = "test_scored_before"
+"""The key of a result that says how often the test classes had been scored before, by the ledger."""
+
+CURVE = "curve"
+"""The key of a result file that holds the metric after each epoch."""
+
 RESULT_FILE = "result.json"
-"""What a run that scored the test classes leaves, so that they are not scored again."""
+"""What a run that is no trial leaves at its end, so that it is not run again, and test classes are not scored again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """How a trial is run: what is not a setting of it and must not change its result."""
 
+    search: str = ""
+    """Name of the search."""
     key: str = ""
     """The trial's name within its search, such as 007 or final; the same after a resume."""
     directory: str | None = None
@@ -56,7 +67,9 @@ class Run:
     metric: str = "val/recall_at_1"
     """The measure by which a trial's best epoch is kept."""
     role: Role = "trial"
-    """trial: compared on held-out classes. final, published, untrained: scored on the test classes at the end."""
+    """trial: compared on held-out classes. confirm: once more, on others. The rest are scored on the test classes."""
+    setting: str = ""
+    """Which setting a run that is no trial repeats: a trial's key, published, or no division."""
     until: int | None = None
     """Epochs after which to stop; None: all of nb_epochs. The schedule stays that of nb_epochs."""
     varied: tuple[str, ...] = field(default_factory=tuple)
@@ -100,7 +113,8 @@ class DivideAndConquer(tune.Trainable):
 
     def make_trainer(self, config: TrialConfig) -> Trainer:
         """The trainer of a configuration; another subclass may have another."""
-        return Trainer(config, stores=self.run.stores, metric=self.run.metric)
+        name = f"{self.run.search}/{self.run.key}"
+        return Trainer(config, stores=self.run.stores, metric=self.run.metric, name=name)
 
     def step(self) -> dict[str, Any]:
         """Run one epoch; a trial that cannot go on ends here, with its reason, and without a retry."""
@@ -109,8 +123,14 @@ class DivideAndConquer(tune.Trainable):
         if self._again is not None:
             result, self._again = self._again, None
             return result
-        result = self._guarded(self._untrained if self.run.role == "untrained" else self._epoch)
-        return self._failed(self._refused) if self._refused is not None or result is None else self._save(result)
+        try:
+            result = self._guarded(self._untrained if self.run.role == "untrained" else self._epoch)
+            return self._failed(self._refused) if self._refused is not None or result is None else self._save(result)
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            reason = f"{error.filename or self.directory} cannot be written ({error.strerror}); free some space there"
+            return {**self._worst(), STOP_SEARCH: reason}
 
     def _begin(self, config: TrialConfig) -> None:
         self.trainer = self.make_trainer(config)
@@ -149,8 +169,8 @@ class DivideAndConquer(tune.Trainable):
         measures: dict[str, Any] = self.trainer.run_epoch()
         until = self.run.until or self.trainer.config.nb_epochs
         done = self.trainer.epoch >= until
-        if done and self.run.role != "trial":
-            measures |= self.trainer.test()
+        if done and self.run.role in SCORES_TEST:
+            measures |= self._test()
         complete = self.trainer.epoch >= self.trainer.config.nb_epochs
         return {**before, **measures, "epoch": self.trainer.epoch, "done": done, "done_all": complete}
 
@@ -158,7 +178,10 @@ class DivideAndConquer(tune.Trainable):
         return self.run.role == "trial" and self.trainer.compares
 
     def _untrained(self) -> dict[str, Any]:
-        return {**self.trainer.test(penultimate=True), "epoch": 0, "done": True}
+        return {**self._test(penultimate=True), "epoch": 0, "done": True}
+
+    def _test(self, **how: Any) -> dict[str, Any]:
+        return {**self.trainer.test(**how), SCORED_BEFORE: self.trainer.test_scored_before}
 
     def _save(self, result: dict[str, Any]) -> dict[str, Any]:
         """Save the trial with the result of its last epoch, and only then report it."""
@@ -167,16 +190,10 @@ class DivideAndConquer(tune.Trainable):
             result[NOTE], self._note = self._note, None
         if self.directory is None:
             return result
-        try:
-            if self.run.role != "untrained":
-                self.trainer.save(self.directory, result=result)
-            if self.run.role != "trial" and result["done"]:
-                write_sealed(self.directory / RESULT_FILE, result)
-        except OSError as error:
-            if error.errno not in CANNOT_WRITE:
-                raise
-            reason = f"{self.directory} cannot be written ({error.strerror}); free some space there"
-            return {**self._worst(), STOP_SEARCH: reason}
+        if self.run.role != "untrained":
+            self.trainer.save(self.directory, result=result)
+        if self.run.role != "trial" and result["done"]:
+            write_sealed(self.directory / RESULT_FILE, {**result, CURVE: self.trainer.history})
         return result
 
     def _failed(self, reason: str | None) -> dict[str, Any]:

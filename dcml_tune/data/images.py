@@ -171,6 +171,16 @@ class DataSet:
         return fingerprint(self.name, *sorted({state for images in lists for state in images.states()}))
 
     @property
+    def test_fingerprint(self) -> str:
+        """Hash of names and classes of the test images, in no order; neither opens a file nor looks at one."""
+        named = {
+            f"{path}|{label}"
+            for images in self.test_lists
+            for path, label in zip(images.paths, images.labels, strict=True)
+        }
+        return fingerprint(self.name, *sorted(named))
+
+    @property
     def test_lists(self) -> tuple[ImageList, ...]:
         """The lists of test images, without those that are part of an earlier one (VehicleID's smaller lists)."""
         found: list[tuple[ImageList, set[str]]] = []
