@@ -1,0 +1,158 @@
+"""Which of some settings is better, and how sure that is: settings measured on the same units, so that differences pair.
+
+A unit is one choice of held-out classes with one seed; on the test classes it is a seed. Units differ more than settings
+do, so values are taken as setting + unit + noise, by least squares; the noise has the same spread for all settings. With
+two settings this is the paired t-test; with more, the spread is known better, and a setting that was dropped on the way
+still counts with the units that it has.
+
+Source: two-way layout without interaction, such as Montgomery, "Design and Analysis of Experiments", section 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import nct, t
+
+Values = Mapping[str, Mapping[str, float]]
+"""Setting -> unit -> value."""
+
+ALPHA = 0.05
+POWER = 0.8
+_MOST = 10_000  # pairs; more are as good as never
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One setting minus another."""
+
+    pairs: int
+    """Units that both have."""
+    mean: float
+    low: float | None
+    """Lower end of the 95 % interval; None where there is only one unit."""
+    high: float | None
+    needed: int | None
+    """Pairs with which a difference of this size would be found in four of five cases; None: more than ten thousand."""
+
+    @property
+    def found(self) -> str:
+        """What it says, in words."""
+        if self.low is None or self.high is None:
+            return "one pair: no interval"
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference found"
+
+
+class Comparison:
+    """Settings that were measured on the same units; not every setting has to have every unit.
+
+    Example:
+        >>> values = {"a": {"seed 1": 0.50, "seed 2": 0.60}, "b": {"seed 1": 0.48, "seed 2": 0.57}}
+        >>> round(Comparison(values).difference("a", "b").mean, 3)
+        0.025
+    """
+
+    def __init__(self, values: Values) -> None:
+        """Fit setting + unit + noise.
+
+        Args:
+            values: as `Values`; settings without a value are left out.
+        """
+        self.values = {setting: dict(units) for setting, units in values.items() if units}
+        settings, units = list(self.values), list(dict.fromkeys(u for each in self.values.values() for u in each))
+        rows = [(s, u, value) for s, each in self.values.items() for u, value in each.items()]
+        design = np.zeros((len(rows), len(settings) + len(units)))
+        for row, (setting, unit, _) in enumerate(rows):
+            design[row, settings.index(setting)] = design[row, len(settings) + units.index(unit)] = 1
+        y = np.array([value for *_, value in rows])
+        inverse = np.linalg.pinv(design.T @ design)
+        fitted = inverse @ design.T @ y
+        self._at = {setting: place for place, setting in enumerate(settings)}
+        self._effects, self._inverse = fitted, inverse
+        self._freedom = len(rows) - int(np.linalg.matrix_rank(design)) if rows else 0
+        rest = float(np.sum((y - design @ fitted) ** 2))
+        self._noise = math.sqrt(rest / self._freedom) if self._freedom > 0 else None
+        self._units = float(np.mean(fitted[len(settings) :])) if rows else 0.0
+
+    @property
+    def best(self) -> str | None:
+        """The setting with the highest mean, as it would be if all had all units; of equal ones the first."""
+        return max(self._at, key=self.mean, default=None)
+
+    def mean(self, setting: str) -> float:
+        """Mean of a setting, as it would be if it had all units."""
+        return float(self._effects[self._at[setting]]) + self._units
+
+    def difference(self, one: str, other: str) -> Difference:
+        """The first minus the second, with its 95 % interval (Student's t)."""
+        mean, error = self._contrast(one, other)
+        half = None if error is None else float(t.ppf(1 - ALPHA / 2, self._freedom)) * error
+        return Difference(
+            pairs=len(self.values[one].keys() & self.values[other].keys()),
+            mean=mean,
+            low=None if half is None else mean - half,
+            high=None if half is None else mean + half,
+            needed=None if self._noise is None else pairs_needed(mean, math.sqrt(2) * self._noise),
+        )
+
+    def beaten(self, looks: int) -> list[str]:
+        """The settings that are worse than the best one, beyond doubt.
+
+        The best of all settings is among them with a chance of at most 5 %, in all looks together (Bonferroni, over the
+        other settings and the looks).
+
+        Args:
+            looks: how often this is asked in the course of a race.
+        """
+        best = self.best
+        if best is None or self._noise is None or len(self._at) < 2:
+            return []
+        bound = float(t.ppf(1 - ALPHA / looks / (len(self._at) - 1), self._freedom))
+        lost = []
+        for setting in self._at:
+            mean, error = self._contrast(best, setting)
+            if setting != best and error is not None and mean > bound * error:
+                lost.append(setting)
+        return lost
+
+    def _contrast(self, one: str, other: str) -> tuple[float, float | None]:
+        """A difference of two settings and its standard error; None where the noise is not known."""
+        contrast = np.zeros(len(self._effects))
+        contrast[self._at[one]], contrast[self._at[other]] = 1, -1
+        variance = max(0.0, float(contrast @ self._inverse @ contrast))
+        error = None if self._noise is None else self._noise * math.sqrt(variance)
+        return float(contrast @ self._effects), error
+
+
+def pairs_needed(mean: float, spread: float) -> int | None:
+    """With how many pairs a paired t-test at 5 % finds a difference in four of five cases.
+
+    Args:
+        mean: of the differences.
+        spread: standard deviation of the differences.
+
+    Returns:
+        Pairs, 2 or more; None for more than ten thousand.
+    """
+    if mean == 0:
+        return None
+    if spread <= abs(mean) * 1e-9:
+        return 2
+
+    def is_enough(pairs: int) -> bool:
+        shift = abs(mean) / spread * math.sqrt(pairs)
+        return bool(nct.sf(t.ppf(1 - ALPHA / 2, pairs - 1), pairs - 1, shift) >= POWER)
+
+    high = 2
+    while not is_enough(high):
+        high *= 2
+        if high > _MOST:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
