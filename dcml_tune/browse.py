@@ -103,7 +103,9 @@ def _searches(runs: list[StoredRun], metric: str) -> tuple[list[Row], list[str]]
 
 def _search(run: StoredRun, own: list[StoredRun], metric: str) -> Row:
     trials = [each for each in own if each.role == "trial"]
-    final = next((each for each in own if each.role == "final"), run)
+    tests = [
+        each.metrics[f"test/{metric}"] for each in own if each.role == "final" and f"test/{metric}" in each.metrics
+    ]
     states = [each.state for each in trials]
     shown = {
         "name": run.key,
@@ -113,7 +115,7 @@ def _search(run: StoredRun, own: list[StoredRun], metric: str) -> Row:
         "pruned": states.count("pruned") if trials else None,
         "failed": states.count("failed") if trials else None,
         "best": _best(run, metric),
-        "test": final.metrics.get(f"test/{metric}"),
+        "test": sum(tests) / len(tests) if tests else run.metrics.get(f"test/{metric}"),
     }
     return {**run.params, **run.metrics, **_common(run), **shown}
 

@@ -132,7 +132,8 @@ def _located(name: str, arguments: Namespace, output: Path, away: Path) -> Itera
         uri = arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}"
         yield name, model_of_run(name, uri=uri, target=away / name)
     elif (place / "trials").is_dir():
-        found = [each for each in ("final", "published") if best_model(place / "trials" / each)]
+        finals = sorted(each.name for each in (place / "trials").glob("final-*") if best_model(each))
+        found = [each for each in finals if "-seed-" not in each]  # the first seed of each setting
         if not found:
             some = [each.name for each in sorted((place / "trials").iterdir()) if best_model(each)]
             raise SettingError(

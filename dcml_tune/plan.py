@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import given_settings
 from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig, unknown_name
+from dcml_tune.confirmation import CONTROLS, Contender, Unit, contenders, units
 from dcml_tune.effects import without_effect
 from dcml_tune.files import TornFileError, free_bytes, parse_size, read_sealed, readable_size
 from dcml_tune.record import Record, refuse_existing
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dcml_tune.resources import Shares
     from search_spaces import SearchSpace
     from trainables.callbacks import Guard
+    from trainables.divide_and_conquer import Role
     from trainables.optuna_searcher import KnownTrial, OptunaSearcher
 
 # Bytes that are left free for the study, the spool and the logs.
@@ -30,6 +32,7 @@ _STATE, _BEST = 3, 1
 # The flags that say how and where a search is run, not what is searched: they may differ at a resume.
 # The settings that say which images there are: a data set that cannot be read is refused first of all.
 _OF_DATA = ("dataset_dir", "train_classes", "ratio_classes", "allow_partial", "strict")
+_FOLDS = 3  # to confirm on, unless others are asked for
 _MEASURES = ("recall_at_1", "map_at_r", "marp", "r_precision")
 _MAY_CHANGE = ("resume", "extend", "output_dir", "ray_address", "quiet", "dry_run")
 
@@ -132,6 +135,7 @@ class Plan:
         space: what varies, restricted to what can work.
         shares: what each trial gets of the machine.
         planned: number of trials.
+        units: what settings are confirmed on; empty if they are not.
         keep_models: most models of ended trials that fit the budget of checkpoints; None: all.
     """
 
@@ -162,9 +166,11 @@ class Plan:
         given_uri = absolute_uri(arguments.tracking_uri) if arguments.tracking_uri else None
         self.uri = given_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.study = f"sqlite:///{directory / 'optuna.db'}"
-        for flag in ("num_samples", "epoch_budget", "patience"):
+        for flag in ("num_samples", "epoch_budget", "patience", "folds", "seeds", "final_seeds"):
             if (number := getattr(arguments, flag)) is not None and number < 1:
                 raise SettingError(f"--{flag.replace('_', '-')} {number}: must be at least 1; give a number")
+        if arguments.confirm < 0:
+            raise SettingError(f"--confirm {arguments.confirm}: must be at least 0; give a number of settings")
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
         self.shares = self._share()
@@ -188,6 +194,31 @@ class Plan:
             space = space.restricted(settings, self.data.cannot_train)
         self.space = space
         self.point0, self.lines = self.space.point0(self.data.cannot_train)
+        self.units = self._units()
+
+    def _units(self) -> list[Unit]:
+        """What settings are confirmed on; empty if they are not."""
+        from dcml_tune.data.splits import nb_folds
+
+        asked, base = self.arguments.folds, self.base
+        if self.arguments.confirm == 0:
+            return []
+        if base.protocol == "paper":
+            self.lines.append("nothing is confirmed: --protocol paper holds no classes out")
+            return []
+        most = nb_folds(int(self.data.labels.max()) + 1, base.held_out_share) - 1
+        if asked is not None and asked > most:
+            raise SettingError(
+                f"--folds {asked}: val_share={base.val_share:g} leaves {most} beside that of the search; give at most so "
+                "many, or lower --val-share"
+            )
+        folds = min(_FOLDS if asked is None else asked, most)
+        if folds == 0:
+            self.lines.append(
+                f"nothing is confirmed: val_share={base.val_share:g} leaves no further classes to hold out"
+            )
+            return []
+        return units(folds, self.arguments.seeds, base.seed)
 
     def _share(self) -> Shares:
         """What each trial gets: of this machine, or of the cluster that is joined."""
@@ -225,6 +256,7 @@ class Plan:
             else f"  {PAPER_LABEL}; {trains} classes train",
             f"  {self.planned} trials by {self.arguments.searcher} and {self.arguments.scheduler}, "
             f"{shares.concurrent} at once ({shares.why})",
+            *self._head_of_confirmation(),
             *(f"  {name}: {domain}  ({why})" for name, domain, why in self.space.describe()),
             *(f"  {line}" for line in self.lines),
             *(f"  {line}" for line in [*without_effect(whole, self.settings), *self.space.without_effect()]),
@@ -237,6 +269,21 @@ class Plan:
             )
         return "\n".join(lines)
 
+    def _head_of_confirmation(self) -> list[str]:
+        lines = []
+        if self.units:
+            folds = len({unit.fold for unit in self.units})
+            lines.append(
+                f"  the best {self.arguments.confirm} and the controls ({', '.join(CONTROLS)}) are then compared on {folds} "
+                f"further folds of classes, {len(self.units)} seeds in all, until one is ahead"
+            )
+        if self.scores_test:
+            lines.append(
+                f"  winner and controls are trained on all training classes with {self.arguments.final_seeds} seeds, and the "
+                "test classes scored once by each"
+            )
+        return lines
+
     def compared_on(self) -> str:
         """On which classes trials are compared, in words."""
         return "held-out training classes" if self.base.protocol == "held_out" else PAPER_LABEL
@@ -246,7 +293,7 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Most bytes that checkpoints take: of trials that run, while they save, and models of ended ones."""
         kept = self.planned if self.keep_models is None else min(self.planned, self.keep_models)
-        scored = 2 if self.scores_test else 0
+        scored = (1 + len(CONTROLS)) * self.arguments.final_seeds if self.scores_test else 0
         return self._running_bytes() + (kept + scored) * _BEST * self.model_bytes
 
     def save_bytes(self) -> int:
@@ -354,18 +401,23 @@ class Plan:
         if (self.directory / "optuna.db").exists():
             self.searcher()
 
-    def seconds_left(self, record: Record) -> float | None:
-        """What is left of the time budget; notes when it ends."""
+    def begin_stage(self, record: Record, *, searches: bool) -> None:
+        """Note when the time budget of a stage ends: what is to be confirmed has its share of it, by full runs."""
         if self.seconds is None:
-            return None
-        left = max(0.0, self.seconds - record.state.elapsed_s)
-        self.deadline = time.time() + left
-        return left
+            return
+        runs = (self.arguments.confirm + len(CONTROLS)) * len(self.units)
+        share = self.planned / (self.planned + runs) if searches else 1.0
+        self.deadline = time.time() + share * self.seconds - record.state.elapsed_s
+
+    def out_of_time(self) -> str | None:
+        """That the time budget of the stage is used up, or None."""
+        is_over = self.deadline is not None and time.time() >= self.deadline
+        return "the time budget was used up" if is_over else None
 
     def why_over(self, epochs: int) -> str | None:
         """Why no more trials are run after so many epochs, or None."""
-        if self.deadline is not None and time.time() >= self.deadline:
-            return "the time budget was used up"
+        if reason := self.out_of_time():
+            return reason
         if self.arguments.epoch_budget is not None and epochs >= self.arguments.epoch_budget:
             return "the epoch budget was used up"
         return None
@@ -376,6 +428,7 @@ class Plan:
 
         shares = self.shares
         return Run(
+            search=self.name,
             stores=str(self.output / "store"),
             threads=shares.threads_per_trial,
             gpu_fraction=shares.gpus_per_trial or 1.0,
@@ -384,19 +437,43 @@ class Plan:
             **changes,
         ).as_dict()
 
-    def final_run(self, trial: KnownTrial, role: str) -> dict[str, Any]:
-        """The dictionary of a run that trains a trial's setting on all training classes and scores the test classes."""
-        run = self.run(key=role, role=role, directory=str(self.trials / role), until=trial.best_epoch)
-        return {**trial.config, "val_share": 0.0, "run": run}
+    def contenders(self, trials: list[KnownTrial]) -> list[Contender]:
+        """The settings that may be the winner: the best trials, and the controls."""
+        return contenders(trials, {**self.space.published, **self.point0}, max(1, self.arguments.confirm))
 
-    def scored(self, roles: list[str]) -> dict[str, dict[str, Any]]:
-        """The measures of the runs that have scored the test classes."""
+    def confirm_run(self, contender: Contender, unit: Unit) -> dict[str, Any]:
+        """The dictionary of a run that compares a setting on further held-out classes."""
+        key = f"confirm-{contender.slug}-fold-{unit.fold}-seed-{unit.seed}"
+        run = self._run_of(key, "confirm", contender)
+        return {**contender.config, "fold": unit.fold, "seed": unit.seed, "run": run}
+
+    def final_run(self, contender: Contender, role: Role, number: int, until: int | None) -> dict[str, Any]:
+        """The dictionary of a run that trains a setting on all training classes and scores the test classes.
+
+        Args:
+            contender: the setting.
+            role: of the run.
+            number: of its seed, from 0.
+            until: after how many epochs.
+        """
+        seed = self.base.seed + number
+        key = f"final-{contender.slug}" + (f"-seed-{seed}" if number else "")
+        if role == "untrained":
+            key = role
+        run = self._run_of(key, role, contender, until=until)
+        return {**contender.config, "val_share": 0.0, "seed": seed, "run": run}
+
+    def _run_of(self, key: str, role: Role, contender: Contender, **changes: Any) -> dict[str, Any]:
+        return self.run(key=key, role=role, setting=contender.name, directory=str(self.trials / key), **changes)
+
+    def results(self, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Key -> what a run measured, of those that have come to their end."""
         from trainables.divide_and_conquer import RESULT_FILE
 
         found = {}
-        for role in roles:
+        for key in (each["run"]["key"] for each in runs):
             try:
-                found[role] = read_sealed(self.trials / role / RESULT_FILE)
+                found[key] = read_sealed(self.trials / key / RESULT_FILE)
             except TornFileError:
                 continue
         return found

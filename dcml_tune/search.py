@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dcml_tune import original
 from dcml_tune.commandline import Parser, add_settings, command, run_command, settings_to_flags
 from dcml_tune.config import SettingError, TrialConfig, brief
+from dcml_tune.confirmation import CONTROLS, PUBLISHED, Contender, Raced, Unit, race
+from dcml_tune.files import write_sealed
 from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
 from dcml_tune.plan import Plan, given_plan, resumed_plan
 from dcml_tune.record import Record, all_records
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 
 WHOLE, PARTIAL = 0, 3
 """Exit status of a search that did all that was asked of it, and of one that did not."""
+
+UNTRAINED: Literal["untrained"] = "untrained"
+VERDICT = "verdict.json"
+
+Final = dict[str, dict[str, dict[str, Any]]]
+"""Contender -> seed -> measures of the test classes."""
 
 _DELIVER_S = {"end": 60.0, "interrupted": 8.0}  # longest wait for MLflow
 
@@ -50,9 +59,14 @@ def parser() -> Parser:
     made.add_argument("--trial-timeout", help="end a trial that reports no epoch for such as 20m; default: never")
     made.add_argument("--checkpoint-budget", help="most disk for checkpoints, such as 20GB; the best models stay")
     made.add_argument("--space", help="Python file that defines SPACE = SearchSpace(...)")
+    made.add_argument("--confirm", type=int, default=4, help="settings that are compared once more, with the published "
+                      "one and no division, on further held-out classes and seeds; 0: none")  # fmt: skip
+    made.add_argument("--folds", type=int, help="sets of held-out classes to confirm on; default 3")
+    made.add_argument("--seeds", type=int, default=1, help="seeds to confirm with on each of them")
     made.add_argument(
-        "--final", choices=["best", "none"], default="best", help="score winner and published on test classes"
+        "--final", choices=["best", "none"], default="best", help="score winner and controls on test classes"
     )
+    made.add_argument("--final-seeds", type=int, default=3, help="seeds with which they are trained for that")
     made.add_argument("--output-dir", default="runs", help="where everything is written")
     made.add_argument("--name", help="name of the search; default: data set and time")
     made.add_argument("--resume", nargs="?", const="", metavar="NAME", help="go on with an interrupted search; "
@@ -151,7 +165,7 @@ class _Search:
         self.started: float | None = None
         self.before = 0.0
         self.cut: str | None = None
-        self.unscored: list[str] = []
+        self.missing: list[str] = []
 
     def run(self) -> int:
         """Run it; returns the exit status."""
@@ -187,36 +201,64 @@ class _Search:
             searcher = plan.searcher()
             self._search(searcher)
             trials = searcher.known()
-            best = winner(trials)
-            final = self._final(best, trials) if best is not None and plan.scores_test else {}
-            return self._end(trials, best, final)
+            raced = self._confirm(plan.contenders(trials)) if best_trial(trials) is not None else None
+            final = self._final(raced) if raced is not None and plan.scores_test else {}
+            return self._end(trials, raced, final)
         finally:
             with signals_wait():
                 disconnect()
 
-    def _end(self, trials: list[KnownTrial], best: KnownTrial | None, final: dict[str, dict[str, Any]]) -> int:
+    def _end(self, trials: list[KnownTrial], raced: Raced | None, final: Final) -> int:
         """Record and say how it ended; returns the exit status."""
         plan = self.plan
         failed = [trial.key for trial in trials if trial.state == "failed"]
         ended = sum(trial.has_ended for trial in trials)
-        missing = [*([] if self.cut or ended == plan.planned else [f"{plan.planned - ended} trials"]), *self.unscored]
-        whole = best is not None and not failed and not missing
+        missing = [*([] if self.cut or ended == plan.planned else [f"{plan.planned - ended} trials"]), *self.missing]
+        whole = raced is not None and not failed and not missing
         reason = (
             self.cut if whole else f"failed: {', '.join(failed) or 'none'}; missing: {', '.join(missing) or 'none'}"
         )
-        self.tracker.end(plan.name, "FINISHED" if best is not None else "FAILED", reason=reason)
+        found = self._decide(raced, final) if raced is not None else None
+        self.tracker.end(plan.name, "FINISHED" if raced is not None else "FAILED", reason=reason)
         self.record.update(status="finished" if whole or not missing else "partial", reason=reason)
         left = self.tracker.close(_DELIVER_S["end"])
-        self._say_end(trials, best, final)
+        self._say_end(trials, raced, final, found)
         self._say_left(left)
         return WHOLE if whole else PARTIAL
+
+    def _decide(self, raced: Raced, final: Final) -> dict[str, Any]:
+        """The verdict: on disk, in MLflow."""
+        from dcml_tune.ledger import NAME
+        from dcml_tune.verdict import TEST, verdict
+
+        plan, state = self.plan, self.record.state
+        runs = {name: each for name, each in final.items() if name != UNTRAINED}
+        measure = f"test/{plan.metric.rpartition('/')[2]}"
+        before = next((each.get(measure) for each in final.get(UNTRAINED, {}).values()), None)
+        key = "000" if raced.winner.name == PUBLISHED else raced.winner.name
+        found = verdict(raced, key, runs, {"validation": state.untrained, "test": before})
+        write_sealed(plan.directory / VERDICT, found)
+        self.tracker.tags(plan.name, {"dcml.verdict": "\n".join(found["lines"]), "dcml.winner": key})
+        values = {
+            f"verdict/{'test' if each['on'] == TEST else 'held_out'}/{each['control'].replace(' ', '_')}": each[
+                "difference"
+            ]
+            for each in found["comparisons"]
+        }
+        self.tracker.metrics(plan.name, sum(result["epoch"] for result in raced.results.values()), values)
+        self.tracker.artifact(plan.name, plan.directory / VERDICT)
+        if (plan.output / NAME).exists():
+            self.tracker.artifact(plan.name, plan.output / NAME)
+        return found
 
     def _search(self, searcher: OptunaSearcher) -> None:
         plan, known = self.plan, searcher.known()
         left = plan.planned - sum(trial.has_ended for trial in known)
-        progress = self._progress("trials", plan.planned, known=known, on_failure=searcher.explain)
-        seconds = plan.seconds_left(self.record)
-        if left > 0 and (seconds is None or seconds > 0):
+        progress = self._progress(
+            "trials", plan.planned, known=known, on_failure=searcher.explain, why_over=plan.why_over
+        )
+        plan.begin_stage(self.record, searches=True)
+        if left > 0 and plan.out_of_time() is None:
             self._fit(
                 progress,
                 then=lambda: self._cut_short(searcher, progress),
@@ -229,7 +271,6 @@ class _Search:
             self._cut_short(searcher, progress)
             progress.close()
         self._report(progress)
-        self.before, self.started = self._elapsed(), None
 
     def _cut_short(self, searcher: OptunaSearcher, progress: Progress) -> None:
         """Trials that the end of a budget left open end with what they had, if they had anything."""
@@ -246,8 +287,8 @@ class _Search:
 
         plan = self.plan
         self.guard = plan.guard()
+        self.started = time.time()
         if stage == "trials":
-            self.started = time.time()
             more |= {"trials": plan.trials, "untrained": self.record.state.untrained, "on_report": self._report}
         return Progress(
             self.tracker,
@@ -259,7 +300,6 @@ class _Search:
             guard=self.guard,
             quiet=plan.arguments.quiet,
             keep_models=plan.keep_models,
-            why_over=plan.why_over,
             **more,
         )
 
@@ -294,30 +334,69 @@ class _Search:
             then()
         finally:
             progress.close()
+            self.before, self.started = self._elapsed(), None
+            with suppress(OSError):  # a full disk
+                self.record.update(elapsed_s=self.before)
 
-    def _final(self, best: KnownTrial, trials: list[KnownTrial]) -> dict[str, dict[str, Any]]:
-        """Retrain winner and published setting on all training classes; score them and the untrained network once.
+    def _confirm(self, found: list[Contender]) -> Raced:
+        """Compare the best settings and the controls once more; without, the search alone says which is the best."""
+        plan = self.plan
+        plan.begin_stage(self.record, searches=False)
+        if plan.units:
+            print(f"\n{len(found)} settings are compared on further held-out classes: {', '.join(c.name for c in found)}",
+                  flush=True)  # fmt: skip
 
-        What was scored by an earlier process is not scored again.
-        """
+        def results(runs: list[tuple[Contender, Unit]]) -> dict[tuple[str, Unit], dict[str, Any]]:
+            wanted = [plan.confirm_run(*run) for run in runs]
+            known = self._run_missing("confirmation", wanted, why_over=plan.out_of_time)
+            pairs = zip(runs, wanted, strict=True)
+            return {(c.name, unit): known[run["run"]["key"]] for (c, unit), run in pairs if run["run"]["key"] in known}
+
+        raced = race(
+            found, plan.units, metric=plan.metric, results=results, is_over=lambda: plan.out_of_time() is not None
+        )
+        self.cut = self.cut or (plan.out_of_time() if plan.units else None)
+        return raced
+
+    def _final(self, raced: Raced) -> Final:
+        """Train winner and controls on all training classes; score them and the untrained network, each run once."""
+        from trainables.divide_and_conquer import Role
+
+        plan, winner = self.plan, raced.winner
+        runs: dict[tuple[str, int], dict[str, Any]] = {(UNTRAINED, 0): plan.final_run(winner, UNTRAINED, 0, None)}
+        for contender in raced.contenders:
+            if contender.name != winner.name and contender.name not in CONTROLS:
+                continue
+            role = cast("Role", "final" if contender.name == winner.name else contender.name)
+            for number in range(plan.arguments.final_seeds):
+                runs[contender.name, number] = plan.final_run(contender, role, number, raced.epochs(contender))
+        print("\nthe winner and its controls are trained on all training classes, and the test classes scored once by each",
+              flush=True)  # fmt: skip
+        known = self._run_missing("final", list(runs.values()))
+        found: Final = {}
+        for (name, _), run in runs.items():
+            if run["run"]["key"] in known:
+                found.setdefault(name, {})[f"seed {run['seed']}"] = known[run["run"]["key"]]
+        return found
+
+    def _run_missing(
+        self, stage: str, runs: list[dict[str, Any]], why_over: Callable[[], str | None] = lambda: None
+    ) -> dict[str, dict[str, Any]]:
+        """Run what has not come to its end yet, also in an earlier process; returns what all measured, by their keys."""
         from ray import tune
 
-        plan = self.plan
-        published = next((t for t in trials if all(t.config[n] == v for n, v in plan.point0.items())), None)
-        runs = {"final": plan.final_run(best, "final"), "untrained": plan.final_run(best, "untrained")}
-        if published is not None and published.key != best.key and published.best_epoch:
-            runs["published"] = plan.final_run(published, "published")
-        found = plan.scored(list(runs))
-        if missing := [run for role, run in runs.items() if role not in found]:
-            print("\nthe winner and the published setting are retrained on all training classes, and the test classes "
-                  "scored once", flush=True)  # fmt: skip
+        plan, known = self.plan, self.plan.results(runs)
+        missing = [run for run in runs if run["run"]["key"] not in known]
+        if missing and why_over() is None:
+            progress = self._progress(stage, len(missing))
             grid = {"whole": tune.grid_search(missing)}
-            self._fit(self._progress("final", len(missing)), param_space=grid, num_samples=1)
-            found = plan.scored(list(runs))
-        self.unscored = [role for role in runs if role not in found]
-        if published is not None and published.key == best.key and "final" in found:
-            found["published"] = found["final"]
-        return found
+            self._fit(progress, param_space=grid, num_samples=1, why_over=why_over)
+            known = plan.results(runs)
+            if reason := why_over():
+                progress.interrupt(reason)
+        if why_over() is None:
+            self.missing += [run["run"]["key"] for run in runs if run["run"]["key"] not in known]
+        return known
 
     def _interrupted(self, reason: str) -> int:
         """End in good order: nothing is lost, nothing stays RUNNING."""
@@ -341,31 +420,43 @@ class _Search:
             words = ["flush", self.plan.name, "--output-dir", str(self.plan.output)]
             print(f"{left} records for MLflow wait; deliver them with:\n  {command('dcml_tune.tracking', *words)}")
 
-    def _say_end(self, trials: list[KnownTrial], best: KnownTrial | None, final: dict[str, dict[str, Any]]) -> None:
-        from dcml_tune.tracking import compare_url, ui_command
-
-        plan, states = self.plan, [trial.state for trial in trials]
+    def _say_end(
+        self, trials: list[KnownTrial], raced: Raced | None, final: Final, found: dict[str, Any] | None
+    ) -> None:
         for trial in trials:
             if trial.state == "failed":
                 print(f"trial {trial.key} failed: {trial.reason}")
-        if best is None or best.best is None:
+        best = best_trial(trials)
+        if raced is None or best is None or found is None:
             print("\nno trial came to an end; the reasons stand above")
             return
-        metric = plan.metric
+        self._say_search(trials, best)
+        print("verdict:")
+        for line in found["lines"]:
+            print(f"  {line}")
+        for name, runs in final.items():
+            role = "final" if name == raced.winner.name else name
+            print(f"  test, {role:11s}: {_test_line(list(runs.values()))}")
+        for line in _published(self.plan):
+            print(f"  {line}")
+        self._say_commands(trials, raced.winner)
+
+    def _say_search(self, trials: list[KnownTrial], best: KnownTrial) -> None:
+        plan, states = self.plan, [trial.state for trial in trials]
         full = sum(TrialConfig(**trial.config).nb_epochs for trial in trials)
         run = sum(max(trial.curve, default=0) for trial in trials)
         print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
-              f"{run} of {full} epochs run{f'; ended early: {self.cut}' if self.cut else ''})")  # fmt: skip
+              f"{run} of {full} epochs run{f'; ended early: {self.cut}' if self.cut else ''}): {best.key}")  # fmt: skip
         print("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in plan.space.domains))
-        print(f"  {metric} {100 * best.best:.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
-        for role, measures in sorted(final.items()):
-            recall, map_at_r = 100 * measures["test/recall_at_1"], 100 * measures["test/map_at_r"]
-            print(f"  test, {role:9s}: recall@1 {recall:.1f} %, MAP@R {map_at_r:.1f} %")
-        for line in _published(plan):
-            print(f"  {line}")
-        settings = {name: value for name, value in best.config.items() if name != "dataset"}
+        print(f"  {plan.metric} {100 * (best.best or 0):.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
+
+    def _say_commands(self, trials: list[KnownTrial], winner: Contender) -> None:
+        from dcml_tune.tracking import compare_url, ui_command
+
+        plan = self.plan
+        settings = {name: value for name, value in winner.config.items() if name != "dataset"}
         # The defaults of train are the original's.
-        whole = TrialConfig(**best.config).model_dump()
+        whole = TrialConfig(**winner.config).model_dump()
         settings |= {name: whole[name] for name in original.DEFAULTS if name != "dataset"}
         print("\ntrain it again:\n  " + command("dcml_tune.train", plan.dataset, *settings_to_flags(settings)))
         print("open MLflow:\n  " + ui_command(plan.uri))
@@ -373,6 +464,16 @@ class _Search:
         if self.tracker.experiment_id and runs:
             print("  compare the trials: " + compare_url(plan.uri, self.tracker.experiment_id, runs))
         print(f"open the Optuna dashboard:\n  {Path(sys.executable).parent / 'optuna-dashboard'} {plan.study}")
+
+
+def _test_line(runs: list[dict[str, Any]]) -> str:
+    """Mean, and standard deviation where there are several seeds, in percent."""
+    parts = []
+    for name, measure in (("recall@1", "test/recall_at_1"), ("MAP@R", "test/map_at_r")):
+        values = [100 * run[measure] for run in runs]
+        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+        parts.append(f"{name} {mean(values):.1f}{spread} %")
+    return ", ".join(parts) + (f" ({len(runs)} seeds)" if len(runs) > 1 else "")
 
 
 def _published(plan: Plan) -> list[str]:
@@ -387,7 +488,7 @@ def _published(plan: Plan) -> list[str]:
     return lines
 
 
-def winner(trials: list[KnownTrial]) -> KnownTrial | None:
+def best_trial(trials: list[KnownTrial]) -> KnownTrial | None:
     """The trial with the best value; of equal ones the first."""
     valued = [trial for trial in trials if trial.has_ended and trial.best is not None]
     return max(valued, key=lambda trial: trial.best or 0.0, default=None)

@@ -111,14 +111,14 @@ def test_a_model_chosen_on_test_classes_is_labelled(evaluate):
 
 def test_several_models_share_a_table(data, tmp_path, capsys):
     """A search gives its retrained models; a run of train its best; the untrained network has a row on request."""
-    for name in ("final", "published"):
+    for name in ("final-003", "final-003-seed-1", "final-published"):
         place = tmp_path / "s" / "trials" / name / "best-00002"
         MaskedEmbedder(TrialConfig(dataset="cars", **TINY)).save(place)
     MaskedEmbedder(TrialConfig(dataset="cars", **TINY)).save(tmp_path / "t" / "checkpoint" / "best-00001")
     common = ["--dataset-dir", str(data / "cars"), "--output-dir", str(data / "runs"), "--allow-partial"]
     assert main([str(tmp_path / "s"), str(tmp_path / "t"), *common, "--clusterings", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["models"]
-    assert [each["model"].rpartition("/")[2] for each in found] == ["final", "published", "t"]
+    assert [each["model"].rpartition("/")[2] for each in found] == ["final-003", "final-published", "t"]
     assert "nmi" not in found[0]["results"][0]["measures"]
 
 

@@ -22,7 +22,7 @@ from dcml_tune.model import best_model
 from dcml_tune.schedule import EpochPlan
 from dcml_tune.tracking import Tracker
 from dcml_tune.trainer import Trainer
-from trainables.divide_and_conquer import FAILED, NOTE, RUN, STOP_SEARCH, whole
+from trainables.divide_and_conquer import FAILED, NOTE, RUN, SCORED_BEFORE, STOP_SEARCH, whole
 from trainables.optuna_searcher import KnownTrial
 
 log = logging.getLogger(__name__)
@@ -233,8 +233,10 @@ class Progress(Callback):
         epochs = 0 if run["role"] == "untrained" else run["until"] or full.nb_epochs
         row |= {"settings": settings, "epochs": epochs, "state": "running", "role": run["role"], "reason": None}
         name, key = run["key"], self.key(run["key"])
-        params = full.model_dump()
-        self.tracker.start(key, name=name, role=run["role"], parent=self.search, params=params, tags=self.tags)
+        params, tags = full.model_dump(), self.tags
+        if run["setting"]:
+            tags = {**tags, "dcml.setting": run["setting"]}
+        self.tracker.start(key, name=name, role=run["role"], parent=self.search, params=params, tags=tags)
 
     def _result(self, trial: Any, result: dict[str, Any]) -> None:
         if STOP_SEARCH in result:
@@ -247,6 +249,8 @@ class Progress(Callback):
         if note := result.get(NOTE):
             log.warning("trial %s %s", name, note)
             self.tracker.tags(key, {"dcml.tried_again": note})
+        if SCORED_BEFORE in result:
+            self.tracker.tags(key, {f"dcml.{SCORED_BEFORE}": result[SCORED_BEFORE]})
         if FAILED in result:
             row["result"] = dict(result)
             return
@@ -309,6 +313,9 @@ class Progress(Callback):
         Trainer.forget_state(directory)
         best = best_model(directory)
         if best is None or row["state"] == "failed":
+            return
+        if row["role"] == "confirm":
+            remove_model(best)
             return
         measures = {n: v for n, v in result.items() if n.startswith(("val/", "test", "paper"))}
         name = f"{row['role']}-{key.rpartition('/')[2]}"

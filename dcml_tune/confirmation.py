@@ -1,0 +1,157 @@
+"""The race that confirms a search's winner: the best settings and the controls, on further folds and seeds, all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.comparison import Comparison
+
+if TYPE_CHECKING:
+    from trainables.optuna_searcher import KnownTrial
+
+PUBLISHED, NO_DIVISION = "published", "no division"
+CONTROLS = (PUBLISHED, NO_DIVISION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A setting that may be the winner."""
+
+    name: str
+    """Key of its trial, published, or no division."""
+    config: dict[str, Any]
+    value: float | None = None
+    """What it reached in the search; None if it was not tried there, or failed."""
+    epochs: int | None = None
+    """After how many epochs it was best in the search; None if it was not run there to its end."""
+
+    @property
+    def slug(self) -> str:
+        """Its name as part of a file's."""
+        return self.name.replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What all contenders are compared on: classes that are held out, and a seed."""
+
+    fold: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"fold {self.fold}, seed {self.seed}"
+
+
+def contenders(trials: list[KnownTrial], published: dict[str, Any], most: int) -> list[Contender]:
+    """The best trials of a search, and its controls: the published setting, and the same without division.
+
+    Args:
+        trials: of the search.
+        published: settings of the published point.
+        most: number of trials; the published one is a control, whether it is among them or not.
+    """
+    valued = sorted(
+        (t for t in trials if t.has_ended and t.best is not None), key=lambda t: t.best or 0.0, reverse=True
+    )
+    known: dict[tuple[tuple[str, str], ...], Contender] = {}
+    for trial in valued:
+        config = dict(trial.config)
+        epochs = trial.best_epoch if trial.state == "done" else None
+        made = Contender(name=trial.key, config=config, value=trial.best, epochs=epochs)
+        known.setdefault(_frozen(config), made)
+    controls = [(PUBLISHED, published)]
+    if published["nb_clusters"] != 1:
+        controls.append((NO_DIVISION, {**published, "nb_clusters": 1}))
+    found = list(known.values())[:most]
+    for name, config in controls:
+        same = known.get(_frozen(config))
+        found = [each for each in found if each is not same]
+        value, epochs = (same.value, same.epochs) if same else (None, None)
+        found.append(Contender(name=name, config=config, value=value, epochs=epochs))
+    return found
+
+
+def _frozen(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, repr(value)) for name, value in config.items()))
+
+
+def units(folds: int, seeds: int, first_seed: int) -> list[Unit]:
+    """The units of a race: folds 1, 2, ... (the search has fold 0), each unit with a seed of its own."""
+    return [Unit(1 + number % folds, first_seed + 1 + number) for number in range(folds * seeds)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raced:
+    """What a race found."""
+
+    contenders: list[Contender]
+    units: list[Unit]
+    results: dict[tuple[str, Unit], dict[str, Any]]
+    """(contender, unit) -> what its run measured."""
+    dropped: dict[str, int]
+    """Contender -> number of units after which it could not win any more."""
+    metric: str
+
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """Contender -> unit -> value, for `Comparison`."""
+        found: dict[str, dict[str, float]] = {each.name: {} for each in self.contenders}
+        for (name, unit), result in self.results.items():
+            found[name][str(unit)] = float(result[f"{self.metric}_best"])
+        return found
+
+    @property
+    def winner(self) -> Contender:
+        """The best of the race; where nothing was run, the best of the search."""
+        best = Comparison({name: each for name, each in self.values.items() if name not in self.dropped}).best
+        by_name = {each.name: each for each in self.contenders}
+        return by_name[best] if best else max(self.contenders, key=lambda each: each.value or 0.0)
+
+    def epochs(self, contender: Contender) -> int | None:
+        """After how many epochs the mean of a contender's curves is highest; None: all of them."""
+        curves = [result["curve"] for (name, _), result in self.results.items() if name == contender.name]
+        if not curves:
+            return contender.epochs
+        means = [sum(values) / len(curves) for values in zip(*curves, strict=True)]
+        return 1 + means.index(max(means))
+
+
+Run = tuple[Contender, Unit]
+
+
+def race(
+    found: list[Contender],
+    units: list[Unit],
+    *,
+    metric: str,
+    results: Callable[[list[Run]], dict[tuple[str, Unit], dict[str, Any]]],
+    is_over: Callable[[], bool],
+) -> Raced:
+    """Let contenders run, unit after unit; one that cannot win any more is dropped; it ends when one is left.
+
+    Args:
+        found: the contenders.
+        units: on which they may be compared.
+        metric: by which, each by its best epoch.
+        results: runs what has not been run, and returns what there is.
+        is_over: whether nothing more may be run.
+    """
+    raced = Raced(contenders=found, units=units, results={}, dropped={}, metric=metric)
+    for number, batch in _batches(units):
+        left = [each for each in found if each.name not in raced.dropped]
+        if len(left) < 2:
+            break
+        raced.results.update(results([(contender, unit) for unit in batch for contender in left]))
+        for name in Comparison(raced.values).beaten(looks=max(1, len(units) - 1)):
+            raced.dropped.setdefault(name, number)
+        if is_over():
+            break
+    return raced
+
+
+def _batches(units: list[Unit]) -> Iterator[tuple[int, list[Unit]]]:
+    """The units that are run together, and how many are done then: two first, for one alone tells nothing."""
+    for number in range(min(2, len(units)), len(units) + 1):
+        yield number, units[:2] if number <= 2 else [units[number - 1]]

@@ -1,0 +1,109 @@
+"""The verdict: whether the winner of a search is better than its controls, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from dcml_tune.comparison import Comparison, Difference
+from dcml_tune.confirmation import CONTROLS, Raced
+
+HELD_OUT, TEST = "held-out classes", "test classes"
+
+
+def verdict(
+    raced: Raced, key: str, test: dict[str, dict[str, dict[str, Any]]], untrained: dict[str, Any]
+) -> dict[str, Any]:
+    """What is said of the winner, in words and numbers.
+
+    Args:
+        raced: the race.
+        key: of the winner's trial in the search, or its name.
+        test: contender -> seed -> measures of the test classes; empty if they were not scored.
+        untrained: `validation` and `test` of the untrained network, shares of 1 or None.
+
+    Returns:
+        `metric`, `winner`, `lines`, `comparisons` and `gap`, as the report and MLflow show them.
+    """
+    winner, on_test = raced.winner.name, test_measure(raced.metric, test)
+    scored = {name: {seed: each[on_test] for seed, each in runs.items()} for name, runs in test.items()}
+    comparisons = [
+        {"control": control, "on": place, **_facts(comparison.difference(winner, control))}
+        for place, values in ((HELD_OUT, raced.values), (TEST, scored))
+        for comparison in [Comparison(values)]
+        for control in CONTROLS
+        if control != winner and values.get(control) and values.get(winner)
+    ]
+    held_out = Comparison(raced.values)
+    searched = {each.name: each.value for each in raced.contenders}
+    gap = []
+    for name in dict.fromkeys([winner, *CONTROLS]):
+        validation = held_out.mean(name) if raced.values.get(name) else searched.get(name)
+        measured = Comparison(scored).mean(name) if scored.get(name) else None
+        if validation is not None or measured is not None:
+            gap.append({"setting": "winner" if name == winner else name, "validation": validation, "test": measured})
+    gap.append({"setting": "untrained", **untrained})
+    return {
+        "metric": raced.metric,
+        "test_metric": on_test,
+        "winner": key,
+        "lines": [*_of_race(raced), *map(_line, comparisons), *_of_gap(gap)],
+        "comparisons": comparisons,
+        "gap": gap,
+    }
+
+
+def test_measure(metric: str, test: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The measure of the test classes that copies the one by which settings were compared."""
+    name = metric.rpartition("/")[2]
+    some = next((each for runs in test.values() for each in runs.values()), {})
+    official = f"test/official_{name}"  # VehicleID's
+    return official if official in some else f"test/{name}"
+
+
+def _facts(found: Difference) -> dict[str, Any]:
+    facts = asdict(found)
+    return {"difference": facts.pop("mean"), **facts, "found": found.found}
+
+
+def _of_race(raced: Raced) -> list[str]:
+    winner = raced.winner.name
+    if not raced.results:
+        return [f"the winner is {_called(winner)}, by the search alone: nothing was confirmed"]
+    mean = Comparison(raced.values).mean(winner)
+    lines = [
+        f"the winner is {_called(winner)}: {100 * mean:.1f} % of {raced.metric} on further held-out classes "
+        f"({len(raced.values[winner])} folds and seeds)"
+    ]
+    if winner in CONTROLS:
+        lines.append("the search found nothing better than its controls")
+    for number in sorted(set(raced.dropped.values())):
+        names = [name for name, when in raced.dropped.items() if when == number]
+        lines.append(f"out of the race after {number} folds and seeds, as they cannot win any more: {', '.join(names)}")
+    return lines
+
+
+def _called(name: str) -> str:
+    return f"the control '{name}'" if name in CONTROLS else f"trial {name}"
+
+
+def _line(each: dict[str, Any]) -> str:
+    said = f"winner - {each['control']}, {each['on']}: {100 * each['difference']:+.1f} points"
+    pairs = f"{each['pairs']} pair{'s' if each['pairs'] != 1 else ''}"
+    if each["low"] is None:
+        return f"{said} ({each['found']})"
+    said += f", 95 % interval {100 * each['low']:+.1f} to {100 * each['high']:+.1f} ({pairs}): {each['found']}"
+    if each["found"] == "no difference found":
+        needed = each["needed"]
+        said += (
+            f"; a difference of this size shows with {needed} pairs" if needed else "; no number of pairs would show it"
+        )
+    return said
+
+
+def _of_gap(gap: list[dict[str, Any]]) -> list[str]:
+    known = [each for each in gap if each["validation"] is not None and each["test"] is not None]
+    if not known:
+        return []
+    parts = [f"{each['setting']} {100 * (each['validation'] - each['test']):.1f}" for each in known]
+    return [f"from held-out to test classes, points lost: {', '.join(parts)}"]
