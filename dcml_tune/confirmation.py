@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.comparison import Comparison
-
 if TYPE_CHECKING:
     from trainables.optuna_searcher import KnownTrial
 
@@ -105,6 +103,8 @@ class Raced:
     @property
     def winner(self) -> Contender:
         """The best of the race; where nothing was run, the best of the search."""
+        from dcml_tune.comparison import Comparison
+
         best = Comparison({name: each for name, each in self.values.items() if name not in self.dropped}).best
         by_name = {each.name: each for each in self.contenders}
         return by_name[best] if best else max(self.contenders, key=lambda each: each.value or 0.0)
@@ -138,6 +138,8 @@ def race(
         results: runs what has not been run, and returns what there is.
         is_over: whether nothing more may be run.
     """
+    from dcml_tune.comparison import Comparison  # SciPy, which the command line need not wait for
+
     raced = Raced(contenders=found, units=units, results={}, dropped={}, metric=metric)
     for number, batch in _batches(units):
         left = [each for each in found if each.name not in raced.dropped]
@@ -153,5 +155,5 @@ def race(
 
 def _batches(units: list[Unit]) -> Iterator[tuple[int, list[Unit]]]:
     """The units that are run together, and how many are done then: two first, for one alone tells nothing."""
-    for number in range(min(2, len(units)), len(units) + 1):
+    for number in range(max(1, min(2, len(units))), len(units) + 1):
         yield number, units[:2] if number <= 2 else [units[number - 1]]

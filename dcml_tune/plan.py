@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainables.callbacks import Guard
     from trainables.divide_and_conquer import Role
     from trainables.optuna_searcher import KnownTrial, OptunaSearcher
+    from trainables.warm_start import WarmStart
 
 # Bytes that are left free for the study, the spool and the logs.
 _RESERVE = 64 << 20
@@ -34,6 +35,7 @@ _STATE, _BEST = 3, 1
 _OF_DATA = ("dataset_dir", "train_classes", "ratio_classes", "allow_partial", "strict")
 _FOLDS = 3  # to confirm on, unless others are asked for
 _MEASURES = ("recall_at_1", "map_at_r", "marp", "r_precision")
+_TIMES = ("time/epoch_s", "time/train_s", "time/cluster_s", "time/evaluate_s")
 _MAY_CHANGE = ("resume", "extend", "output_dir", "ray_address", "quiet", "dry_run")
 
 
@@ -70,7 +72,7 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
         SettingError: if there is none of this name, it has ended, another process runs it, its images have changed,
             or a flag is given that differs from that of its beginning.
     """
-    from search_spaces import SearchSpace
+    from search_spaces import SearchSpace, load_space
 
     name = arguments.extend or arguments.resume
     output = writable(Path(arguments.output_dir))
@@ -91,10 +93,14 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
             f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
         )
     planned = record.state.planned or flags["num_samples"]
+    space, wider = SearchSpace.from_json(asked["space"]), None
+    if arguments.extend is not None and given.get("space"):
+        wider = load_space(asked["settings"]["dataset"], arguments.space)
+        flags["space"] = str(Path(arguments.space).expanduser().absolute())
     resumed = type(arguments)(**{**vars(arguments), **flags, "dataset": asked["settings"]["dataset"]})
     extra = arguments.num_samples if arguments.extend is not None else 0
-    plan = Plan(resumed, asked["settings"], SearchSpace.from_json(asked["space"]), record.directory, record=record,
-                planned=planned + extra)  # fmt: skip
+    plan = Plan(resumed, asked["settings"], space, record.directory, record=record, planned=planned + extra,
+                wider=wider)  # fmt: skip
     if plan.data.dataset.fingerprint != asked["data"]:
         raise SettingError(
             f"--resume {name}: the images have changed since it began (fingerprint {plan.data.dataset.fingerprint}, "
@@ -109,7 +115,7 @@ def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, 
 
     known = {**asked["flags"], **asked["settings"], "name": name}
     for flag, value in {**given, **given_settings(Namespace(**given))}.items():
-        if flag in _MAY_CHANGE or (flag == "num_samples" and extends):
+        if flag in _MAY_CHANGE or (flag in ("num_samples", "space") and extends):
             continue
         if flag in ("dataset_dir", "space") and value:
             value = str(Path(value).expanduser().absolute())
@@ -129,7 +135,7 @@ class Plan:
         arguments: the command line.
         directory: of the search.
         base: the published setting with what was fixed, without division.
-        metric: by which trials are compared.
+        metrics: by which trials are compared; the first of them, `metric`, decides where there can be only one.
         scores_test: whether winner and published setting are retrained and scored on the test classes at the end.
         data: images, held-out classes.
         space: what varies, restricted to what can work.
@@ -149,8 +155,20 @@ class Plan:
         given: dict[str, Any] | None = None,
         record: Record | None = None,
         planned: int | None = None,
+        wider: SearchSpace | None = None,
     ) -> None:
-        """Check everything: cheap things first, then the cluster if one is named, then the images."""
+        """Check everything: cheap things first, then the cluster if one is named, then the images.
+
+        Args:
+            arguments: the command line.
+            settings: of a trial, those that were given.
+            space: what varies; of a search that goes on, as it was recorded.
+            directory: of the search.
+            given: the arguments of a new search that were given.
+            record: of a search that goes on.
+            planned: trials of a search that goes on, those that have ended included.
+            wider: what varies from now on in a search that is extended.
+        """
         from dcml_tune import backbones
         from dcml_tune.clustering import check_backend
         from dcml_tune.tracking import absolute_uri
@@ -182,7 +200,10 @@ class Plan:
             )
         if arguments.ray_address is None:  # another machine's GPUs are not seen from here
             check_backend(base.backend)
-        self.base, self.metric = base, compared_by(arguments.metric, base)
+        self.base, self.metrics = base, compared_by(arguments.metric, base)
+        self.metric = self.metrics[0]
+        if len(self.metrics) > 1:
+            self._check_several(given or {})
         self.scores_test = arguments.final == "best" and base.protocol == "held_out"
         backbone = backbones.build(base.arch, weights=base.weights, sz_crop=base.sz_crop, frozen_statistics=False)
         numbers = sum(p.numel() for p in backbone.parameters()) + (backbone.dim + 1) * base.sz_embedding
@@ -192,9 +213,37 @@ class Plan:
         self.data = TrialData.open(base, self.output / "store", verify=True)
         if record is None:
             space = space.restricted(settings, self.data.cannot_train)
-        self.space = space
+        if wider is not None:
+            space = space.extended(wider.restricted(settings, self.data.cannot_train))
+        self.space, self.is_wider = space, wider is not None
         self.point0, self.lines = self.space.point0(self.data.cannot_train)
         self.units = self._units()
+        self.earlier = self._earlier() if record is None and arguments.warm_start else None
+        if arguments.prior:
+            self.lines.append("prior: the published setting is believed in, in the first trials most")
+
+    def _check_several(self, given: dict[str, Any]) -> None:
+        """With several metrics no trial is pruned: which of two is ahead is not known before the end."""
+        if given.get("scheduler", "none") != "none":
+            raise SettingError(
+                f"--scheduler {given['scheduler']}: with several metrics no trial is pruned; leave it out, or give one --metric"
+            )
+        self.arguments.scheduler = "none"
+
+    def _earlier(self) -> WarmStart:
+        """What earlier searches know."""
+        from trainables.warm_start import warm_start
+
+        found = warm_start(
+            self.arguments.warm_start,
+            self.output,
+            data=self.data.dataset.fingerprint,
+            metrics=self.metrics,
+            space=self.space,
+            feasible=self.data.cannot_train,
+        )
+        self.lines += found.lines
+        return found
 
     def _units(self) -> list[Unit]:
         """What settings are confirmed on; empty if they are not."""
@@ -355,8 +404,12 @@ class Plan:
             flags = {n: v for n, v in flags.items() if n not in _MAY_CHANGE}
             flags["tracking_uri"] = redact(flags["tracking_uri"]) if flags["tracking_uri"] else None
             flags["space"] = str(Path(flags["space"]).expanduser().absolute()) if flags["space"] else None
-            asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json()}
+            asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json(), "metrics": self.metrics}
             self.record = Record.create(self.directory, {**asked, "data": self.data.dataset.fingerprint})
+        elif self.is_wider:
+            self.record.ask(
+                space=self.space.as_json(), flags={**self.record.asked["flags"], "space": self.arguments.space}
+            )
         self.record.begin(planned=self.planned)
         self.trials.mkdir(exist_ok=True)
         return self.record
@@ -369,11 +422,13 @@ class Plan:
             self.space,
             storage=self.study,
             study_name=self.name,
-            metric=self.metric,
+            metrics=self.metrics,
             sampler=self.arguments.searcher,
             seed=self.settings.get("seed", 0),
             feasible=self.data.cannot_train,
-            points=[self.point0],
+            points=[self.point0, *(self.earlier.points if self.earlier else [])],
+            earlier=self.earlier.trials if self.earlier else [],
+            belief=self.point0 if self.arguments.prior else None,
             run=self.run(),
             trials=self.trials,
             patience=self.arguments.patience,
@@ -479,21 +534,30 @@ class Plan:
         return found
 
 
-def compared_by(metric: str | None, config: TrialConfig) -> str:
-    """The whole name of the measure by which trials are compared.
+def compared_by(asked: list[str] | None, config: TrialConfig) -> list[str]:
+    """The whole names of the measures by which trials are compared.
 
     Raises:
-        SettingError: if there is no such measure, or the protocol does not have it.
+        SettingError: if there is no such measure, the protocol does not have it, or the first is a time.
     """
-    prefix, _, name = (metric or _MEASURES[0]).rpartition("/")
-    if name not in _MEASURES:
-        raise SettingError(f"--metric {metric}: {unknown_name('measure', name, list(_MEASURES))}")
-    if prefix not in ("", config.compared_on):
+    found: list[str] = []
+    for metric in asked or [_MEASURES[0]]:
+        prefix, _, name = metric.rpartition("/")
+        if metric not in _TIMES and name not in _MEASURES:
+            raise SettingError(f"--metric {metric}: {unknown_name('measure', name, [*_MEASURES, *_TIMES])}")
+        if metric not in _TIMES and prefix not in ("", config.compared_on):
+            raise SettingError(
+                f"--metric {metric}: with --protocol {config.protocol} trials are compared by "
+                f"{config.compared_on}/{name}; give that"
+            )
+        found.append(metric if metric in _TIMES else f"{config.compared_on}/{name}")
+    if found[0] in _TIMES:
         raise SettingError(
-            f"--metric {metric}: with --protocol {config.protocol} trials are compared by "
-            f"{config.compared_on}/{name}; give that"
+            f"--metric {found[0]}: the first metric chooses epochs and winner; give one of images before it"
         )
-    return f"{config.compared_on}/{name}"
+    if len(set(found)) < len(found):
+        raise SettingError(f"--metric {', '.join(found)}: one is there twice; give each once")
+    return found
 
 
 def writable(directory: Path) -> Path:

@@ -136,6 +136,11 @@ class Record:
         owner = f"process {os.getpid()} on {platform.node()}"
         self.update(status="running", reason=None, owner=owner, processes=self.state.processes + 1, **changes)
 
+    def ask(self, **changes: Any) -> None:
+        """Write down that something else is asked for from now on."""
+        self.asked = {**self.asked, **changes}
+        write_sealed(self.directory / _ASKED, self.asked)
+
     def release(self) -> None:
         """Let others have the search."""
         self._lock.release()

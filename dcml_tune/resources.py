@@ -23,6 +23,12 @@ class Shares:
     why: str
     """A sentence for the head of a search."""
 
+    def tags(self) -> dict[str, str]:
+        """For MLflow: what a trial runs on, and how many of it."""
+        on_gpu = self.gpus_per_trial > 0
+        share = self.gpus_per_trial if on_gpu else self.cpus_per_trial
+        return {"dcml.device": "GPU" if on_gpu else "CPU core", "dcml.device_share": f"{share:g}"}
+
 
 def usable_cores() -> int:
     """Cores that this process may use."""

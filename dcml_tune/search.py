@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dcml_tune.files import write_sealed
 from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
 from dcml_tune.plan import Plan, given_plan, resumed_plan
 from dcml_tune.record import Record, all_records
+from dcml_tune.studies import direction
 
 if TYPE_CHECKING:
     from trainables import DivideAndConquer
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 WHOLE, PARTIAL = 0, 3
 """Exit status of a search that did all that was asked of it, and of one that did not."""
+
+log = logging.getLogger(__name__)
 
 UNTRAINED: Literal["untrained"] = "untrained"
 VERDICT = "verdict.json"
@@ -49,8 +53,9 @@ def parser() -> Parser:
     made.add_argument("--scheduler", choices=["asha", "asha-epochs", "median", "none"], default="asha",
                       help="how trials are pruned: asha compares them at the phases of each one's own division, asha-epochs "
                       "at fixed epochs")  # fmt: skip
-    made.add_argument("--metric", help="by which trials are compared, each by its best so far: recall_at_1 (default), "
-                      "map_at_r, marp or r_precision, after `val/`, or after `paper/` with --protocol paper")  # fmt: skip
+    made.add_argument("--metric", action="append", help="by which trials are compared, each by its best so far: "
+                      "recall_at_1 (default), map_at_r, marp or r_precision, after `val/`, or after `paper/` with --protocol "
+                      "paper. Given again, such as time/epoch_s: the trials that no other one beats in all are told")  # fmt: skip
     made.add_argument("--gpus-per-trial", type=float, help="share of a GPU up to 1, or a whole number; default 1")
     made.add_argument("--max-concurrent", type=int, help="most trials at once; default: as many as fit")
     made.add_argument("--time-budget", help="stop the search after such as 30m or 10h")
@@ -59,6 +64,11 @@ def parser() -> Parser:
     made.add_argument("--trial-timeout", help="end a trial that reports no epoch for such as 20m; default: never")
     made.add_argument("--checkpoint-budget", help="most disk for checkpoints, such as 20GB; the best models stay")
     made.add_argument("--space", help="Python file that defines SPACE = SearchSpace(...)")
+    made.add_argument("--warm-start", nargs="+", action="extend", metavar="SEARCH", help="earlier searches on the same images; "
+                      "their trials teach the sampler")  # fmt: skip
+    made.add_argument(
+        "--prior", action="store_true", help="believe in the published setting: draw around it, less with each trial"
+    )
     made.add_argument("--confirm", type=int, default=4, help="settings that are compared once more, with the published "
                       "one and no division, on further held-out classes and seeds; 0: none")  # fmt: skip
     made.add_argument("--folds", type=int, help="sets of held-out classes to confirm on; default 3")
@@ -71,7 +81,10 @@ def parser() -> Parser:
     made.add_argument("--name", help="name of the search; default: data set and time")
     made.add_argument("--resume", nargs="?", const="", metavar="NAME", help="go on with an interrupted search; "
                       "without a name: list them. No other flag is needed but --output-dir")  # fmt: skip
-    made.add_argument("--extend", metavar="NAME", help="add --num-samples trials to a search, and go on with it")
+    made.add_argument("--extend", metavar="NAME", help="add --num-samples trials to a search, and go on with it; "
+                      "--space may widen what is searched")  # fmt: skip
+    made.add_argument("--repeat-trial", metavar="RUN", help="train SEARCH/KEY again, from its record alone, and compare what it "
+                      "measures; status 0 if all is identical")  # fmt: skip
     made.add_argument("--tracking-uri", help="MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--ray-address", help="a running Ray cluster; default: a local one of its own")
     made.add_argument("--quiet", action="store_true", help="a line an epoch instead of a live table")
@@ -92,12 +105,24 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
         return _list(Path(arguments.output_dir).expanduser().absolute())
     with stopped_by_signals():
         try:
+            if arguments.repeat_trial is not None:
+                return _repeat(arguments)
             plan = _checked(arguments, given)
             print(plan.head(), flush=True)
             return WHOLE if arguments.dry_run else _Search(plan, trainable).run()
         except SearchStopped as stop:  # before anything had begun
             print(f"stopped ({stop})", file=sys.stderr)
             return PARTIAL
+
+
+def _repeat(arguments: Any) -> int:
+    from dcml_tune.repeat import repeat
+
+    output = Path(arguments.output_dir).expanduser().absolute()
+    uri = arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}"
+    return repeat(
+        arguments.repeat_trial, uri=uri, stores=output / "store", dataset_dir=getattr(arguments, "dataset_dir", None)
+    )
 
 
 def _checked(arguments: Any, given: dict[str, Any]) -> Plan:
@@ -166,6 +191,7 @@ class _Search:
         self.before = 0.0
         self.cut: str | None = None
         self.missing: list[str] = []
+        self.front: list[tuple[str, list[float]]] = []
 
     def run(self) -> int:
         """Run it; returns the exit status."""
@@ -182,7 +208,7 @@ class _Search:
         self.before = self.record.state.elapsed_s
         self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
         self.tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
-        self.tags |= {"dcml.protocol": plan.base.protocol}
+        self.tags |= {"dcml.protocol": plan.base.protocol, **plan.shares.tags()}
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=self.tags)
         try:
             return self._stages()
@@ -200,8 +226,13 @@ class _Search:
         try:
             searcher = plan.searcher()
             self._search(searcher)
+            self.front = searcher.front() if len(plan.metrics) > 1 else []
+            for key, _ in self.front:
+                self.tracker.tags(f"{plan.name}/{key}", {"dcml.pareto": "no trial beats it in all metrics"})
+            self._write_report()
             trials = searcher.known()
             raced = self._confirm(plan.contenders(trials)) if best_trial(trials) is not None else None
+            self._write_report()
             final = self._final(raced) if raced is not None and plan.scores_test else {}
             return self._end(trials, raced, final)
         finally:
@@ -221,8 +252,14 @@ class _Search:
         found = self._decide(raced, final) if raced is not None else None
         self.tracker.end(plan.name, "FINISHED" if raced is not None else "FAILED", reason=reason)
         self.record.update(status="finished" if whole or not missing else "partial", reason=reason)
+        self.tracker.wait(_DELIVER_S["end"])
+        page = self._write_report(pictures=True)
+        if page is not None:
+            self.tracker.artifact(plan.name, page.parent, "report")
         left = self.tracker.close(_DELIVER_S["end"])
         self._say_end(trials, raced, final, found)
+        if page is not None:
+            print(f"open the report: {page.as_uri()}")
         self._say_left(left)
         return WHOLE if whole else PARTIAL
 
@@ -398,6 +435,16 @@ class _Search:
             self.missing += [run["run"]["key"] for run in runs if run["run"]["key"] not in known]
         return known
 
+    def _write_report(self, *, pictures: bool = False) -> Path | None:
+        """Write the page about the search; where that fails, the search goes on."""
+        from dcml_tune.report import write_report
+
+        try:
+            return write_report(self.plan.directory, uri=self.plan.uri, pictures=pictures)
+        except Exception as error:
+            log.warning("the report could not be written: %s", error, exc_info=not isinstance(error, SettingError))
+            return None
+
     def _interrupted(self, reason: str) -> int:
         """End in good order: nothing is lost, nothing stays RUNNING."""
         from trainables.cluster import disconnect
@@ -449,6 +496,10 @@ class _Search:
               f"{run} of {full} epochs run{f'; ended early: {self.cut}' if self.cut else ''}): {best.key}")  # fmt: skip
         print("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in plan.space.domains))
         print(f"  {plan.metric} {100 * (best.best or 0):.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
+        if self.front:
+            print("beaten by no other trial in all metrics (the first one decides what is confirmed):")
+        for key, values in self.front:
+            print(f"  trial {key}: " + ", ".join(map(_shown, plan.metrics, values)))
 
     def _say_commands(self, trials: list[KnownTrial], winner: Contender) -> None:
         from dcml_tune.tracking import compare_url, ui_command
@@ -464,6 +515,10 @@ class _Search:
         if self.tracker.experiment_id and runs:
             print("  compare the trials: " + compare_url(plan.uri, self.tracker.experiment_id, runs))
         print(f"open the Optuna dashboard:\n  {Path(sys.executable).parent / 'optuna-dashboard'} {plan.study}")
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{metric} {100 * value:.1f} %" if direction(metric) == "maximize" else f"{metric} {value:.1f} s"
 
 
 def _test_line(runs: list[dict[str, Any]]) -> str:

@@ -41,6 +41,14 @@ class Choice:
             return value if value in self.values else self.values[0]
         return min(self.values, key=lambda each: abs(each - value))
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in the domain."""
+        return value in self.values
+
+    def distribution(self) -> optuna.distributions.CategoricalDistribution:
+        """The domain as Optuna has it."""
+        return optuna.distributions.CategoricalDistribution(self.values)
+
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         """Draw a value by Optuna."""
         return trial.suggest_categorical(name, self.values)
@@ -68,6 +76,14 @@ class Int:
         """The value of the domain that is nearest to one outside of it."""
         return int(min(max(value, self.low), self.high))
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in the domain."""
+        return isinstance(value, int) and self.low <= value <= self.high
+
+    def distribution(self) -> optuna.distributions.IntDistribution:
+        """The domain as Optuna has it."""
+        return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
+
     def suggest(self, trial: optuna.Trial, name: str) -> int:
         """Draw a value by Optuna."""
         return trial.suggest_int(name, self.low, self.high, log=self.log)
@@ -94,6 +110,14 @@ class Float:
     def nearest(self, value: float) -> float:
         """The value of the domain that is nearest to one outside of it."""
         return min(max(value, self.low), self.high)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in the domain."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def distribution(self) -> optuna.distributions.FloatDistribution:
+        """The domain as Optuna has it."""
+        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log)
 
     def suggest(self, trial: optuna.Trial, name: str) -> float:
         """Draw a value by Optuna."""
@@ -137,6 +161,28 @@ class SearchSpace:
     def widened(self, **domains: Domain) -> SearchSpace:
         """The space with other or more domains."""
         return replace(self, domains={**self.domains, **domains})
+
+    def extended(self, wider: SearchSpace) -> SearchSpace:
+        """The space of a search that goes on in a wider one.
+
+        Raises:
+            SettingError: if some of it would be gone, or what does not vary would be another value.
+        """
+        for name, domain in self.domains.items():
+            new = wider.domains.get(name)
+            gone = domain.ends() if new is None else [value for value in domain.ends() if not new.holds(value)]
+            if gone:
+                there = "does not vary" if new is None else str(new)
+                raise SettingError(
+                    f"--space: {name} was {domain} and {there} now; a search is only widened, so keep {gone[0]}"
+                )
+        both = {name: value for name, value in wider.published.items() if name not in wider.domains}
+        for name, value in both.items():
+            if self.published.get(name, value) != value:
+                raise SettingError(
+                    f"--space: {name} of every trial was {self.published[name]} and is {value} now; put it back, or start a new search"
+                )
+        return replace(self, domains=wider.domains, why=wider.why)
 
     def restricted(self, fixed: dict[str, Any], feasible: Feasible | None = None) -> SearchSpace:
         """The space of one search: fixed settings do not vary, and values that no completion makes work are gone.
@@ -208,15 +254,18 @@ class SearchSpace:
             return str(error)
         return feasible(config) if feasible is not None else None
 
+    def unvaried(self, name: str) -> Any:
+        """What a setting is where it does not vary: published, or its default."""
+        return self.published.get(name, getattr(TrialConfig(dataset=self.published.get("dataset", self.name)), name))
+
     def point0(self, feasible: Feasible | None = None) -> tuple[dict[str, Any], list[str]]:
         """The published values of the settings that vary, and a line for each that had to be moved.
 
         A setting is moved into its domain; `nb_clusters` is lowered to the largest that fits.
         """
         point, lines = {}, []
-        default = TrialConfig(dataset=self.published.get("dataset", self.name))
         for name, domain in self.domains.items():
-            published = self.published.get(name, getattr(default, name))
+            published = self.unvaried(name)
             point[name] = domain.nearest(published)
             if point[name] != published:
                 lines.append(

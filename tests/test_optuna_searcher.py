@@ -1,12 +1,15 @@
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from ray.tune.search import Searcher
 
 from dcml_tune.config import SettingError
-from search_spaces.space import Choice, Float, SearchSpace
+from search_spaces.space import Choice, Float, Int, SearchSpace
+from trainables.belief import BELIEVED, draw_around
 from trainables.optuna_searcher import OptunaSearcher
 
 SPACE = SearchSpace(
@@ -21,7 +24,7 @@ METRIC = "val/recall_at_1"
 def make(tmp_path):
     def searcher(**options):
         storage = f"sqlite:///{tmp_path / 'study.db'}"
-        return OptunaSearcher(SPACE, storage=storage, study_name="s", metric=METRIC, **{"seed": 1, **options})
+        return OptunaSearcher(SPACE, storage=storage, study_name="s", **{"seed": 1, "metrics": [METRIC], **options})
 
     return searcher
 
@@ -170,7 +173,7 @@ def test_a_seed_gives_the_same_draws(tmp_path):
 
     def draws(name, seed):
         searcher = OptunaSearcher(
-            SPACE, storage=f"sqlite:///{tmp_path / name}.db", study_name="s", metric=METRIC, seed=seed
+            SPACE, storage=f"sqlite:///{tmp_path / name}.db", study_name="s", metrics=[METRIC], seed=seed
         )
         return [searcher.suggest(str(number))["masking_lambda"] for number in range(4)]
 
@@ -191,3 +194,123 @@ def test_patience_ends_the_launching(make):
     searcher.on_trial_complete("d", result(0.7))
     assert isinstance(searcher.suggest("f"), dict)
     assert not make().is_patient_no_more()
+
+
+def test_several_metrics_make_a_front(make):
+    """Of recall at the best epoch, and of time by its mean; trials that another one beats in both are not on it."""
+    metrics = [METRIC, "val/map_at_r", "time/epoch_s"]
+    searcher = make(metrics=metrics, patience=2)
+    for name in "abcd":
+        searcher.suggest(name)
+    for name, recall, seconds in (("a", 0.6, 2.0), ("b", 0.5, 1.0), ("c", 0.4, 3.0)):
+        for epoch, best, other in ((3, recall, 0.3), (6, recall, 0.9)):
+            last = result(best, epoch, **{"val/map_at_r": other, "time/epoch_s": seconds * epoch})
+            (searcher.on_trial_result if epoch == 3 else searcher.on_trial_complete)(name, last)
+    searcher.on_trial_complete("d", error=True)
+    assert states(searcher) == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
+    assert searcher.front() == [("000", [0.6, 0.3, 9.0]), ("001", [0.5, 0.3, 4.5])]
+    assert [trial.best for trial in searcher.known()] == [0.6, 0.5, 0.4, None]
+    assert searcher.is_patient_no_more()
+    again = make(metrics=metrics)
+    assert isinstance(again.suggest("e"), dict)
+    again.on_trial_result("e", result(0.7, 3, **{"val/map_at_r": 0.1, "time/epoch_s": 1.0}))
+    again.cut_short("the time budget was used up")
+    assert again.known()[-1].state == "interrupted"
+
+
+def test_earlier_trials_teach_and_are_not_launched(make):
+    """They are in the study, and none of the search's own."""
+    space = {name: domain.distribution() for name, domain in SPACE.domains.items()}
+    earlier = [
+        optuna.trial.create_trial(
+            value=-abs(place - 20),
+            distributions=space,
+            params={"nb_clusters": 1 + place % 2, "masking_lambda": 10 ** (-place / 10)},
+        )
+        for place in range(31)
+    ]
+    searcher = make(earlier=earlier, startup=6)
+    assert searcher.known() == []
+    drawn = [searcher.suggest(str(number))["masking_lambda"] for number in range(12)]
+    assert sum(0.003 < value < 0.03 for value in drawn) >= 8  # of independent draws a third
+    assert [trial.key for trial in searcher.known()] == [f"{number:03d}" for number in range(12)]
+    assert len(make(earlier=earlier).study.trials) == 31 + 12
+
+
+def test_a_belief_fades(make):
+    """Draws lie around the point at first; later ones are the sampler's; the study says which are which."""
+    point = {"nb_clusters": 2, "masking_lambda": 0.01}
+    searcher = make(belief=point, points=[point], sampler="random")
+    for number in range(80):
+        searcher.suggest(str(number))
+    believed = [BELIEVED in trial.user_attrs for trial in searcher.study.trials]
+    assert sum(believed[1:7]) > sum(believed[-20:]) > 0
+    chosen = [trial.params for trial, own in zip(searcher.study.trials, believed, strict=True) if own]
+    assert sum(params["nb_clusters"] == 2 for params in chosen) > 0.6 * len(chosen)
+
+
+@pytest.mark.parametrize(
+    "domain", [Float(1e-3, 1.0, log=True), Float(-1.0, 1.0), Int(1, 9), Int(1, 64, log=True)], ids=str
+)
+def test_draws_from_a_belief_keep_to_the_range_and_near_the_point(domain):
+    """Also where the point is at an end, or outside."""
+    rng = np.random.default_rng(0)
+    scale = np.log if domain.log else np.asarray
+    low, high = scale(domain.low), scale(domain.high)
+    for value in (domain.low, domain.high, domain.nearest(1e6)):
+        drawn = [draw_around(value, domain.distribution(), rng) for _ in range(400)]
+        assert all(domain.holds(each) for each in drawn)
+        assert (
+            np.mean(np.abs(scale(np.array(drawn, float)) - scale(value)) < 0.3 * (high - low)) > 0.6
+        )  # of uniform: 0.3
+    assert {draw_around(3, Choice([1, 2]).distribution(), rng) for _ in range(50)} == {1, 2}
+
+
+def test_a_search_goes_on_in_a_wider_space(tmp_path):
+    """Choices and settings may come; earlier trials count with the values that they had, and a study is not written twice."""
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+
+    def make(space):
+        return OptunaSearcher(space, storage=storage, study_name="s", metrics=[METRIC], seed=1, sampler="random")
+
+    searcher = make(SPACE)
+    for name in "abc":
+        searcher.suggest(name)
+    searcher.on_trial_complete("a", result(0.6))
+    searcher.on_trial_complete("b", error=True)
+    searcher.explain("001", "its process died")
+    searcher.on_trial_result("c", result(0.5, epoch=2))
+    before = searcher.known()
+    wider = SPACE.extended(
+        SPACE.widened(nb_clusters=Choice([1, 2, 4]), mod_epoch=Int(1, 3), masking_lambda=Float(1e-4, 9.0))
+    )
+    searcher = make(wider)
+    assert [(t.key, t.state, t.reason, t.curve) for t in searcher.known()] == [
+        (t.key, "interrupted" if t.state == "running" else t.state, t.reason, t.curve) for t in before
+    ]
+    settings = [searcher.suggest(str(number)) for number in range(20)]
+    assert settings[0]["run"]["key"] == "002"
+    assert settings[0]["nb_clusters"] == before[2].config["nb_clusters"]
+    assert {each["nb_clusters"] for each in settings[1:]} == {1, 2, 4}
+    assert searcher.study.trials[0].params["mod_epoch"] == 2  # the published one
+    written = (tmp_path / "study.db").stat().st_ino
+    make(wider)
+    assert (tmp_path / "study.db").stat().st_ino == written
+
+
+@pytest.mark.parametrize(
+    ("domains", "published", "words"),
+    [
+        ({"nb_clusters": Choice([2, 4])}, {}, r"nb_clusters was 1, 2 and 2, 4 now; .* keep 1"),
+        ({"masking_lambda": Float(1e-2, 1.0)}, {}, r"masking_lambda .* keep 0\.001"),
+        ({"mod_epoch": Int(1, 3)}, {"nb_epochs": 12}, r"nb_epochs of every trial was 6 and is 12 now"),
+    ],
+)
+def test_a_search_is_only_widened(domains, published, words):
+    """What would make its trials others is refused."""
+    wider = replace(SPACE.widened(**domains), published={**SPACE.published, **published})
+    with pytest.raises(SettingError, match=words):
+        SPACE.extended(wider)
+    gone = replace(SPACE, domains={"nb_clusters": Choice([1, 2])})
+    with pytest.raises(SettingError, match=r"masking_lambda was .* does not vary now"):
+        SPACE.extended(gone)

@@ -16,7 +16,7 @@ import torch
 import trees
 from PIL import Image
 
-from dcml_tune import checkpoint
+from dcml_tune import checkpoint, ledger
 from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
 from dcml_tune.files import write_sealed
 from dcml_tune.model import MaskedEmbedder, best_model
@@ -80,7 +80,9 @@ def begin(directory, published):
     """The record of a search that has ended."""
     flags = {"num_samples": 4, "searcher": "optuna", "metric": None, "name": "s", "tracking_uri": None}
     settings = {name: published[name] for name in ("dataset", "dataset_dir", "weights")}
-    record = Record.create(directory, {"flags": flags, "settings": settings, "space": {"published": published}})
+    metrics = ["paper/recall_at_1" if published.get("protocol") == "paper" else "val/recall_at_1"]
+    asked = {"flags": flags, "settings": settings, "space": {"published": published}, "metrics": metrics}
+    record = Record.create(directory, asked)
     record.begin(planned=4)
     record.update(status="finished", ended=4, best=0.7, untrained=0.30, elapsed_s=600.0)
     record.release()
@@ -204,6 +206,20 @@ def test_all_figures_are_files_too(whole):
     assert len(page) < 8e6
 
 
+def test_the_ledger_shows_its_last_lines_and_where_it_was_changed(copy):
+    """Its lines are those of the whole output directory."""
+    file = copy / ledger.NAME
+    for number in range(130):
+        ledger.enter(file, run=f"other/{number}", dataset="folder", test_set="a")
+    text = report(copy)
+    assert "The test classes were scored 130 times; the last 100 are shown." in text
+    assert ("other/129" in text, "other/29<" in text) == (True, False)
+    assert "The ledger was changed" not in text
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:50] + lines[51:]) + "\n")
+    assert "The ledger was changed: line 51 of" in report(copy)
+
+
 def test_the_page_needs_no_network(whole):
     """Nothing is loaded, and no script is run."""
     text, _ = whole
@@ -225,7 +241,7 @@ def test_the_page_needs_no_network(whole):
         "<td>8 of 9 planned (88.9 %)</td>",
         "<td>1 (11.1 %)</td>",
         "<td>8.0 minutes</td>",
-        "for each point of val/recall_at_1 over the untrained network: 0.13 hours for 40.0 points",
+        "0.003 trial hours for each point of val/recall_at_1 over the untrained network: 0.13 for 40.0 points",
         "1 (1.4 %) belong to no cluster",
         "Searched were 24 held-out images of 4 classes (all there are)",
         "<td>final</td><td>50.9 %</td>",

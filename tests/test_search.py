@@ -1,3 +1,4 @@
+import json
 import os
 import shlex
 import shutil
@@ -10,6 +11,8 @@ import optuna
 import pytest
 from PIL import Image
 
+from dcml_tune import ledger
+from dcml_tune.files import read_sealed
 from dcml_tune.tracking import best_model
 from dcml_tune.train import _config, parser
 
@@ -18,6 +21,7 @@ TINY = [
     "--batch-size", "8", "--num-samples-per-class", "2", "--nb-epochs", "3", "--force-full-embedding-epoch", "2",
     "--mod-epoch", "1", "--mod-epoch-freeze", "0",
 ]  # fmt: skip
+ALONE = ["--confirm", "0", "--final-seeds", "1"]  # nothing is confirmed
 
 
 def command(*words, module="search"):
@@ -32,59 +36,95 @@ def command(*words, module="search"):
 
 
 def test_search_ends_to_end(folder, tmp_path):
-    """A search records every trial once in MLflow and Optuna, scores the test classes, and prints the way on."""
+    """Trials, confirmation, final runs, verdict, report: each run once in MLflow, each scoring once in the ledger."""
     done = command(
-        "folder", "--dataset-dir", folder, "--num-samples", 3, "--name", "s", "--output-dir", tmp_path, *TINY
-    )
+        "folder", "--dataset-dir", folder, "--num-samples", 3, "--name", "s", "--output-dir", tmp_path, *TINY,
+        "--confirm", 1, "--folds", 2, "--final-seeds", 2,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for words in (
         "s: best ",
         "trial 002 epoch",
         "best of 3 trials",
-        "test, final",
+        "settings are compared on further held-out classes",
+        "verdict:\n  the winner is ",
         "test, untrained",
         "dcml_tune.train",
         "compare-runs",
+        "open the report: file://",
     ):
         assert words in done.stdout
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id])
-    roles = sorted(run.data.tags["dcml.role"] for run in runs)
-    assert [role for role in roles if role not in ("final", "published")] == [
-        "search",
-        "trial",
-        "trial",
-        "trial",
-        "untrained",
-    ]
-    assert "final" in roles
     assert {run.info.status for run in runs} == {"FINISHED"}
-    trial = next(run for run in runs if run.data.tags["dcml.role"] == "trial")
-    history = client.get_metric_history(trial.info.run_id, "val/recall_at_1")
-    assert [point.step for point in history][:2] == [0, 1]
-    assert len({point.step for point in history}) == len(history)
-    assert "test/recall_at_1" not in trial.data.metrics
+    parent = of_role(runs, "search")[0]
+    assert_trials(client, of_role(runs, "trial"), done.stdout, parent.data.tags["dcml.winner"])
+    assert_confirmed(of_role(runs, "confirm"))
+    assert_scored(runs, tmp_path / ledger.NAME)
+    verdict = read_sealed(tmp_path / "s" / "verdict.json")
+    assert parent.data.tags["dcml.verdict"].splitlines() == verdict["lines"]
+    assert all(line in done.stdout for line in verdict["lines"])
+    files = {each.path for each in client.list_artifacts(parent.info.run_id)}
+    assert {"verdict.json", ledger.NAME, "report"} <= files
+    figures = {each.path for each in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/index.html", "report/learning-curves.png", "report/neighbours.png"} <= figures
+    assert "cannot be shown" not in (tmp_path / "s" / "report" / "index.html").read_text()
     assert best_model(uri, "dcml_tune", "s") is not None
-    again = shlex.split(done.stdout.partition("train it again:\n")[2].splitlines()[0])
-    config = _config(parser().parse_args(again[3:]))
-    best = max((run for run in sorted(runs, key=key) if run.data.tags["dcml.role"] == "trial"), key=value)
-    assert {name: str(getattr(config, name)) for name in best.data.params} == dict(best.data.params)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's' / 'optuna.db'}")
     assert len(study.trials) == 3
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+
+
+def of_role(runs, *roles):
+    return [run for run in sorted(runs, key=key) if run.data.tags["dcml.role"] in roles]
+
+
+def assert_trials(client, trials, said, winner):
+    """A point an epoch from the untrained network on, no test class; the command that is printed trains the winner."""
+    assert len(trials) == 3
+    history = client.get_metric_history(trials[0].info.run_id, "val/recall_at_1")
+    assert [point.step for point in history][:2] == [0, 1]
+    assert len({point.step for point in history}) == len(history)
+    assert not [name for run in trials for name in run.data.metrics if name.startswith("test")]
+    again = shlex.split(said.partition("train it again:\n")[2].splitlines()[0])
+    config = _config(parser().parse_args(again[3:]))
+    params = next((run.data.params for run in trials if key(run) == f"s/{winner}"), {"nb_clusters": "1"})
+    assert {name: str(getattr(config, name)) for name in params} == dict(params)
+
+
+def assert_confirmed(confirm):
+    """All on the same units, of which none is the search's; nothing of the test classes."""
+    units = {}
+    for run in confirm:
+        units.setdefault(run.data.tags["dcml.setting"], set()).add((run.data.params["fold"], run.data.params["seed"]))
+    assert set(units) >= {"published", "no division"}
+    assert set(map(frozenset, units.values())) == {frozenset({("1", "2"), ("2", "3")})}
+    assert not [name for run in confirm for name in run.data.metrics if name.startswith("test")]
+
+
+def assert_scored(runs, file):
+    """Winner and controls with two seeds each, the untrained network; the ledger has a line for each."""
+    scored = of_role(runs, "final", "published", "no division", "untrained")
+    assert {run.data.tags["dcml.role"] for run in scored} >= {"published", "no division", "untrained"} - {"final"}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(line["run"] for line in lines) == [key(run) for run in scored]
+    assert [line["before"] for line in lines] == list(range(len(scored)))
+    before = {run.data.tags["dcml.key"]: int(run.data.tags["dcml.test_scored_before"]) for run in scored}
+    assert before == {line["run"]: line["before"] for line in lines}
+    assert all("test/recall_at_1" in run.data.metrics for run in scored)
+    assert ledger.broken(file) == []
 
 
 def key(run):
     return run.data.tags["dcml.key"]
 
 
-def value(run):
-    return run.data.metrics["val/recall_at_1_best"]
-
-
 def test_a_search_never_opens_a_test_image(folder, tmp_path):
-    """With test images that nothing can decode a search runs well; a space of one's own, another searcher are taken."""
+    """With test images that nothing can decode search and confirmation end well; nothing is in the ledger.
+
+    A space of one's own and another searcher are taken.
+    """
     space = tmp_path / "my_space.py"
     space.write_text(
         "from search_spaces import Float\nfrom search_spaces.folder import SPACE as FOLDER\n"
@@ -98,9 +138,12 @@ def test_a_search_never_opens_a_test_image(folder, tmp_path):
     done = command(
         "folder", "--dataset-dir", source, "--num-samples", 2, "--name", "s", "--output-dir", tmp_path / "runs", *TINY,
         "--final", "none", "--searcher", "random", "--scheduler", "none", "--max-concurrent", 1, "--time-budget", "10m",
-        "--space", space,
+        "--space", space, "--confirm", 1, "--folds", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "confirm-published-fold-1-seed-2 epoch 3" in done.stdout
+    assert "the winner is " in done.stdout
+    assert not (tmp_path / "runs" / ledger.NAME).exists()
     assert "1 at once" in done.stdout
     assert "test, " not in done.stdout
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'runs' / 's' / 'optuna.db'}")
@@ -110,7 +153,7 @@ def test_a_search_never_opens_a_test_image(folder, tmp_path):
 
 def test_budgets_end_a_search(folder, tmp_path):
     """Of epochs and of patience: with status 0, as it was asked for; the reason is in MLflow."""
-    images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, "--final", "none"]
+    images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]
     alone = ["--scheduler", "none", "--max-concurrent", 1]
     done = command(*images, "--name", "e", "--num-samples", 5, "--epoch-budget", 4, *alone)
     assert done.returncode == 0, done.stderr
@@ -123,6 +166,53 @@ def test_budgets_end_a_search(folder, tmp_path):
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):
+    """In a wider space, with two metrics and a prior; another search learns from it; a trial repeats to the last bit."""
+    space = tmp_path / "wider.py"
+    space.write_text(
+        "from search_spaces import Float\nfrom search_spaces.folder import SPACE as FOLDER\n"
+        "SPACE = FOLDER.widened(base_lr=Float(1e-5, 1e-3, log=True))\n"
+    )
+    images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]
+    metrics = ["--metric", "recall_at_1", "--metric", "time/epoch_s"]
+    done = command(*images, "--name", "s", "--num-samples", 2, *metrics, "--prior")
+    assert done.returncode == 0, done.stderr
+    assert "prior: the published setting is believed in" in done.stdout
+    assert "2 trials by optuna and none" in done.stdout
+    done = command("--extend", "s", "--num-samples", 1, "--space", space, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "best of 3 trials" in done.stdout
+    front = done.stdout.partition("beaten by no other trial in all metrics")[2].splitlines()
+    assert front[1].startswith("  trial 00")
+    assert "time/epoch_s" in front[1]
+    assert "front-time-epoch_s.png" in os.listdir(tmp_path / "s" / "report")
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's' / 'optuna.db'}")
+    assert [trial.params["base_lr"] == 1e-5 for trial in study.trials] == [True, True, False]
+    assert {len(trial.values) for trial in study.trials} == {2}
+
+    done = command("--repeat-trial", "s/002", "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[1:]] == ["epoch 0", "epoch 1", "epoch 2", "epoch 3", "identical"]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = of_role(client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id]), "trial")[2]
+    client.log_metric(run.info.run_id, "val/map_at_r", 0.999, step=3)
+    done = command("--repeat-trial", run.info.run_id, "--output-dir", tmp_path)
+    assert done.returncode == 3
+    assert "val/map_at_r" in done.stdout
+    assert "(was 0.999)" in done.stdout
+    assert done.stdout.splitlines()[-1] == "1 measures differ"
+    done = command("--repeat-trial", "s/7", "--output-dir", tmp_path)
+    assert (done.returncode, "s has s/000, s/001, s/002" in done.stderr) == (2, True)
+
+    later = [*images, "--name", "t", "--warm-start", "s", *metrics, "--dry-run"]
+    done = command(*later)
+    assert done.returncode == 0, done.stderr
+    assert "warm start from s: 2 trials teach the sampler; 1 are not comparable (base_lr)" in done.stdout
+    done = command(*later, "--scheduler", "asha")
+    assert (done.returncode, "with several metrics no trial is pruned" in done.stderr) == (2, True)
 
 
 def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
@@ -154,6 +244,12 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
         (["cars"], ["cars", "--dataset-dir"]),
         (["cars", "--dataset-dir", os.path.dirname(__file__)], ["cars196/cars_annos.mat", "car_ims"]),
         (["emoji", "--backend", "faiss-gpu"], ["faiss-gpu", "GPU"]),
+        (["emoji", "--folds", "9"], ["--folds 9", "leaves 4", "--val-share"]),
+        (["emoji", "--metric", "time/epoch_s"], ["time/epoch_s", "one of images before it"]),
+        (["emoji", "--metric", "map_at_r", "--metric", "val/map_at_r"], ["twice"]),
+        (["emoji", "--warm-start", "yesterday"], ["--warm-start yesterday", "holds no search"]),
+        (["emoji", "--final-seeds", "0"], ["--final-seeds 0", "at least 1"]),
+        (["emoji", "--confirm", "-1"], ["--confirm -1", "at least 0"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):

@@ -236,6 +236,8 @@ class Progress(Callback):
         params, tags = full.model_dump(), self.tags
         if run["setting"]:
             tags = {**tags, "dcml.setting": run["setting"]}
+        if run["threads"] is not None:
+            tags = {**tags, "dcml.threads": str(run["threads"])}
         self.tracker.start(key, name=name, role=run["role"], parent=self.search, params=params, tags=tags)
 
     def _result(self, trial: Any, result: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import optuna
@@ -22,13 +23,15 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from dcml_tune.config import SettingError
+from dcml_tune.studies import KEY, direction
 from search_spaces.space import Feasible, SearchSpace
+from trainables.belief import BelievingSampler
 from trainables.divide_and_conquer import FAILED, RUN, STOP_SEARCH
-from trainables.study import copy_study, open_study
+from trainables.study import adapt_study, copy_study, open_study
 
 log = logging.getLogger(__name__)
 
-_KEY, _REASON, _FAILURE_OF = "dcml.key", "dcml.reason", "dcml.failure_of"
+_REASON, _FAILURE_OF, _OTHERS = "dcml.reason", "dcml.failure_of", "dcml.others"
 _TRIES = 100
 
 
@@ -69,11 +72,13 @@ class OptunaSearcher(Searcher):
         *,
         storage: str,
         study_name: str,
-        metric: str,
+        metrics: list[str],
         sampler: Literal["optuna", "random"] = "optuna",
         seed: int = 0,
         feasible: Feasible | None = None,
         points: list[dict[str, Any]] | None = None,
+        earlier: list[FrozenTrial] | None = None,
+        belief: dict[str, Any] | None = None,
         run: dict[str, Any] | None = None,
         trials: Path | None = None,
         startup: int = 6,
@@ -85,34 +90,43 @@ class OptunaSearcher(Searcher):
             space: restricted to this search; its published point fills in what does not vary.
             storage: SQLAlchemy address of the study.
             study_name: name of the study; one that exists is continued.
-            metric: its best so far, `METRIC_best` in a trial's results, is what is maximised.
+            metrics: the best so far of the first, `METRIC_best` in a trial's results, is maximised; of others, the value
+                at that epoch. Times (`time/...`) are minimised, by their mean over the epochs.
             sampler: `optuna` for TPE, `random` for independent draws.
             seed: of the sampler.
             feasible: says why a configuration cannot work on the data, or None.
             points: settings of the first trials.
+            earlier: trials of other searches to learn from.
+            belief: settings that are believed in at first; see `trainables.belief`.
             run: the `run` entry of every trial's dictionary; key and directory are added.
             trials: directory below which each trial has its own; None: trials keep no state.
             startup: random trials before TPE takes over.
             patience: trials in a row that bring nothing, after which no more are launched; None: never.
         """
-        super().__init__(metric=f"{metric}_best", mode="max")
+        super().__init__(metric=f"{metrics[0]}_best", mode="max")
+        self.metrics, self.belief = metrics, belief
         self.space, self.feasible, self.run, self.trials = space, feasible, run or {}, trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.storage, self.study_name = storage, study_name
         self.sampler, self.seed, self.startup, self.patience = sampler, seed, startup, patience
         self._ids: dict[str, int] = {}
+        adapt_study(storage, study_name, space)
         self.study = self._open()
         if not self.study.trials:
+            self.study.add_trials(earlier or [])
             for point in points or []:
                 self.study.enqueue_trial(point)
         self.suspend()
         self._launched = len(self.known())
 
     def _open(self) -> optuna.Study:
-        study = open_study(self.storage, self.study_name)
+        study = open_study(self.storage, self.study_name, [direction(name) for name in self.metrics])
         # A sampler that is opened again must not draw again what it has drawn.
-        study.sampler = _sampler(self.sampler, self.seed + 1000 * len(study.trials), self.startup)
+        seed = self.seed + 1000 * len(study.trials)
+        study.sampler = _sampler(self.sampler, seed, self.startup)
+        if self.belief is not None:
+            study.sampler = BelievingSampler(study.sampler, self.belief, seed=seed)
         return study
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,7 +140,7 @@ class OptunaSearcher(Searcher):
 
     def known(self) -> list[KnownTrial]:
         """The trials that were launched, in that order."""
-        return sorted((self._known(t) for t in self.study.trials if _KEY in t.user_attrs), key=lambda t: t.key)
+        return sorted((self._known(t) for t in self.study.trials if KEY in t.user_attrs), key=lambda t: t.key)
 
     def suspend(self) -> None:
         """Let trials that are running wait for the next process."""
@@ -134,23 +148,34 @@ class OptunaSearcher(Searcher):
             self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         self._ids.clear()
 
+    def front(self) -> list[tuple[str, list[float]]]:
+        """The trials that no other one beats in all metrics, and their values in each; the best of the first one first."""
+        trials = [trial for trial in self.study.best_trials if KEY in trial.user_attrs]
+        trials.sort(key=lambda trial: trial.values[0], reverse=True)
+        return [(trial.user_attrs[KEY], trial.values) for trial in trials]
+
     def cut_short(self, reason: str) -> None:
-        """Nothing more is going to be run: a trial that has some epochs ends as pruned, with the reason."""
+        """Nothing more is going to be run: a trial that has some epochs ends as pruned, with the reason.
+
+        With several metrics it waits for an extension: Optuna has no place for a part of its values.
+        """
         self.suspend()
+        if len(self.metrics) > 1:
+            return
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            if trial.intermediate_values and _KEY in trial.user_attrs:
+            if trial.intermediate_values and KEY in trial.user_attrs:
                 value = max(trial.intermediate_values.values())
                 self.study._storage.set_trial_user_attr(trial._trial_id, _REASON, reason)
                 self.study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [value])
 
     def is_patient_no_more(self) -> bool:
         """Whether as many trials as `patience`, one after the other, have ended without a new best value."""
-        trials = [trial for trial in self.study.get_trials(deepcopy=False) if _KEY in trial.user_attrs]
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if KEY in trial.user_attrs]
         if self.patience is None or any(trial.state == TrialState.WAITING for trial in trials):
             return False
         ended = [trial for trial in trials if trial.state.is_finished()]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
-        values = [-math.inf if trial.value is None else trial.value for trial in ended]
+        values = [trial.values[0] if trial.values else -math.inf for trial in ended]
         return bool(values) and len(values) - 1 - values.index(max(values)) >= self.patience
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -164,8 +189,8 @@ class OptunaSearcher(Searcher):
         for _ in range(_TRIES):
             trial = self.study.ask()
             self._ids[trial_id] = trial._trial_id
-            if _KEY in trial.user_attrs:  # it was interrupted, and has its settings
-                return self._dictionary(trial.user_attrs[_KEY], trial.params)
+            if KEY in trial.user_attrs:  # it was interrupted, and has its settings
+                return self._dictionary(trial.user_attrs[KEY], trial.params)
             try:
                 sampled = self.space.suggest(trial, self.feasible)
             except SettingError as error:
@@ -174,7 +199,7 @@ class OptunaSearcher(Searcher):
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
             key = f"{self._launched:03d}"
-            trial.set_user_attr(_KEY, key)
+            trial.set_user_attr(KEY, key)
             self._launched += 1
             self._guarded(copy_study, self.storage)
             return self._dictionary(key, sampled)
@@ -187,8 +212,13 @@ class OptunaSearcher(Searcher):
         trial = self._trial(trial_id)
         if trial is None or value is None or not math.isfinite(value) or result.keys() & {STOP_SEARCH, FAILED}:
             return
-        if int(result["epoch"]) not in self._frozen(trial).intermediate_values:
-            self._guarded(trial.report, value, int(result["epoch"]))
+        epoch, storage = int(result["epoch"]), self.study._storage
+        if epoch in self._frozen(trial).intermediate_values:
+            return
+        if len(self.metrics) > 1:
+            others = [float(result[name]) for name in self.metrics[1:]]
+            self._guarded(trial.set_user_attr, f"{_OTHERS}/{epoch}", others)
+        self._guarded(storage.set_trial_intermediate_value, trial._trial_id, epoch, value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended: failed, pruned (stopped before its last epoch), or complete."""
@@ -201,7 +231,7 @@ class OptunaSearcher(Searcher):
             self._guarded(self._fail, trial, result.get(FAILED))
         else:
             self.on_trial_result(trial_id, result)  # Ray hands the last result over here alone
-            ended = {"values": value} if result.get("done_all") else {"state": TrialState.PRUNED}
+            ended = {"values": self._values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
             self._guarded(self.study.tell, trial, **ended)
         self._guarded(copy_study, self.storage)
 
@@ -219,6 +249,17 @@ class OptunaSearcher(Searcher):
         directory = None if self.trials is None else str(self.trials / key)
         return {**self.space.published, **sampled, RUN: {**self.run, "key": key, "directory": directory}}
 
+    def _values(self, trial: optuna.Trial) -> list[float]:
+        """What a trial is worth in each metric."""
+        frozen = self._frozen(trial)
+        curve = frozen.intermediate_values
+        best = max(sorted(curve), key=lambda epoch: curve[epoch])
+        values = [curve[best]]
+        for place, name in enumerate(self.metrics[1:]):
+            others = {epoch: frozen.user_attrs[f"{_OTHERS}/{epoch}"][place] for epoch in curve}
+            values.append(fmean(others.values()) if direction(name) == "minimize" else others[best])
+        return values
+
     def _fail(self, trial: optuna.Trial, reason: str | None) -> None:
         """Tell FAIL, and let the sampler learn: it looks at no failed trial, but at pruned ones.
 
@@ -228,13 +269,15 @@ class OptunaSearcher(Searcher):
             trial.set_user_attr(_REASON, reason)
         frozen = self._frozen(trial)
         self.study.tell(trial, state=TrialState.FAIL)
+        if len(self.metrics) > 1:
+            return  # Optuna prunes by one metric only
         worst = optuna.trial.create_trial(
             state=TrialState.PRUNED,
             params=frozen.params,
             distributions=frozen.distributions,
             value=0.0,
             intermediate_values={0: 0.0},
-            user_attrs={_FAILURE_OF: frozen.user_attrs.get(_KEY)},
+            user_attrs={_FAILURE_OF: frozen.user_attrs.get(KEY)},
         )
         self.study.add_trial(worst)
 
@@ -247,11 +290,11 @@ class OptunaSearcher(Searcher):
             TrialState.RUNNING: "running",
         }
         return KnownTrial(
-            key=trial.user_attrs[_KEY],
+            key=trial.user_attrs[KEY],
             config={**self.space.published, **trial.params},
             curve=dict(trial.intermediate_values),
             state=states[trial.state],
-            reason=trial.user_attrs.get(_REASON) or self.study.user_attrs.get(f"{_REASON}/{trial.user_attrs[_KEY]}"),
+            reason=trial.user_attrs.get(_REASON) or self.study.user_attrs.get(f"{_REASON}/{trial.user_attrs[KEY]}"),
         )
 
     def _trial(self, trial_id: str) -> optuna.Trial | None:

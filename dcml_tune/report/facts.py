@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import quote
 
 from dcml_tune.config import SettingError, TrialConfig, unknown_name
 from dcml_tune.files import TornFileError, read_sealed
 from dcml_tune.model import best_model
 from dcml_tune.record import Record, all_records
 from dcml_tune.report.page import NOTHING
+from dcml_tune.studies import KEY, read_study
 
 if TYPE_CHECKING:
     import optuna
@@ -31,7 +31,6 @@ PUBLISHED = "000"
 """Key of the trial that has the published setting."""
 
 EXPERIMENT = "dcml_tune"
-_KEY = "dcml.key"
 _STATES: dict[str, Any] = {"COMPLETE": "done", "PRUNED": "pruned", "WAITING": "interrupted", "RUNNING": "running"}
 
 
@@ -106,9 +105,13 @@ class Facts:
     @property
     def metric(self) -> str:
         """By which trials are compared, such as val/recall_at_1."""
-        asked = self.record.asked["flags"].get("metric") or "recall_at_1"
-        on = "paper" if self.published.get("protocol") == "paper" else "val"
-        return f"{on}/{asked.rpartition('/')[2]}"
+        return self.metrics[0]
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics; the first one decides."""
+        found: list[str] = self.record.asked["metrics"]
+        return found
 
     @property
     def status(self) -> str:
@@ -210,9 +213,9 @@ def read_facts(directory: Path, uri: str) -> Facts:
     """
     record = _record(directory)
     problems: list[str] = []
-    frozen = _attempt(lambda: _study_trials(directory), problems, "The Optuna study") or []
+    frozen = _attempt(lambda: read_study(directory), problems, "The Optuna study") or []
     published = {**record.asked["settings"], **record.asked["space"]["published"]}
-    known = [trial for trial in frozen if _KEY in trial.user_attrs]
+    known = [trial for trial in frozen if KEY in trial.user_attrs]
     found = _attempt(
         lambda: [_trial(each, published) for each in known if each.state.name in _STATES], problems, "A trial"
     )
@@ -250,35 +253,9 @@ def _record(directory: Path) -> Record:
         raise SettingError(str(error).removeprefix("--resume ")) from None
 
 
-def _study_trials(directory: Path) -> list[FrozenTrial]:
-    """The trials of the study's file, or of its copy where that cannot be read; neither is written to."""
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    files = [file for file in (directory / "optuna.db", directory / "optuna.db.copy") if file.is_file()]
-    if not files:
-        raise SettingError("is not there yet")
-    for file in files:
-        try:
-            return optuna.load_study(study_name=directory.name, storage=_read_only(file)).get_trials(deepcopy=False)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, KeyError) as error:
-            if file == files[-1]:
-                raise SettingError(f"{file}: {error}") from None
-    raise AssertionError("unreachable")
-
-
-def _read_only(file: Path) -> str:
-    """The address of a database that nothing can be written to, whatever characters its path has."""
-    from sqlalchemy import URL
-
-    address = URL.create("sqlite", database=f"file:{quote(str(file))}", query={"mode": "ro", "uri": "true"})
-    return address.render_as_string()
-
-
 def _trial(frozen: FrozenTrial, published: dict[str, Any]) -> Trial:
     return Trial(
-        key=frozen.user_attrs[_KEY],
+        key=frozen.user_attrs[KEY],
         settings=dict(frozen.params),
         config=TrialConfig(**{**published, **frozen.params}),
         curve={epoch: value for epoch, value in frozen.intermediate_values.items() if epoch > 0},

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dcml_tune import ledger
 from dcml_tune.commandline import command, settings_to_flags
 from dcml_tune.config import PAPER_LABEL, brief
 from dcml_tune.files import TornFileError, read_sealed
@@ -13,7 +14,7 @@ from dcml_tune.report.drawing import Album, axes, in_percent
 from dcml_tune.report.facts import Facts, Trial, moment, read_lines
 from dcml_tune.report.page import NOTHING, Commands, Figure, Section, Table, percent, points
 
-_LEDGER = "test-ledger.jsonl"
+_MOST_LINES = 100  # of the ledger that are shown
 _NOT_SCORED = ("search", "trial", "confirm", "")
 _NO_INTERVAL = "one pair: no interval"
 
@@ -221,17 +222,25 @@ def _final(scores: dict[str, dict[str, float]]) -> Table:
 
 
 def _ledger(facts: Facts, section: Section) -> list[Table]:
-    """Every time that test classes were scored, of all searches of the output directory."""
-    lines = read_lines(facts.output / _LEDGER)
+    """When test classes were scored, by all searches of the output directory; of many times the last ones."""
+    file = facts.output / ledger.NAME
+    lines = read_lines(file)
     if lines is None:
         scored = bool(_scores(facts))
-        never = f"The test classes were never scored: there is no {_LEDGER}."
-        unrecorded = f"When and how often the test classes were scored is not recorded: there is no {_LEDGER}."
+        never = f"The test classes were never scored: there is no {ledger.NAME}."
+        unrecorded = f"When and how often the test classes were scored is not recorded: there is no {ledger.NAME}."
         section.say(unrecorded if scored else never)
         return []
+    if broken := ledger.broken(file):
+        section.say(
+            f"The ledger was changed: line {', '.join(map(str, broken[:10]))} of {ledger.NAME} does not follow from the one "
+            "before it, so that more may have been scored than it says."
+        )
     names = ("when", "run", "dataset", "before")
     rows = [[line["torn"]] if "torn" in line else [_cell(line.get(name)) for name in names] for line in lines]
-    return [Table(title="Ledger of the test classes", columns=names, rows=rows)]
+    if len(rows) > _MOST_LINES:
+        section.say(f"The test classes were scored {len(rows)} times; the last {_MOST_LINES} are shown.")
+    return [Table(title="Ledger of the test classes", columns=names, rows=rows[-_MOST_LINES:])]
 
 
 def _cell(value: Any) -> str:
@@ -262,7 +271,9 @@ def _flags(flags: dict[str, Any]) -> list[str]:
     """The flags of a search as they were given, or their defaults."""
     words: list[str] = []
     for name, value in flags.items():
-        if value is not None and value is not False:
+        if isinstance(value, list):
+            words += [word for each in value for word in (f"--{name.replace('_', '-')}", str(each))]
+        elif value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return words
 

@@ -19,7 +19,7 @@ from dcml_tune.report.page import Figure, Section, Table, percent
 from dcml_tune.schedule import EpochPlan
 
 _FULL = "full embedding"
-_DEVICE = "dcml.device"  # tag of a run: what it ran on
+_DEVICE, _SHARE = "dcml.device", "dcml.device_share"  # tags of a search: what a trial ran on, and how many of it
 
 Piece = list[tuple[float, float]]
 """Two points of a curve."""
@@ -164,13 +164,14 @@ def _of_a_point(facts: Facts, trials: list[Trial]) -> str:
     if untrained is None or best is None or best.best is None:
         return "The untrained network was not measured, so a point gained has no price."
     gain = 100 * (best.best - untrained)
-    hours = sum(_seconds(facts, trial) for trial in trials) / 3600
+    tags = next((run.tags for run in facts.runs if _DEVICE in run.tags), {})
+    device = f"{tags.get(_DEVICE, 'trial')} hours"
+    hours = float(tags.get(_SHARE, 1)) * sum(_seconds(facts, trial) for trial in trials) / 3600
     if gain <= 0:
-        return f"{hours:.2f} hours of trials brought no gain over the untrained network."
-    device = next((run.tags[_DEVICE] for run in facts.runs if _DEVICE in run.tags), "CPU")
+        return f"{hours:.2f} {device} brought no gain over the untrained network."
     return (
-        f"{hours / gain:.3f} hours of trials ({device}) for each point of {facts.metric} over the untrained network: "
-        f"{hours:.2f} hours for {gain:.1f} points."
+        f"{hours / gain:.3f} {device} for each point of {facts.metric} over the untrained network: "
+        f"{hours:.2f} for {gain:.1f} points."
     )
 
 

@@ -8,19 +8,28 @@ from typing import Any, cast
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from optuna.study import Study
-from optuna.visualization.matplotlib import plot_parallel_coordinate, plot_param_importances, plot_slice
+from optuna.study import Study, create_study
+from optuna.trial import TrialState, create_trial
+from optuna.visualization.matplotlib import (
+    plot_parallel_coordinate,
+    plot_param_importances,
+    plot_pareto_front,
+    plot_slice,
+)
 
 from dcml_tune.config import brief
 from dcml_tune.report.drawing import SIZE, Album, in_percent
 from dcml_tune.report.facts import PUBLISHED, Facts
-from dcml_tune.report.page import Figure, Section, Table, percent
+from dcml_tune.report.page import Figure, Part, Section, Table, percent
+from dcml_tune.studies import KEY, direction
 
 
 def settings(facts: Facts, album: Album) -> Section:
     """Importance, slices and parallel coordinates of the settings that vary, and all trials in a table."""
     section = Section(title="Settings")
     section.parts.append(_table(facts))
+    if len(facts.metrics) > 1:
+        section.parts += _fronts(facts, album)
     if len({trial.best for trial in facts.ended}) < 2 or not facts.varied:
         section.say(
             f"Importance needs at least two trials that ended with different values and settings; "
@@ -39,6 +48,31 @@ def _add(section: Section, draw: Callable[..., Figure], facts: Facts, study: Stu
         section.parts.append(draw(facts, study, album))
     except Exception as error:  # too few trials for its model, or values that it cannot order
         section.say(f"{(draw.__doc__ or '').split(',')[0]} cannot be drawn: {' '.join(str(error).split())}.")
+
+
+def _fronts(facts: Facts, album: Album) -> list[Part]:
+    """The first metric against each other one, and the trials that none beats in all."""
+    trials = [trial for trial in facts.ended if trial.frozen.state == TrialState.COMPLETE]
+    if not trials:
+        return []
+    directions = [direction(name) for name in facts.metrics]
+    study = create_study(directions=directions)
+    study.add_trials([create_trial(values=each.frozen.values, user_attrs=each.frozen.user_attrs) for each in trials])
+    rows = sorted(([each.user_attrs[KEY], each.values] for each in study.best_trials), key=lambda row: -row[1][0])
+    shown = [[key, *(percent(v) if d == "maximize" else f"{v:.1f} s" for v, d in zip(values, directions, strict=True))]
+             for key, values in rows]  # fmt: skip
+    parts: list[Part] = [
+        Table(title="Beaten by no other trial in all metrics", columns=["trial", *facts.metrics], rows=shown)
+    ]
+    for place, metric in enumerate(facts.metrics[1:], 1):
+        pair = create_study(directions=[directions[0], directions[place]])
+        pair.add_trials([create_trial(values=[each.frozen.values[0], each.frozen.values[place]]) for each in trials])
+        drawn = plot_pareto_front(pair, target_names=[facts.metric, metric])
+        in_percent(drawn.xaxis)
+        caption = "Look along the marked front: further to the better side of one metric there is only by giving up some of the other."
+        name = f"front-{metric.replace('/', '-')}"
+        parts.append(album.keep(drawn, name, title=f"{facts.metric} against {metric}", caption=caption))
+    return parts
 
 
 def _importance(facts: Facts, study: Study, album: Album) -> Figure:

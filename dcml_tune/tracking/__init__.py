@@ -10,9 +10,9 @@ The spool directory holds `spool.jsonl` (the records), `delivered.json` (how far
 crash, and changes nothing the second time: a run is found by its tag `dcml.key`, a model by key and step, and a
 point of a metric repeats its step, its time and its value.
 
-A run carries the tags `dcml.key`, `dcml.role` (search, trial, final, published, untrained, train), `dcml.search`
-(key of the search), `dcml.state` (running, done, pruned, interrupted, killed, failed) and, where there is one,
-`dcml.reason`. To MLflow a pruned run is FINISHED: it did all that was asked of it; an interrupted one is KILLED
+A run carries the tags `dcml.key`, `dcml.role` (search, trial, confirm, final, published, no division, untrained,
+train), `dcml.search` (key of the search), `dcml.state` (running, done, pruned, interrupted, killed, failed) and, where
+there is one, `dcml.reason`. To MLflow a pruned run is FINISHED: it did all that was asked of it; an interrupted one is KILLED
 until it is started again. The step of a metric is the number of epochs completed; 0 is the untrained network.
 
 While the disk of the spool is full, records are held in memory and written with the first that finds room, or by
@@ -178,7 +178,7 @@ class Tracker:
         Args:
             key: identity of the run.
             name: what MLflow shows.
-            role: search, trial, final, published, untrained or train.
+            role: as above.
             parent: key of the search. Runs nest one level deep (MLflow's pages break with more): the child of a
                 child becomes a child of the search.
             params: settings. MLflow never changes one: the first value stays, with a warning.
@@ -297,13 +297,20 @@ class Tracker:
             log.error("tracking: %d records could not be written to %s, and are lost", lost, self._spool.path)
         self._closing.set()
         self._wake.set()
-        begun = time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - begun < timeout:
-            self._thread.join(0.1)
-            if self._delivery.failed_at > begun + _LAST_CHANCE_S:
-                break
+        self._wait(timeout, lambda: not self._thread.is_alive())
         self._stop.set()
         return self._delivery.left()
+
+    def wait(self, timeout: float = 60.0) -> None:
+        """Wait at most `timeout` seconds until what was recorded so far can be read in MLflow."""
+        self._wait(timeout, lambda: self._delivery.left() == 0)
+
+    def _wait(self, timeout: float, is_over: Callable[[], bool]) -> None:
+        begun = time.monotonic()
+        while not is_over() and time.monotonic() - begun < timeout:
+            time.sleep(0.1)
+            if self._delivery.failed_at > begun + _LAST_CHANCE_S:
+                break
 
     def run_id(self, key: str) -> str | None:
         """MLflow's id of a run, once it was delivered; that of an earlier process is asked for, if MLflow answers."""

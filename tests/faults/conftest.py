@@ -20,6 +20,7 @@ SETTINGS = [
     "--batch-size", "8", "--num-samples-per-class", "2", "--nb-epochs", "4", "--force-full-embedding-epoch", "2",
     "--mod-epoch", "1", "--mod-epoch-freeze", "0",
 ]  # fmt: skip
+SEARCH = ["--final", "none", "--final-seeds", "1", "--confirm", "0"]
 
 
 def pytest_collection_modifyitems(items):
@@ -44,7 +45,7 @@ class Scene:
 
     def start(self, *words, name="s", new=True, settings=SETTINGS):
         """Start a search (or a command on one), its output in a file."""
-        flags = ["folder", "--dataset-dir", self.images, "--name", name, "--final", "none", *settings] if new else []
+        flags = ["folder", "--dataset-dir", self.images, "--name", name, *SEARCH, *settings] if new else []
         log = (self.directory / f"log-{len(self.processes)}.txt").open("w")
         script = [sys.executable, HERE / "faulty_search.py", self.directory]
         process = subprocess.Popen(

@@ -55,20 +55,20 @@ def test_a_signal_ends_it_in_order_and_it_can_be_resumed(cheap, number):
 
 def test_a_killed_final_scores_no_test_class_twice(cheap):
     """Killed while the winner is retrained: the run that had scored is not scored again."""
-    cheap.faults({"trial": "final", "epoch": 3, "kind": "hang"})
+    cheap.faults({"trial": "final-published", "epoch": 3, "kind": "hang"})
     process = cheap.start("--num-samples", 2, "--final", "best", "--max-concurrent", 2)
     cheap.wait_for("untrained epoch 0", process)
-    cheap.wait_for_hang("final", process)
+    cheap.wait_for_hang("final-published", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     scored = (cheap.output / "s" / "trials" / "untrained" / "result.json").stat().st_mtime_ns
     status, said = cheap.resume()
     assert status == 0, said
     assert (cheap.output / "s" / "trials" / "untrained" / "result.json").stat().st_mtime_ns == scored
-    assert "final epoch 4" in said
+    assert "final-published epoch 4" in said
     assert "untrained epoch" not in said
     assert {run.info.status for run in cheap.runs().values()} == {"FINISHED"}
-    assert [step for step, _ in cheap.curve("s/final", "test/recall_at_1")] == [4]
+    assert [step for step, _ in cheap.curve("s/final-published", "test/recall_at_1")] == [4]
 
 
 def test_what_a_killed_search_left_running_is_ended_by_the_next_command(cheap):

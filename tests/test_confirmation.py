@@ -1,0 +1,175 @@
+import json
+from statistics import mean
+
+import pytest
+
+from dcml_tune.confirmation import NO_DIVISION, PUBLISHED, Raced, Unit, contenders, race, units
+from dcml_tune.verdict import verdict
+from trainables.optuna_searcher import KnownTrial
+
+METRIC = "val/recall_at_1"
+POINT = {"dataset": "emoji", "nb_clusters": 4, "masking_lambda": 0.01}
+
+
+def trial(key, curve, state="done", **settings):
+    config = {**POINT, **settings}
+    return KnownTrial(key=key, config=config, curve=dict(enumerate(curve, 1)), state=state, reason=None)
+
+
+class Runs:
+    """Runs that measure effect + level of the unit + a little noise; remembers what was asked for."""
+
+    def __init__(self, effects, noise=0.001):
+        self.effects, self.noise, self.asked = effects, noise, []
+
+    def __call__(self, wanted):
+        self.asked.append([(contender.name, unit) for contender, unit in wanted])
+        return {
+            (contender.name, unit): self._result(
+                self.effects[contender.name] + 0.1 * unit.fold + self.noise * ((7 * number + 3 * unit.seed) % 5 - 2)
+            )
+            for number, (contender, unit) in enumerate(wanted)
+        }
+
+    @staticmethod
+    def _result(value):
+        return {f"{METRIC}_best": value, "curve": [value - 0.02, value, value - 0.01]}
+
+
+def four(values=(0.6, 0.5, 0.5, 0.4)):
+    """Two trials, and the controls."""
+    found = contenders(
+        [trial("001", [values[0]], masking_lambda=0.1), trial("002", [values[1]], nb_clusters=2)], POINT, 2
+    )
+    assert [each.name for each in found] == ["001", "002", PUBLISHED, NO_DIVISION]
+    return found
+
+
+def test_contenders_are_the_best_trials_and_the_controls():
+    """A control that was a trial is not compared with itself; of two trials with the same setting one is."""
+    trials = [
+        trial("000", [0.5, 0.6]),  # the published setting
+        trial("001", [0.9], "failed", masking_lambda=0.5),
+        trial("002", [0.7, 0.65], masking_lambda=0.1),
+        trial("003", [0.68], masking_lambda=0.1),
+        trial("004", [0.66], "pruned", masking_lambda=0.2),
+        trial("005", [0.5], nb_clusters=1),  # no division
+        trial("006", [0.4], masking_lambda=0.3),
+    ]
+    found = {each.name: each for each in contenders(trials, POINT, 3)}
+    assert list(found) == ["002", "004", PUBLISHED, NO_DIVISION]
+    assert (found["002"].value, found["002"].epochs) == (0.7, 1)
+    assert (found["004"].value, found["004"].epochs) == (0.66, None)  # nobody knows where it would have been best
+    assert (found[PUBLISHED].value, found[PUBLISHED].epochs) == (0.6, 2)
+    assert found[NO_DIVISION].value == 0.5
+    assert found[NO_DIVISION].config == {**POINT, "nb_clusters": 1}
+    assert [each.name for each in contenders(trials, {**POINT, "nb_clusters": 1}, 1)] == ["002", PUBLISHED]
+
+
+def test_units_have_a_seed_each_and_no_fold_of_the_search():
+    """Folds go round; a seed is not used twice, nor is that of the search."""
+    found = units(folds=3, seeds=2, first_seed=5)
+    assert [unit.fold for unit in found] == [1, 2, 3, 1, 2, 3]
+    assert [unit.seed for unit in found] == [6, 7, 8, 9, 10, 11]
+
+
+def test_a_race_drops_who_cannot_win_and_ends_when_one_is_left():
+    """All run on the same units; two units are the fewest that tell anything."""
+    runs = Runs({"001": 0.6, "002": 0.5, PUBLISHED: 0.597, NO_DIVISION: 0.4})
+    found = race(four(), units(6, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    assert runs.asked[0] == [(name, Unit(n, n)) for n in (1, 2) for name in ("001", "002", PUBLISHED, NO_DIVISION)]
+    assert found.dropped["002"] == found.dropped[NO_DIVISION] == 2
+    assert {name for batch in runs.asked[1:] for name, _ in batch} <= {"001", PUBLISHED}
+    assert found.winner.name == "001"
+
+    runs = Runs({"001": 0.6, "002": 0.2, PUBLISHED: 0.3, NO_DIVISION: 0.1})
+    race(four(), units(6, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    assert len(runs.asked) == 1  # the winner was clear
+
+
+def test_a_race_without_an_end_uses_all_units_and_one_that_is_stopped_says_what_it_has():
+    """Nobody is dropped where the noise is as large as what sets them apart."""
+    effects = {"001": 0.6, "002": 0.599, PUBLISHED: 0.598, NO_DIVISION: 0.6}
+    runs = Runs(effects, noise=0.02)
+    found = race(four(), units(3, 2, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    assert found.dropped == {}
+    assert [len(batch) for batch in runs.asked] == [8, 4, 4, 4, 4]
+    runs = Runs(effects, noise=0.02)
+    found = race(four(), units(3, 2, 0), metric=METRIC, results=runs, is_over=lambda: True)
+    assert (len(runs.asked), len(found.results)) == (1, 8)
+
+
+def test_without_units_the_search_alone_says_which_is_the_best():
+    """Nothing is run, and the verdict says so."""
+    runs = Runs({})
+    found = race(four(), [], metric=METRIC, results=runs, is_over=lambda: False)
+    assert (runs.asked, found.winner.name) == ([], "001")
+    said = verdict(found, "001", {}, {"validation": 0.3, "test": None})
+    assert said["lines"] == ["the winner is trial 001, by the search alone: nothing was confirmed"]
+    assert said["comparisons"] == []
+
+
+def test_a_setting_trains_as_long_as_the_mean_of_its_curves_is_best():
+    """Not as long as its luckiest curve."""
+    [one, *_] = four()
+    curves = ([0.1, 0.5, 0.4], [0.3, 0.2, 0.4], [0.1, 0.2, 0.3])
+    results = {(one.name, Unit(n, n)): {f"{METRIC}_best": max(c), "curve": c} for n, c in enumerate(curves, 1)}
+    found = Raced(contenders=four(), units=[], results=results, dropped={}, metric=METRIC)
+    assert found.epochs(one) == 3
+    assert found.epochs(four()[2]) is None  # was neither confirmed nor run to its end
+
+
+def final(name, *values):
+    measures = [{"test/recall_at_1": value, "test/map_at_r": value / 2} for value in values]
+    return {name: {f"seed {number}": each for number, each in enumerate(measures)}}
+
+
+def test_the_verdict_says_what_was_found_and_how_sure_it_is():
+    """Differences with intervals, pairs that would be needed, points lost from held-out to test classes."""
+    runs = Runs({"001": 0.6, "002": 0.5, PUBLISHED: 0.598, NO_DIVISION: 0.4}, noise=0.002)
+    raced = race(four(), units(3, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    test = {
+        **final("001", 0.52, 0.53, 0.54),
+        **final(PUBLISHED, 0.53, 0.52, 0.54),
+        **final(NO_DIVISION, 0.4, 0.41, 0.43),
+    }
+    found = verdict(raced, "001", test, {"validation": 0.62, "test": 0.41})
+    assert json.loads(json.dumps(found)) == found
+    said = "\n".join(found["lines"])
+    held_out = mean(raced.values["001"].values())
+    assert f"the winner is trial 001: {100 * held_out:.1f} % of {METRIC} on further held-out classes (3 folds" in said
+    assert "out of the race after 2 folds and seeds, as they cannot win any more: 002, no division" in said
+    by_place = {(each["control"], each["on"]): each for each in found["comparisons"]}
+    same = by_place[PUBLISHED, "test classes"]
+    assert (same["pairs"], same["found"]) == (3, "no difference found")
+    assert same["low"] < same["difference"] < same["high"]
+    assert by_place[NO_DIVISION, "test classes"]["found"] == "better"
+    assert "winner - no division, test classes: +11.7 points" in said
+    assert "no number of pairs would show it" in said
+    gap = {each["setting"]: each for each in found["gap"]}
+    assert gap["winner"]["test"] == pytest.approx(0.53)
+    assert f"from held-out to test classes, points lost: winner {100 * (held_out - 0.53):.1f}" in said
+    assert "untrained 21.0" in said
+
+
+def test_a_control_that_wins_is_said_to_have_won():
+    """The search found nothing; one seed has no interval."""
+    runs = Runs({"001": 0.55, "002": 0.5, PUBLISHED: 0.6, NO_DIVISION: 0.4})
+    raced = race(four(), units(2, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    found = verdict(
+        raced, "000", {**final(PUBLISHED, 0.5), **final(NO_DIVISION, 0.4)}, {"validation": None, "test": None}
+    )
+    assert found["winner"] == "000"
+    assert found["lines"][0].startswith("the winner is the control 'published'")
+    assert "the search found nothing better than its controls" in found["lines"]
+    assert {each["control"] for each in found["comparisons"]} == {NO_DIVISION}
+    assert any("(one pair: no interval)" in line for line in found["lines"])
+
+
+def test_vehicleid_is_judged_by_its_own_measure():
+    """Which copies the one by which trials were compared."""
+    raced = Raced(contenders=four(), units=[], results={}, dropped={}, metric=METRIC)
+    runs = {"seed 0": {"test/recall_at_1": 0.9, "test/official_recall_at_1": 0.7}}
+    assert verdict(raced, "001", {"001": runs}, {"validation": None, "test": None})["test_metric"] == (
+        "test/official_recall_at_1"
+    )
