@@ -22,6 +22,8 @@ from dcml_tune.clustering import recluster
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.criterion import MetricLoss
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore
+from dcml_tune.data.loader import BatchLoader, evaluation_batches
+from dcml_tune.data.transforms import TrainTransform
 from dcml_tune.evaluation import retrieval_measures
 from dcml_tune.files import TornFileError, read_sealed, write_sealed
 from dcml_tune.ledger import NAME as LEDGER
@@ -197,9 +199,9 @@ class Trainer:
         self.criterion = MetricLoss(config, int(self.data.labels.max()) + 1).to(self.device)
         self.optimizer = build_optimizer(self.model, self.criterion, config)
         workers = config.num_workers if config.num_workers is not None else (4 if self.device.type == "cuda" else 0)
-        self.loader = data.BatchLoader(
+        self.loader = BatchLoader(
             self.data.originals,
-            data.TrainTransform(config.sz_crop, config.album),
+            TrainTransform(config.sz_crop, config.album),
             num_workers=workers,
             pin=self.device.type == "cuda",
         )
@@ -591,7 +593,7 @@ def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimat
     model.eval()
     parts = []
     with torch.inference_mode():
-        for images in data.evaluation_batches(views, rows, _EMBED_BATCH.get(device.type, 64)):
+        for images in evaluation_batches(views, rows, _EMBED_BATCH.get(device.type, 64)):
             features = model.penultimate(images.to(device, non_blocking=True))
             parts.append(torch.nn.functional.normalize(features, dim=1) if penultimate else model.embed(features))
         return torch.cat(parts)

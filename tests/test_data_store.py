@@ -26,9 +26,10 @@ import torch
 from PIL import Image
 
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.data import ImageList, ImageStore, evaluation_batches, load, open_or_build
+from dcml_tune.data import ImageList, ImageStore, load, open_or_build
 from dcml_tune.data import store as store_module
 from dcml_tune.data.images import UnreadableImageError
+from dcml_tune.data.loader import evaluation_batches
 from dcml_tune.data.store import needed_bytes
 from dcml_tune.files import read_sealed, write_sealed
 

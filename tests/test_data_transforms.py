@@ -12,9 +12,8 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as V
 
-from dcml_tune.data import TrainTransform
 from dcml_tune.data.albums import jitter
-from dcml_tune.data.transforms import Crops, crop_and_flip, draw_crops, resized_crops
+from dcml_tune.data.transforms import Crops, TrainTransform, crop_and_flip, draw_crops, resized_crops
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -1,4 +1,4 @@
-"""Data sets: their classes and splits, the store of decoded images, transforms and batches."""
+"""Data sets: their classes and splits, the store of decoded images. Without the loader, which imports torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,19 @@ from dcml_tune.config import SettingError, TrialConfig, unknown_name
 from dcml_tune.data import cars, cub, emoji, folder, inshop, sop, vid
 from dcml_tune.data.batches import epoch_batches, round_robin
 from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, UnreadableImageError, fingerprint
-from dcml_tune.data.loader import BatchLoader, evaluation_batches
 from dcml_tune.data.splits import HeldOut, hold_out, hold_out_rows
 from dcml_tune.data.store import ImageStore, Kind, needed_bytes, open_or_build, undecodable
-from dcml_tune.data.transforms import TrainTransform
 
 __all__ = [
     "READERS",
-    "BatchLoader",
     "DataSet",
     "EvaluationSet",
     "HeldOut",
     "ImageList",
     "ImageStore",
     "Kind",
-    "TrainTransform",
     "UnreadableImageError",
     "epoch_batches",
-    "evaluation_batches",
     "fingerprint",
     "hold_out",
     "hold_out_rows",
