@@ -48,7 +48,7 @@ def contenders(trials: list[KnownTrial], published: dict[str, Any], most: int) -
     Args:
         trials: of the search.
         published: settings of the published point.
-        most: number of trials; the published one is a control, whether it is among them or not.
+        most: number of trials beside the controls.
     """
     valued = sorted(
         (t for t in trials if t.has_ended and t.best is not None), key=lambda t: t.best or 0.0, reverse=True
@@ -62,11 +62,11 @@ def contenders(trials: list[KnownTrial], published: dict[str, Any], most: int) -
     controls = [(PUBLISHED, published)]
     if published["nb_clusters"] != 1:
         controls.append((NO_DIVISION, {**published, "nb_clusters": 1}))
+    same = {name: known.pop(_frozen(config), None) for name, config in controls}
     found = list(known.values())[:most]
     for name, config in controls:
-        same = known.get(_frozen(config))
-        found = [each for each in found if each is not same]
-        value, epochs = (same.value, same.epochs) if same else (None, None)
+        tried = same[name]
+        value, epochs = (tried.value, tried.epochs) if tried else (None, None)
         found.append(Contender(name=name, config=config, value=value, epochs=epochs))
     return found
 

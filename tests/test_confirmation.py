@@ -56,7 +56,7 @@ def test_contenders_are_the_best_trials_and_the_controls():
         trial("005", [0.5], nb_clusters=1),  # no division
         trial("006", [0.4], masking_lambda=0.3),
     ]
-    found = {each.name: each for each in contenders(trials, POINT, 3)}
+    found = {each.name: each for each in contenders(trials, POINT, 2)}
     assert list(found) == ["002", "004", PUBLISHED, NO_DIVISION]
     assert (found["002"].value, found["002"].epochs) == (0.7, 1)
     assert (found["004"].value, found["004"].epochs) == (0.66, None)  # nobody knows where it would have been best

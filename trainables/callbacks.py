@@ -246,8 +246,10 @@ class Progress(Callback):
         name = _name(trial)
         row, key, when = self.rows[name], self.key(name), result.get("time_ms")
         if before := result.get("untrained"):
-            self.tracker.metrics(key, 0, before, when)
             self.untrained = before.get(self.metric)
+            # MLflow's compare page shows the metric that was recorded first.
+            best = {} if self.untrained is None else {f"{self.metric}_best": self.untrained}
+            self.tracker.metrics(key, 0, {**best, **before}, when)
         if note := result.get(NOTE):
             log.warning("trial %s %s", name, note)
             self.tracker.tags(key, {"dcml.tried_again": note})

@@ -42,6 +42,7 @@ class CheapTrainer:
     def __init__(self, config, metric):
         self.config, self.metric, self.epoch, self.best = config, metric, 0, -math.inf
         self.loader, self.compares = NoLoader(), True
+        self.history, self.test_scored_before = [], None
 
     def untrained(self):
         return {self.metric: 0.1}
@@ -51,10 +52,12 @@ class CheapTrainer:
         self.epoch += 1
         value = 0.2 + 0.05 * self.epoch - 0.02 * abs(math.log10(self.config.masking_lambda) + 1)
         self.best = max(self.best, value)
+        self.history.append(value)
         measures = {self.metric: value, f"{self.metric}_best": self.best, "train/loss": 1 / self.epoch}
         return {**measures, "epoch_best": self.epoch}
 
     def test(self, penultimate=False):
+        self.test_scored_before = 0
         return {"test/recall_at_1": 0.5, "test/map_at_r": 0.4}
 
     @staticmethod
