@@ -1,7 +1,8 @@
-"""Pictures of a search while it runs: MLflow's compare page and Ray's dashboard, in a real Chromium.
+"""Pictures of a search: MLflow's compare page and the search's own run, Ray's dashboard, in a real Chromium.
 
     python -m dcml_tune.search emoji --name demo &
     python benchmarks/screenshots.py demo --output-dir runs --dashboard http://127.0.0.1:8265
+    python benchmarks/screenshots.py demo --output-dir runs      # once it has ended: MLflow alone
 
 Needs chromium and its driver (Debian: chromium, chromium-driver) and the package selenium. Writes docs/images/*.png.
 """
@@ -9,6 +10,7 @@ Needs chromium and its driver (Debian: chromium, chromium-driver) and the packag
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
@@ -35,13 +38,14 @@ FLAGS = (
     "--window-size=1600,1000",
 )
 PORT = 5055
+BASE = f"http://127.0.0.1:{PORT}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="of the search")
     parser.add_argument("--output-dir", default="runs")
-    parser.add_argument("--dashboard", default="http://127.0.0.1:8265")
+    parser.add_argument("--dashboard", help="of Ray, while the search runs")
     given = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     store = f"sqlite:///{Path(given.output_dir).resolve() / 'mlflow.db'}"
@@ -53,8 +57,10 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as profile:
             browser = open_browser(profile)
-            ray_pages(browser, given.dashboard)
+            if given.dashboard:
+                ray_pages(browser, given.dashboard)
             compare_page(browser, given.name)
+            run_page(browser, given.name)
             browser.quit()
     finally:
         server.terminate()
@@ -84,14 +90,35 @@ def ray_pages(browser: webdriver.Chrome, dashboard: str) -> None:
 
 def compare_page(browser: webdriver.Chrome, search: str) -> None:
     """All trials of the search, side by side."""
-    base = f"http://127.0.0.1:{PORT}"
-    wait_for(base)
-    found = ask(base, "experiments/get-by-name?experiment_name=dcml_tune", None)["experiment"]["experiment_id"]
-    wanted = {"experiment_ids": [found], "filter": f"tags.`dcml.search` = '{search}' AND tags.`dcml.role` = 'trial'"}
-    runs = [run["info"]["run_id"] for run in ask(base, "runs/search", wanted)["runs"]]
-    lists = [quote(json.dumps(each), safe="") for each in (runs, [found])]
-    browser.get(f"{base}/#/compare-runs?runs={lists[0]}&experiments={lists[1]}")
+    experiment, runs = of_search(search, "trial")
+    lists = [quote(json.dumps(each), safe="") for each in (runs, [experiment])]
+    browser.get(f"{BASE}/#/compare-runs?runs={lists[0]}&experiments={lists[1]}")
+    close_assistant(browser)
     picture(browser, "mlflow-compare", seconds=20)
+
+
+def run_page(browser: webdriver.Chrome, search: str) -> None:
+    """The search's own run: verdict and best so far; its artifacts: the report."""
+    experiment, [run] = of_search(search, "search")
+    browser.get(f"{BASE}/#/experiments/{experiment}/runs/{run}/artifacts/report/index.html")
+    close_assistant(browser)
+    picture(browser, "mlflow-report", seconds=20)
+
+
+def of_search(search: str, role: str) -> tuple[str, list[str]]:
+    """MLflow's ids of the experiment, and of the search's runs of a role."""
+    wait_for(BASE)
+    found = ask(BASE, "experiments/get-by-name?experiment_name=dcml_tune", None)["experiment"]["experiment_id"]
+    wanted = {"experiment_ids": [found], "filter": f"tags.`dcml.search` = '{search}' AND tags.`dcml.role` = '{role}'"}
+    return found, [run["info"]["run_id"] for run in ask(BASE, "runs/search", wanted)["runs"]]
+
+
+def close_assistant(browser: webdriver.Chrome) -> None:
+    """MLflow opens a panel of its own beside the page."""
+    time.sleep(8)
+    for button in browser.find_elements("css selector", "button[aria-label*='lose'], button[aria-label*='Close']"):
+        with contextlib.suppress(WebDriverException):
+            button.click()
 
 
 def ask(base: str, call: str, body: dict | None) -> dict:
