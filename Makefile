@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 
 search: $(READY)
 	@echo "Searching the embedded data set: about 10 minutes on 2 cores."
-	$(BIN)/python -m dcml_tune.search emoji $(ARGS)
+	$(BIN)/python -m dcml_tune.search emoji --num-samples 6 --confirm 1 --folds 2 --final-seeds 1 $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest

@@ -37,6 +37,10 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1600,1000",
 )
+HIDE_PATH = """
+for (const each of document.querySelectorAll('div, span'))
+    if (each.textContent.startsWith('Path: ') && each.textContent.length < 300) each.style.visibility = 'hidden'
+"""
 PORT = 5055
 BASE = f"http://127.0.0.1:{PORT}"
 
@@ -102,7 +106,9 @@ def run_page(browser: webdriver.Chrome, search: str) -> None:
     experiment, [run] = of_search(search, "search")
     browser.get(f"{BASE}/#/experiments/{experiment}/runs/{run}/artifacts/report/index.html")
     close_assistant(browser)
-    picture(browser, "mlflow-report", seconds=20)
+    time.sleep(12)
+    browser.execute_script(HIDE_PATH)
+    picture(browser, "mlflow-report", seconds=1)
 
 
 def of_search(search: str, role: str) -> tuple[str, list[str]]:

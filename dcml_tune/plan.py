@@ -279,7 +279,7 @@ class Plan:
             self.dashboard = connect(self.arguments.ray_address)
             cores, gpus = cluster_size()
         return share(
-            num_samples=self.planned,
+            num_samples=max(self.planned, self.arguments.confirm + len(CONTROLS) if self.arguments.confirm else 1),
             gpus_per_trial=self.arguments.gpus_per_trial,
             max_concurrent=self.arguments.max_concurrent,
             cores=cores,

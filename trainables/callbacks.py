@@ -342,13 +342,17 @@ class Progress(Callback):
             return "" if value is None else f"{100 * value:.1f} %"
 
         minutes = (time.time() - self.started) / 60
-        title = f"{self.search}: best {share(self.best)}, untrained {share(self.untrained)}, {self.epochs} epochs, {minutes:.1f} min"
+        known = [("best", self.best), ("untrained", self.untrained)]  # the last stage has nothing to compare on
+        values = "".join(f"{name} {share(value)}, " for name, value in known if value is not None)
+        title = f"{self.search}: {values}{self.epochs} epochs, {minutes:.1f} min"
         if self.metric.startswith("paper"):
             title += f" ({PAPER_LABEL})"
         here = self.epochs - self._epochs_before
         if here and (left := self._epochs_left()):
             title += f", {minutes * left / here:.1f} min left unless trials are pruned"
-        table = Table("trial", *self.varied, "epoch", "phase", "last", "best", "state", title=title)
+        table = Table(title=title)
+        for column in ("trial", *self.varied, "epoch", "phase", "last", "best", "state"):
+            table.add_column(column, no_wrap=column != "state")
         for name, row in sorted(self.rows.items()):
             config = TrialConfig(**row["settings"])
             phase = EpochPlan.at(max(0, row["epoch"] - 1), config).phase

@@ -126,7 +126,7 @@ def _forest(comparisons: list[dict[str, Any]], metric: str, album: Album) -> Fig
         range(len(comparisons)), [f"{each['control']}, {each['on']} ({each['pairs']})" for each in comparisons]
     )
     drawn.set_ylim(len(comparisons) - 0.5, -0.5)
-    drawn.set_xlabel(f"winner minus control, {metric} (points, 95 % interval)")
+    drawn.set_xlabel(f"winner minus control, {metric.rpartition('/')[2]} (points, 95 % interval)")
     drawn.set_ylabel("control (pairs)")
     caption = "Look for intervals that do not touch the line at zero: only there is a difference shown; an empty circle has no interval."
     return album.keep(drawn, "forest", title="The winner against its controls", caption=caption)
