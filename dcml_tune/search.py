@@ -117,12 +117,12 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
 
 def _repeat(arguments: Any) -> int:
     from dcml_tune.repeat import repeat
+    from dcml_tune.tracking import absolute_uri
 
     output = Path(arguments.output_dir).expanduser().absolute()
-    uri = arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}"
-    return repeat(
-        arguments.repeat_trial, uri=uri, stores=output / "store", dataset_dir=getattr(arguments, "dataset_dir", None)
-    )
+    uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
+    moved_to = getattr(arguments, "dataset_dir", None)
+    return repeat(arguments.repeat_trial, uri=uri, stores=output / "store", dataset_dir=moved_to)
 
 
 def _checked(arguments: Any, given: dict[str, Any]) -> Plan:
