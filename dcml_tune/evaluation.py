@@ -23,6 +23,8 @@ _DISTANCES = 1 << 24
 _RESULTS = 1 << 22
 # More queries than this in a block gain nothing, and fewer fit a processor's cache better.
 _QUERIES = 1024
+# Neighbouring columns of distances of which the least is looked for first.
+_CHUNK = 32
 
 
 def recall_at_k(
@@ -169,11 +171,17 @@ class _Search:
     def blocks(self, relevant: NDArray[np.int64], k: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
         """Blocks of queries, and whether each of their nearest others has their class, nearest first."""
         norms = self.others.square().sum(1)
+        columns = len(self.others)
+        room = norms.new_empty(0, 0)
         with _full_precision(self.queries.device.type):
-            for rows, width in _blocks(relevant, len(self.others) - int(self.itself), k):
+            for rows, width in _blocks(relevant, columns - int(self.itself), k):
                 index = torch.from_numpy(rows).to(self.queries.device)
+                if len(rows) > len(room):
+                    # All blocks share one room, and only whole chunks: the columns that are too many stay at infinity.
+                    room = norms.new_full((len(rows), -(-columns // _CHUNK) * _CHUNK), torch.inf)
+                distances = room[: len(rows)]
                 # |g|^2 - 2 q.g differs from the squared distance by a constant of the query.
-                distances = torch.addmm(norms, self.queries[index], self.others.T, alpha=-2)
+                torch.addmm(norms, self.queries[index], self.others.T, alpha=-2, out=distances[:, :columns])
                 if self.itself:
                     distances.scatter_(1, index[:, None], torch.inf)
                 nearest = _nearest(distances, width).cpu().numpy()
@@ -211,13 +219,31 @@ def _nearest(distances: Tensor, width: int) -> Tensor:
     """The columns of each row's least distances, nearest first, ties in the order of the columns."""
     if width * 16 > distances.shape[1]:  # among so many float32 some will tie in nearly every row
         return _nearest_by_column(distances, width)
-    values, columns = distances.topk(width + 1, largest=False, sorted=True)
+    values, columns = _least(distances, width + 1)
     columns = columns[:, :width]
     # topk orders ties as it likes, and of those at the last place it keeps any: settle these rows again.
     tied = (values[:, 1:] == values[:, :-1]).any(1)
     if bool(tied.any()):
         columns[tied] = _nearest_by_column(distances[tied], width)
     return columns
+
+
+def _least(distances: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The least values of each row, ascending, and their columns; of ties any.
+
+    On a CPU topk copies what it looks through, which takes as long as a fifth of the distances themselves. The chunks with
+    the `count` least minima hold the `count` least values: a value of another chunk has all these minima before it.
+    """
+    rows, size = distances.shape
+    if distances.device.type != "cpu" or size % _CHUNK or size // _CHUNK < count:
+        least = distances.topk(count, largest=False, sorted=True)
+        return least.values, least.indices
+    chunks = distances.unflatten(1, (-1, _CHUNK))
+    chosen = chunks.amin(2).topk(count, largest=False, sorted=False).indices
+    first = torch.arange(rows)[:, None] * (size // _CHUNK)
+    candidates = chunks.flatten(0, 1).index_select(0, (first + chosen).flatten()).view(rows, -1)
+    values, at = candidates.topk(count, largest=False, sorted=True)
+    return values, chosen.gather(1, at // _CHUNK) * _CHUNK + at % _CHUNK
 
 
 def _nearest_by_column(distances: Tensor, width: int) -> Tensor:

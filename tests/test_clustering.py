@@ -201,6 +201,7 @@ def test_faiss_is_silent_and_leaves_its_threads_as_they_were(capfd):
         (np.zeros((0, 3)), 1, {}, "0 images"),
         (np.ones(3), 1, {}, r"shape \(3,\)"),
         (np.array([[1.0], [np.nan], [np.inf]]), 2, {}, "2 of 3 images are not finite"),
+        (np.array([[1.0], [-np.inf], [np.inf]]), 2, {}, "2 of 3 images are not finite"),
         (np.eye(3), 2, {"backend": "fais"}, "'fais' is not known; did you mean 'faiss'"),
         (np.eye(3), 2, {"init": np.eye(2)}, r"init must have shape \(2, 3\)"),
     ],
@@ -210,6 +211,11 @@ def test_wrong_input_is_refused(features, k, keywords, said):
     with pytest.raises(ValueError, match=said) as error:
         kmeans(features, k, seed=0, **keywords)
     assert "\n" not in str(error.value)
+
+
+def test_features_whose_sum_is_not_finite_are_taken():
+    """Only features that are not finite themselves are refused."""
+    assert kmeans(np.full((3, 1), 3e38), 3, seed=0)[0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="Faiss has a GPU here")

@@ -85,11 +85,14 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
         assert retrieval_measures(rows, labels, KS) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("width", [1, 5, 60, 400])
-def test_nearest_equals_a_stable_sort(width):
-    """Least distances of any sign, with many ties, in the order of a stable sort."""
+@pytest.mark.parametrize("values", [44, 1 << 20])
+@pytest.mark.parametrize(
+    ("width", "columns"), [(1, 400), (5, 400), (60, 400), (400, 400), (1, 640), (18, 640), (20, 640), (61, 2048)]
+)
+def test_nearest_equals_a_stable_sort(width, columns, values):
+    """Least distances of any sign, with many ties or few, in the order of a stable sort; in chunks of columns or not."""
     generator = torch.Generator().manual_seed(width)
-    distances = torch.randint(-4, 40, (50, 400), generator=generator) / 4
+    distances = (torch.randint(values, (50, columns), generator=generator) - 4) / 4
     distances[:, 7], distances[0, :] = -0.0, 0.0
     distances[3, 11] = torch.inf
     expected = distances.sort(dim=1, stable=True).indices[:, :width]
