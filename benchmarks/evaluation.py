@@ -1,0 +1,155 @@
+"""Retrieval measures of a test set as large as Stanford Online Products', against a bare search by Faiss.
+
+    python benchmarks/evaluation.py [--images 60500] [--classes 11316] [--repeats 3]
+
+60,500 unit embeddings of 512 dimensions, 11,316 classes of 2 to 12 images. Ours: recall@1, @10, @100 and MAP@R by
+`dcml_tune.evaluation.retrieval_measures`. Reference: `search` of faiss.IndexFlatIP and of faiss.IndexFlatL2, to which the
+embeddings were added before the time is taken, for the k that these measures need: 101 neighbours, the query itself being
+one of them, or R + 1 of the largest class where that is more (the title says which). For these embeddings it is 101, for
+MAP@R as well: no class has more than 12 images. What Faiss finds is not measured within its time; recall@1 is computed
+from it afterwards, and must agree. All cores for both.
+
+Memory: a process of its own reads the embeddings, does the work once, and says by how much its peak lies above what it
+held before. For Faiss that includes the index, which copies the embeddings, and the neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import torch
+from measure import Row, alternate, ratio_line, show, value_line
+
+from dcml_tune.evaluation import retrieval_measures
+
+Embeddings = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+KS = (1, 10, 100)
+INDICES: dict[str, type[faiss.Index]] = {"IndexFlatIP": faiss.IndexFlatIP, "IndexFlatL2": faiss.IndexFlatL2}
+SMALLEST, LARGEST = 2, 12
+BLOCK = 4096
+MIB = 1 << 20
+
+
+def drawn(images: int, classes: int, dimensions: int) -> tuple[Embeddings, Labels]:
+    """Unit rows around one centre a class, in no order; classes of `SMALLEST` to `LARGEST` images, if they fit."""
+    rng = np.random.default_rng(0)
+    open_places = np.repeat(np.arange(classes), LARGEST - SMALLEST)
+    more = rng.choice(open_places, images - SMALLEST * classes, replace=False)
+    labels = rng.permutation(np.concatenate([np.repeat(np.arange(classes), SMALLEST), more]))
+    centres = rng.standard_normal((classes, dimensions), dtype=np.float32)
+    embeddings = np.empty((images, dimensions), dtype=np.float32)
+    for start in range(0, images, BLOCK):
+        block = rng.standard_normal(out=embeddings[start : start + BLOCK], dtype=np.float32)
+        block *= 2.5
+        block += centres[labels[start : start + BLOCK]]
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+    return embeddings, labels
+
+
+def neighbours(labels: Labels) -> int:
+    """The k of a search that gives all measures: the query itself, and the most others that one of them looks at."""
+    return 1 + max(*KS, int(np.bincount(labels).max()) - 1)
+
+
+def filled(name: str, embeddings: Embeddings) -> faiss.Index:
+    """An index of the embeddings."""
+    index = INDICES[name](embeddings.shape[1])
+    index.add(embeddings)
+    return index
+
+
+def recall_at_1(found: Labels, labels: Labels) -> float:
+    """Share of images whose nearest other one has their class, by the rows that a search found for each."""
+    itself = np.arange(len(labels))
+    nearest = np.where(found[:, 0] == itself, found[:, 1], found[:, 0])
+    return float((labels[nearest] == labels).mean())
+
+
+def peak(part: str, file: Path) -> float:
+    """Mebibytes that a part of this benchmark needs beside the embeddings, in a process of its own."""
+    command = [sys.executable, __file__, "--peak", part, "--data", str(file)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(said)) / MIB
+
+
+def report_peak(part: str, file: Path) -> None:
+    """What `peak` runs: print the bytes."""
+    with np.load(file) as data:
+        embeddings, labels = data["embeddings"], data["labels"]
+    before = resident()["VmRSS"]
+    if part == "ours":
+        retrieval_measures(embeddings, labels, KS)
+    else:
+        filled(part, embeddings).search(embeddings, neighbours(labels))
+    print(json.dumps(resident()["VmHWM"] - before))
+
+
+def resident() -> dict[str, int]:
+    """Bytes that this process holds now (VmRSS) and held at most (VmHWM).
+
+    Not getrusage's `ru_maxrss`: Linux starts that of a process at the peak of the one which started it.
+    """
+    fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Vm"))
+    return {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in fields}
+
+
+def measured(options: argparse.Namespace) -> tuple[str, list[Row]]:
+    """The title and all rows of the table."""
+    embeddings, labels = drawn(options.images, options.classes, options.dimensions)
+    k = neighbours(labels)
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "embeddings.npz"
+        np.savez(file, embeddings=embeddings, labels=labels)
+        peaks = [peak(part, file) for part in ("ours", "IndexFlatIP")]
+    measures: dict[str, float] = {}
+    found: dict[str, Labels] = {}
+
+    def ours() -> None:
+        measures.update(retrieval_measures(embeddings, labels, KS))
+
+    def theirs(name: str, index: faiss.Index) -> None:
+        found[name] = index.search(embeddings, k)[1]
+
+    works: dict[str, Callable[[], object]] = {"ours": ours}
+    works |= {name: partial(theirs, name, filled(name, embeddings)) for name in INDICES}
+    taken = alternate(works, options.repeats)
+    rows = [ratio_line(f"time; {name}", taken["ours"], taken[name], unit="s", goal="1") for name in INDICES]
+    for name in INDICES:
+        expected = recall_at_1(found[name], labels)
+        rows.append(value_line(f"recall@1; {name}", measures["recall_at_1"], expected, goal="1"))
+    rows.append(value_line("peak memory; IndexFlatIP", *peaks, unit="MiB", goal="below 1024 MiB"))
+    size = f"{options.images:,} x {options.dimensions}"
+    return f"retrieval measures of {size}; Faiss's k is {k}; {torch.get_num_threads()} threads", rows
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=60_500)
+    parser.add_argument("--classes", type=int, default=11_316)
+    parser.add_argument("--dimensions", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", choices=("ours", *INDICES), help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.peak:
+        report_peak(options.peak, options.data)
+        return []
+    title, rows = measured(options)
+    show(title, rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The benchmarks that compare with other libraries run at small sizes, and both sides give the same values."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import pytest
+import torch
+
+KEYS = {"part", "ours", "reference", "unit", "ratio", "least", "most", "goal"}
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Imports a program of benchmarks/, as a run of it does: what lies beside it can be imported, too."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    before, threads = set(sys.modules), (torch.get_num_threads(), cv2.getNumThreads())
+    yield importlib.import_module
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+    for name in set(sys.modules) - before:
+        if "/benchmarks/" in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def table(module: ModuleType, *argv: str) -> dict[str, dict]:
+    """The rows that a program returns, by their part."""
+    rows = module.main(list(argv))
+    assert all(set(row) == KEYS for row in rows)
+    assert all(row["least"] <= row["ratio"] <= row["most"] for row in rows)
+    return {row["part"]: row for row in rows}
+
+
+def test_works_run_in_turn(program, capsys):
+    """A B A B, and a row of their times; the table shows each row."""
+    measure, order = program("measure"), []
+    taken = measure.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 3
+    assert [len(seconds) for seconds in taken.values()] == [3, 3]
+    row = measure.ratio_line("part", [1.0, 2.0, 4.0], [4.0, 6.0, 8.0], goal="2", unit="s")
+    assert (row["ours"], row["reference"], row["ratio"], row["least"], row["most"]) == (2, 6, 3, 2, 4)
+    measure.show("title", [row, measure.middle_line("middle", [row], goal="1")])
+    assert "2.00 to 4.00" in capsys.readouterr().out
+
+
+def test_losses(program):
+    """Margin loss and overlap are those of the references, however the loop is written."""
+    losses = program("losses")
+    rows = table(losses, "--batch", "16", "--large-batch", "24", "--masks", "4", "--repeats", "2", "--calls", "1")
+    assert len(rows) == 3 + 4 + 1
+    different = losses.differences(16, 2, 4)
+    assert set(different) == {"margin loss", *losses.LOOPS}
+    assert all(abs(share) < 1e-5 for share in different.values())
+
+
+def test_images(program, capsys):
+    """All images come, from both stores; four rows of rates, and what the stores took."""
+    arguments = ("--images", "6", "--width", "320", "--height", "300", "--batch", "4", "--repeats", "1")
+    rows = table(program("images"), *arguments)
+    assert len(rows) == 4
+    assert {row["unit"] for row in rows.values()} == {"images/s"}
+    assert "store small" in capsys.readouterr().out
+
+
+def test_clustering(program):
+    """K-means ends within 1 % of where Faiss ends, from the same images."""
+    sizes = ("--images", "600", "--dimensions", "16", "--clusters", "4", "--repeats", "1")
+    rows = table(program("clustering"), *sizes)
+    objectives = [row for part, row in rows.items() if "objective; Faiss" in part and "a cluster" not in part]
+    assert len(objectives) == 4
+    assert all(row["ratio"] == pytest.approx(1, abs=0.01) for row in objectives)
+
+
+def test_evaluation(program):
+    """Recall@1 is what Faiss's neighbours give, and the memory of both is measured in processes of their own."""
+    sizes = ("--images", "240", "--classes", "40", "--dimensions", "256", "--repeats", "1")
+    rows = table(program("evaluation"), *sizes)
+    for name in ("IndexFlatIP", "IndexFlatL2"):
+        assert rows[f"recall@1; {name}"]["ours"] == rows[f"recall@1; {name}"]["reference"] > 0.1
+    memory = rows["peak memory; IndexFlatIP"]
+    assert 0 < memory["ours"] < 100
+    assert 0 < memory["reference"] < 100
