@@ -13,9 +13,8 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +22,9 @@ from scipy.optimize import linear_sum_assignment
 
 from dcml_tune.config import Backend, SettingError, TrialConfig, unknown_name
 from dcml_tune.schedule import EpochPlan
+
+if TYPE_CHECKING:
+    import faiss
 
 logger = logging.getLogger(__name__)
 
@@ -365,7 +367,7 @@ def _backend(name: str) -> Run:
     known = list(get_args(Backend))
     if name not in known:
         raise ValueError(unknown_name("k-means backend", name, known))
-    gpus = faiss.get_num_gpus() if name in ("auto", "faiss-gpu") else 0
+    gpus = _faiss_gpus() if name in ("auto", "faiss-gpu") else 0
     if name == "faiss-gpu" and gpus == 0:
         raise ValueError("backend='faiss-gpu': Faiss finds no GPU here; use backend='auto', or give the trial a GPU")
     if name == "auto":
@@ -376,12 +378,25 @@ def _backend(name: str) -> Run:
     return runs[name]
 
 
+def _faiss_gpus() -> int:
+    """GPUs that Faiss can use: none where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        return 0
+    return int(faiss.get_num_gpus())
+
+
 def _faiss(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
+    import faiss  # where torch's own k-means is taken it is not needed
+
     return _lloyd(x, start, _faiss_nearest(x, faiss.IndexFlatL2(x.shape[1])))
 
 
 def _faiss_gpu(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
     """On the current GPU. The memory goes back with `resources`, at the end: the model needs it."""
+    import faiss
+
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(_faiss_bytes(*_gpu_memory()))
     config = faiss.GpuIndexFlatConfig()
@@ -470,6 +485,8 @@ def _faiss_nearest(x: torch.Tensor, index: faiss.Index) -> Nearest:
 @contextmanager
 def _faiss_threads(n: int) -> Iterator[None]:
     """Let Faiss use as many threads as the caller allows torch: trials share the machine."""
+    import faiss
+
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(n)
     try:

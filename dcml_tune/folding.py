@@ -11,12 +11,12 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
@@ -72,13 +72,19 @@ def _same(given: list[tuple[Tensor, int]], taken: list[tuple[Tensor, int]]) -> b
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return (
-        type(conv) in (nn.Conv2d, Conv2dSame)
+        (type(conv) is nn.Conv2d or _pads_same(conv))
         and conv.padding_mode == "zeros"
         and not (type(conv) is nn.Conv2d and isinstance(conv.padding, str))
         and isinstance(norm, nn.BatchNorm2d)
         and norm.affine
         and norm.num_features == conv.out_channels
     )
+
+
+def _pads_same(conv: nn.Module) -> bool:
+    """Whether it is timm's convolution that pads as TensorFlow does; without timm, whose import is slow, there is none."""
+    layers = sys.modules.get("timm.layers")
+    return layers is not None and type(conv) is layers.Conv2dSame
 
 
 class _FoldedNorm(nn.BatchNorm2d):
@@ -98,9 +104,11 @@ class _FoldedConv(nn.Conv2d):
 
     norm: list[nn.BatchNorm2d]  # in a list, so that its parameters are not registered twice
     unfolded: type[nn.Module]
+    pads_same: bool
 
     @classmethod
     def adopt(cls, conv: nn.Module, norm: nn.Module) -> None:
+        cast(_FoldedConv, conv).pads_same = _pads_same(conv)
         for module, folded in ((conv, cls), (norm, _FoldedNorm)):
             cast(Any, module).unfolded = type(module)
             module.__class__ = folded
@@ -118,7 +126,9 @@ class _FoldedConv(nn.Conv2d):
         bias = norm.bias + ((0 if self.bias is None else self.bias) - mean) * scale
         weight = self.weight * scale[:, None, None, None]
         padding = cast("tuple[int, int]", self.padding)
-        if self.unfolded is Conv2dSame:
+        if self.pads_same:
+            from timm.layers import pad_same
+
             input, padding = pad_same(input, self.kernel_size, self.stride, self.dilation), (0, 0)
         if self._small_depthwise(input):
             return cast(Tensor, _SmallDepthwise.apply(input, weight, bias, self.stride, padding))

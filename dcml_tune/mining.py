@@ -233,8 +233,11 @@ def to_device(indices: list[Indices], device: torch.device) -> tuple[Tensor, ...
 def move(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device, for which the host does not wait, unless the device is the host itself.
 
-    (A copy to the CPU that is not waited for can be read before it is complete.)
+    (A copy to the CPU that is not waited for can be read before it is complete. From memory that is not page-locked the
+    driver may wait for all work before it copies.)
     """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 

@@ -15,6 +15,7 @@ from dcml_tune.confirmation import CONTROLS, Contender, Unit, contenders, units
 from dcml_tune.effects import without_effect
 from dcml_tune.files import TornFileError, free_bytes, parse_size, read_sealed, readable_size
 from dcml_tune.record import Record, refuse_existing
+from dcml_tune.resources import AUTO
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -117,6 +118,8 @@ def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, 
     for flag, value in {**given, **given_settings(Namespace(**given))}.items():
         if flag in _MAY_CHANGE or (flag in ("num_samples", "space") and extends):
             continue
+        if flag == "gpus_per_trial" and value == AUTO and asked.get("measured") is not None:
+            continue  # it was measured once, and is a number since
         if flag in ("dataset_dir", "space") and value:
             value = str(Path(value).expanduser().absolute())
         if flag == "tracking_uri" and value:
@@ -140,6 +143,7 @@ class Plan:
         data: images, held-out classes.
         space: what varies, restricted to what can work.
         shares: what each trial gets of the machine.
+        measured: what it was found by, if that was asked for; of a search that goes on, at its beginning.
         planned: number of trials.
         units: what settings are confirmed on; empty if they are not.
         keep_models: most models of ended trials that fit the budget of checkpoints; None: all.
@@ -191,13 +195,14 @@ class Plan:
             raise SettingError(f"--confirm {arguments.confirm}: must be at least 0; give a number of settings")
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
-        self.shares = self._share()
+        self.measured: str | None = record.asked.get("measured") if record is not None else None
         base = TrialConfig(**{**space.published, **settings, "nb_clusters": 1, "force_full_embedding_epoch": None})
         if base.protocol == "held_out" and base.val_share == 0:
             raise SettingError(
                 "val_share=0: trials are compared on training classes that are held out; give a share, or --protocol "
                 "paper to choose on the test classes as the original does"
             )
+        self.shares = self._share(base, {**space.published, **settings}.get("nb_clusters", 1))
         if arguments.ray_address is None:  # another machine's GPUs are not seen from here
             check_backend(base.backend)
         self.base, self.metrics = base, compared_by(arguments.metric, base)
@@ -269,22 +274,43 @@ class Plan:
             return []
         return units(folds, self.arguments.seeds, base.seed)
 
-    def _share(self) -> Shares:
+    def _share(self, base: TrialConfig, nb_clusters: int) -> Shares:
         """What each trial gets: of this machine, or of the cluster that is joined."""
+        from dcml_tune.probe import full_division, resolve
         from dcml_tune.resources import share
         from trainables.cluster import cluster_size, connect
 
+        asked, address = self.arguments.gpus_per_trial, self.arguments.ray_address
+        if asked == AUTO and address is not None:
+            raise SettingError(
+                f"--gpus-per-trial {AUTO}: with --ray-address the GPUs are those of the cluster, and only this machine's can "
+                "be measured; give a number, such as 0.5"
+            )
         cores = gpus = None
-        if self.arguments.ray_address is not None:
-            self.dashboard = connect(self.arguments.ray_address)
+        if address is not None:
+            self.dashboard = connect(address)
             cores, gpus = cluster_size()
-        return share(
-            num_samples=max(self.planned, self.arguments.confirm + len(CONTROLS) if self.arguments.confirm else 1),
-            gpus_per_trial=self.arguments.gpus_per_trial,
-            max_concurrent=self.arguments.max_concurrent,
-            cores=cores,
-            gpus=gpus,
-        )
+
+        confirmed = self.arguments.confirm + len(CONTROLS) if self.arguments.confirm else 1
+        most = max(self.planned, confirmed)  # trials of a stage
+
+        def shares(gpus_per_trial: float | None) -> Shares:
+            return share(
+                num_samples=most,
+                gpus_per_trial=gpus_per_trial,
+                max_concurrent=self.arguments.max_concurrent,
+                cores=cores,
+                gpus=gpus,
+            )
+
+        if asked == AUTO:
+            if shares(None).gpus_per_trial > 0:
+                print("measuring how many trials a GPU takes at once: about a minute", flush=True)
+            at_once = min(most, self.arguments.max_concurrent or most)
+            # A resume takes what was measured at the beginning.
+            asked, self.measured = resolve(full_division(base, nb_clusters), at_once=at_once)
+            self.arguments.gpus_per_trial = asked
+        return shares(asked)
 
     # -- what is said ----------------------------------------------------------------------------------
 
@@ -305,6 +331,7 @@ class Plan:
             else f"  {PAPER_LABEL}; {trains} classes train",
             f"  {self.planned} trials by {self.arguments.searcher} and {self.arguments.scheduler}, "
             f"{shares.concurrent} at once ({shares.why})",
+            *([f"  {self.measured}"] if self.measured is not None else []),
             *self._head_of_confirmation(),
             *(f"  {name}: {domain}  ({why})" for name, domain, why in self.space.describe()),
             *(f"  {line}" for line in self.lines),
@@ -405,6 +432,7 @@ class Plan:
             flags["tracking_uri"] = redact(flags["tracking_uri"]) if flags["tracking_uri"] else None
             flags["space"] = str(Path(flags["space"]).expanduser().absolute()) if flags["space"] else None
             asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json(), "metrics": self.metrics}
+            asked |= {"measured": self.measured} if self.measured is not None else {}
             self.record = Record.create(self.directory, {**asked, "data": self.data.dataset.fingerprint})
         elif self.is_wider:
             self.record.ask(

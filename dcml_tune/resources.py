@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 from dataclasses import dataclass
 
 from dcml_tune.config import SettingError
+
+AUTO = "auto"
+"""Instead of a number of GPUs a trial: the share with which they are fastest in sum, as `probe` measures it."""
 
 # Trials at once on a machine without a GPU; more would make the search blinder for little gain.
 _MOST_ON_CPU = 4
@@ -69,6 +74,16 @@ def share(
     return Shares(concurrent=count, cpus_per_trial=threads, gpus_per_trial=0.0, threads_per_trial=threads, why=why)
 
 
+def gpus_per_trial(text: str) -> float | str:
+    """Read the value of --gpus-per-trial: a number, or `auto`."""
+    try:
+        return AUTO if text == AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be a number of GPUs or {AUTO}; give such as 0.25, 1 or {AUTO}"
+        ) from None
+
+
 def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
     """Refuse a number of GPUs a trial that cannot be.
 
@@ -78,7 +93,7 @@ def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
     if gpus_per_trial is None:
         return
     name = f"--gpus-per-trial {gpus_per_trial:g}"
-    if gpus_per_trial < 0 or gpus_per_trial != gpus_per_trial:
+    if gpus_per_trial < 0 or not math.isfinite(gpus_per_trial):
         raise SettingError(f"{name}: must be a fraction up to 1, or whole; give such as 0.25, 0.5 or 1")
     if gpus_per_trial > 1 and gpus_per_trial != int(gpus_per_trial):
         raise SettingError(f"{name}: above 1 it must be whole; give {int(gpus_per_trial)} or {int(gpus_per_trial) + 1}")

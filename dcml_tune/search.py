@@ -19,6 +19,7 @@ from dcml_tune.files import write_sealed
 from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
 from dcml_tune.plan import Plan, given_plan, resumed_plan
 from dcml_tune.record import Record, all_records
+from dcml_tune.resources import gpus_per_trial
 from dcml_tune.studies import direction
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def parser() -> Parser:
     made.add_argument("--metric", action="append", help="by which trials are compared, each by its best so far: "
                       "recall_at_1 (default), map_at_r, marp or r_precision, after `val/`, or after `paper/` with --protocol "
                       "paper. Given again, such as time/epoch_s: the trials that no other one beats in all are told")  # fmt: skip
-    made.add_argument("--gpus-per-trial", type=float, help="share of a GPU up to 1, or a whole number; default 1")
+    made.add_argument("--gpus-per-trial", type=gpus_per_trial, help="share of a GPU up to 1, or a whole number; default 1. auto: "
+                      "the share with which trials are fastest in sum, measured in about a minute")  # fmt: skip
     made.add_argument("--max-concurrent", type=int, help="most trials at once; default: as many as fit")
     made.add_argument("--time-budget", help="stop the search after such as 30m or 10h")
     made.add_argument("--epoch-budget", type=int, help="stop the search after so many epochs of all trials together")

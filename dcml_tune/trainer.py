@@ -20,24 +20,22 @@ from torch import Tensor
 from dcml_tune import checkpoint, data
 from dcml_tune.clustering import recluster
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.criterion import MetricLoss
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore
-from dcml_tune.data.loader import BatchLoader, evaluation_batches
+from dcml_tune.data.loader import EVALUATION_BATCH, BatchLoader, ToDevice, evaluation_batches
 from dcml_tune.data.transforms import TrainTransform
 from dcml_tune.evaluation import retrieval_measures
 from dcml_tune.files import TornFileError, read_sealed, write_sealed
 from dcml_tune.ledger import NAME as LEDGER
 from dcml_tune.ledger import enter
-from dcml_tune.losses import mask_overlap
 from dcml_tune.model import BEST, MaskedEmbedder, load
-from dcml_tune.optimizer import build_optimizer, load_moments, moments, replace_masks
+from dcml_tune.optimizer import load_moments, moments, replace_masks
 from dcml_tune.protocols import EmbeddedOnce, official_measures
 from dcml_tune.schedule import EpochPlan
+from dcml_tune.updates import Updates
 
 log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
-_EMBED_BATCH = {"cpu": 64, "cuda": 256}
 _STATE, _BEST = "trainer", BEST
 
 
@@ -151,7 +149,7 @@ def _ks(dataset: data.DataSet) -> tuple[int, ...]:
     return dataset.tests[0].ks
 
 
-class Trainer:
+class Trainer(Updates):
     """Trains one configuration, an epoch at a time.
 
     Randomness is derived, not stored: batches, augmentation and dropout of epoch e are seeded from (seed, e), so a
@@ -190,14 +188,12 @@ class Trainer:
             ledger: file of the ledger of the test classes; by default beside the directory of the stores.
             name: of this run in the ledger.
         """
-        self.config, self.stores = config, Path(stores)
+        self.stores = Path(stores)
         self.ledger, self.name = Path(ledger or self.stores.absolute().parent / LEDGER), name
         self.metric = metric or f"{config.compared_on}/recall_at_1"
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.data = TrialData.open(config, self.stores)
-        self.model = MaskedEmbedder(config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.criterion = MetricLoss(config, int(self.data.labels.max()) + 1).to(self.device)
-        self.optimizer = build_optimizer(self.model, self.criterion, config)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        super().__init__(config, int(self.data.labels.max()) + 1, device)
         workers = config.num_workers if config.num_workers is not None else (4 if self.device.type == "cuda" else 0)
         self.loader = BatchLoader(
             self.data.originals,
@@ -252,7 +248,7 @@ class Trainer:
         if plan.recluster:
             views = self.data.views
             penultimate = self.config.penultimate_for_clusters
-            features = embed(self.model, views, self.data.train, penultimate=penultimate).cpu().numpy()
+            features = embed(self.model, views, self.data.train, penultimate=penultimate)
             labels = self.data.labels[self.data.train]
             found = recluster(features, labels, plan, self.assignment, config=self.config)
             self.partition, self.assignment = found.partition, found.assignment
@@ -284,38 +280,6 @@ class Trainer:
                 f"mask_lr_mult={self.config.mask_lr_mult}); lower the learning rates"
             )
         return {"train/loss": loss, "train/loss_masks": overlap, "train/batches": float(len(batches))}
-
-    def _step(
-        self, images: Tensor, labels: Indices, learner: int, plan: EpochPlan, generator: torch.Generator
-    ) -> Tensor:
-        """One update from a batch; returns (loss, mask overlap) without waiting for the device."""
-        z_BD = self.model(images.to(self.device, non_blocking=True), None if plan.full_embedding else learner)
-        metric = self.criterion(z_BD, torch.from_numpy(labels), generator)
-        overlap = self._overlap(plan)
-        loss = metric + self.config.masking_lambda * overlap
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return torch.stack([loss.detach(), overlap.detach()])
-
-    def _overlap(self, plan: EpochPlan) -> Tensor:
-        """The overlap of the masks, where it is part of the loss."""
-        if plan.full_embedding or plan.nb_clusters == 1 or not self.model.masks.requires_grad:
-            return torch.zeros((), device=self.device)
-        return mask_overlap(self.model.masks)
-
-    def _set_trainable(self, plan: EpochPlan) -> None:
-        """Freeze what the plan freezes.
-
-        Parameters without gradient are passed over by the optimiser, so Adam's moments of a frozen backbone stay.
-        """
-        config = self.config
-        self.model.train()
-        self.model.backbone.requires_grad_(not plan.backbone_frozen)
-        single = plan.nb_clusters == 1 and config.masks_freeze_one_cluster
-        self.model.masks.requires_grad_(not (plan.full_embedding or config.fixed_mask or single))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * plan.lr_factor
 
     # -- measuring -------------------------------------------------------------------------------------
 
@@ -590,11 +554,12 @@ def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimat
         Unit vectors, rows x D or rows x F, float32, on the model's device.
     """
     device = model.masks.device
+    to_device = ToDevice(device)
     model.eval()
     parts = []
     with torch.inference_mode():
-        for images in evaluation_batches(views, rows, _EMBED_BATCH.get(device.type, 64)):
-            features = model.penultimate(images.to(device, non_blocking=True))
+        for images in evaluation_batches(views, rows, EVALUATION_BATCH.get(device.type, 64)):
+            features = model.penultimate(to_device(images))
             parts.append(torch.nn.functional.normalize(features, dim=1) if penultimate else model.embed(features))
         return torch.cat(parts)
 

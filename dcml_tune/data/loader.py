@@ -18,6 +18,9 @@ from dcml_tune.data.transforms import TrainTransform
 # First word of the seed of augmentation; the choice of batches (batches.py) has another.
 STREAM = 2
 
+EVALUATION_BATCH = {"cpu": 64, "cuda": 256}
+"""Images that the network sees at once when it is not trained, by the kind of device."""
+
 # (first words of the seed, rows of the store): what a worker needs to know of a batch.
 Order = tuple[list[int], Indices]
 
@@ -85,6 +88,31 @@ class BatchLoader:
                 generator=torch.Generator(),
             )
         return iter(self._loader)
+
+
+class ToDevice:
+    """Brings batches to a device.
+
+    To a GPU they are copied from page-locked memory on a stream of their own: the copy of a batch runs while the GPU still
+    works on the one before, and the host waits for neither.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Take the device."""
+        self._device = device
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The batch on the device, in its memory format; on the CPU it is the batch itself."""
+        if self._copies is None or images.is_cuda:
+            return images.to(self._device)
+        pinned = images if images.is_pinned() else images.pin_memory()
+        with torch.cuda.stream(self._copies):
+            copy = pinned.to(self._device, non_blocking=True)
+        work = torch.cuda.current_stream(self._device)
+        work.wait_stream(self._copies)
+        copy.record_stream(work)  # its memory is not given away before the work on it is done
+        return copy
 
 
 if TYPE_CHECKING:
