@@ -1,0 +1,90 @@
+"""What a search does in a night, by arithmetic from rates: one GPU, a box of 8, ten such boxes; Cars and SOP.
+
+    python benchmarks/night.py [--train 2000] [--hours 10]
+
+Nothing is measured here: the rates are given. Of each epoch of the published setting the images are counted that are
+trained (backbone trained or frozen), embedded for the clustering, and embedded for the evaluation. Confirmation and final
+runs are those of the default flags, or of small ones, and run side by side as far as there are GPUs: the first two units of
+a race together, each further one after them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from dcml_tune.config import TrialConfig
+from dcml_tune.confirmation import CONTROLS
+from dcml_tune.data.published import COUNTS
+from dcml_tune.schedule import EpochPlan
+from search_spaces import load_space
+
+FROZEN = 2.9  # times as fast as with a trained backbone: engineering notes of the project
+FORWARD = 3.0  # images a second that are only embedded, in those that are trained
+PRUNED = 0.69  # share of the epochs that ASHA runs: docs/verdict.md
+DEFAULT, SMALL = (4, 3, 3), (1, 2, 1)  # settings that are confirmed, units, final seeds
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images a second of one GPU, all trials on it together, and the share of an epoch that they take."""
+
+    train: float
+    share: float = 0.9
+
+
+def run_hours(name: str, rates: Rates, images: int) -> float:
+    """Hours of one run in full on one GPU.
+
+    Args:
+        name: of the data set.
+        rates: of the GPU.
+        images: of the training classes.
+    """
+    config = TrialConfig(**load_space(name).published)
+    held = config.val_share * images
+    trained = images - held
+    seconds = 0.0
+    for epoch in range(config.nb_epochs):
+        plan = EpochPlan.at(epoch, config)
+        seconds += trained / (rates.train * (FROZEN if plan.backbone_frozen else 1.0))
+        seconds += (held + (trained if plan.recluster else 0.0)) / (rates.train * FORWARD)
+    return seconds / rates.share / 3600
+
+
+def night(hours: float, run: float, gpus: int, flags: tuple[int, int, int]) -> tuple[float, float, int]:
+    """Hours of the search and of what follows it, and the trials of the search (0 if there is no time for one)."""
+    confirm, units, seeds = flags
+    contenders = confirm + len(CONTROLS)
+    rounds = [2 * contenders, *[contenders] * (units - 2), seeds * (1 + len(CONTROLS))]
+    after = run * sum(math.ceil(each / gpus) for each in rounds)
+    left = max(0.0, hours - after)
+    return left, after, int(left * gpus / (run * PRUNED))
+
+
+def main(argv: list[str] | None = None) -> list[tuple[str, ...]]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train", type=float, default=2000.0, help="images a second of a training step on one GPU")
+    parser.add_argument("--hours", type=float, default=10.0)
+    given = parser.parse_args(argv)
+    title = f"{given.hours:g} hours, {given.train:g} images/s"
+    table = Table("data set", "GPUs", "a run, min", "flags", "confirm + final, h", "trials before", title=title)
+    rows = []
+    for name in ("cars", "sop"):
+        run = run_hours(name, Rates(given.train), COUNTS[name]["train images"])
+        for gpus in (1, 8, 80):
+            for words, flags in (("default", DEFAULT), ("small", SMALL)):
+                _, after, trials = night(given.hours, run, gpus, flags)
+                rows.append((name, str(gpus), f"{60 * run:.0f}", words, f"{after:.1f}", f"{trials:,}"))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
