@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from dcml_tune.config import Backend, SettingError, TrialConfig, unknown_name
 from dcml_tune.schedule import EpochPlan
@@ -235,6 +234,8 @@ def match(previous: npt.ArrayLike, current: npt.ArrayLike) -> IntArray:
     Source: the assignment problem of TPAMI 2021, section 3; here with the permutation that solves it, where
     the original applies its inverse.
     """
+    from scipy.optimize import linear_sum_assignment
+
     previous, current = np.asarray(previous, dtype=np.int64), np.asarray(current, dtype=np.int64)
     overlap = _overlap(previous, current)
     nb_previous, nb_current = overlap.shape

@@ -90,6 +90,17 @@ def test_an_epoch_that_is_reported_twice_counts_once(make):
     assert searcher.known()[0].curve == {2: 0.3}
 
 
+def test_a_report_reads_its_trial_once(make, monkeypatch):
+    """Each time is some milliseconds of the driver, of every report of all trials."""
+    searcher = make()
+    searcher.suggest("a")
+    storage, read = searcher.study._storage, []
+    get_trial = storage.get_trial
+    monkeypatch.setattr(storage, "get_trial", lambda trial: read.append(trial) or get_trial(trial))
+    searcher.on_trial_result("a", result(0.3, epoch=2))
+    assert len(read) == 1
+
+
 def test_what_was_running_goes_on_first_with_its_settings(make):
     """Opened again, the study gives out its interrupted trials under their keys before anything new."""
     searcher = make()

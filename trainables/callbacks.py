@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _MEASURES = ("val/", "test", "paper", "train/", "clusters/", "phase/", "time/")
 _STATUS = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
 _LOOK_S = 2.0  # between two looks at the disk and at the clocks of the trials
+_FRAME = 9  # lines of the live table that are no trials: title, names of the columns, rules, what is not shown
 
 
 class Guard(Callback):
@@ -272,7 +273,7 @@ class Progress(Callback):
 
     def _say(self, name: str, row: dict[str, Any], result: dict[str, Any]) -> None:
         if self.live is not None:
-            self.live.update(self.table())
+            self._update(self.live)
             return
         shown = (self.metric, f"{self.metric}_best", "train/loss", "test/recall_at_1")
         text = " ".join(f"{k}={v:.4g}" for k, v in result.items() if k in shown)
@@ -309,7 +310,7 @@ class Progress(Callback):
             self._keep(key, row, Path(directory), result)
         self.tracker.end(key, _STATUS[row["state"]], reason=row["reason"])
         if self.live is not None:
-            self.live.update(self.table())
+            self._update(self.live)
         self.on_report(self)
 
     def _keep(self, key: str, row: dict[str, Any], directory: Path, result: dict[str, Any]) -> None:
@@ -335,8 +336,23 @@ class Progress(Callback):
             self.tracker.forget_model(self.key(key), row["epoch"])
             remove_model(row.pop("model"))
 
-    def table(self) -> Table:
-        """One row a trial."""
+    def _update(self, live: Live) -> None:
+        """Show as many trials as the screen has room for: a thousand rows take most of a second to draw."""
+        live.update(self.table(most=max(1, live.console.height - _FRAME)))
+
+    def _shown(self, most: int | None) -> list[tuple[str, dict[str, Any]]]:
+        """So many rows, by name: those of trials that have not ended, and the best of the others."""
+        rows = sorted(self.rows.items())
+        if most is None or len(rows) <= most:
+            return rows
+        return sorted(sorted(rows, key=lambda each: (each[1]["state"] in _STATUS, -(each[1]["best"] or 0.0)))[:most])
+
+    def table(self, most: int | None = None) -> Table:
+        """One row a trial.
+
+        Args:
+            most: rows; None: all.
+        """
 
         def share(value: float | None) -> str:
             return "" if value is None else f"{100 * value:.1f} %"
@@ -350,10 +366,12 @@ class Progress(Callback):
         here = self.epochs - self._epochs_before
         if here and (left := self._epochs_left()):
             title += f", {minutes * left / here:.1f} min left unless trials are pruned"
-        table = Table(title=title)
+        shown = self._shown(most)
+        others = len(self.rows) - len(shown)
+        table = Table(title=title, caption=f"and {others} more trials" if others else None)
         for column in ("trial", *self.varied, "epoch", "phase", "last", "best", "state"):
             table.add_column(column, no_wrap=column != "state")
-        for name, row in sorted(self.rows.items()):
+        for name, row in shown:
             config = TrialConfig(**row["settings"])
             phase = EpochPlan.at(max(0, row["epoch"] - 1), config).phase
             cells = [brief(row["settings"].get(each, getattr(config, each))) for each in self.varied]

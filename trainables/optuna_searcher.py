@@ -113,7 +113,7 @@ class OptunaSearcher(Searcher):
         self._ids: dict[str, int] = {}
         adapt_study(storage, study_name, space)
         self.study = self._open()
-        if not self.study.trials:
+        if not self.study.get_trials(deepcopy=False):
             self.study.add_trials(earlier or [])
             for point in points or []:
                 self.study.enqueue_trial(point)
@@ -123,7 +123,7 @@ class OptunaSearcher(Searcher):
     def _open(self) -> optuna.Study:
         study = open_study(self.storage, self.study_name, [direction(name) for name in self.metrics])
         # A sampler that is opened again must not draw again what it has drawn.
-        seed = self.seed + 1000 * len(study.trials)
+        seed = self.seed + 1000 * len(study.get_trials(deepcopy=False))
         study.sampler = _sampler(self.sampler, seed, self.startup)
         if self.belief is not None:
             study.sampler = BelievingSampler(study.sampler, self.belief, seed=seed)
@@ -140,7 +140,9 @@ class OptunaSearcher(Searcher):
 
     def known(self) -> list[KnownTrial]:
         """The trials that were launched, in that order."""
-        return sorted((self._known(t) for t in self.study.trials if KEY in t.user_attrs), key=lambda t: t.key)
+        trials = self.study.get_trials(deepcopy=False)
+        reasons = self.study.user_attrs
+        return sorted((self._known(t, reasons) for t in trials if KEY in t.user_attrs), key=lambda t: t.key)
 
     def suspend(self) -> None:
         """Let trials that are running wait for the next process."""
@@ -170,8 +172,10 @@ class OptunaSearcher(Searcher):
 
     def is_patient_no_more(self) -> bool:
         """Whether as many trials as `patience`, one after the other, have ended without a new best value."""
+        if self.patience is None:
+            return False
         trials = [trial for trial in self.study.get_trials(deepcopy=False) if KEY in trial.user_attrs]
-        if self.patience is None or any(trial.state == TrialState.WAITING for trial in trials):
+        if any(trial.state == TrialState.WAITING for trial in trials):
             return False
         ended = [trial for trial in trials if trial.state.is_finished()]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
@@ -209,15 +213,14 @@ class OptunaSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report the best so far at an epoch; an epoch that was reported before is passed over."""
         value = result.get(self.metric)
-        trial = self._trial(trial_id)
-        if trial is None or value is None or not math.isfinite(value) or result.keys() & {STOP_SEARCH, FAILED}:
+        if value is None or not math.isfinite(value) or result.keys() & {STOP_SEARCH, FAILED}:
             return
-        epoch, storage = int(result["epoch"]), self.study._storage
-        if epoch in self._frozen(trial).intermediate_values:
+        trial, epoch, storage = self._trial(trial_id), int(result["epoch"]), self.study._storage
+        if trial is None or epoch in trial.intermediate_values:
             return
         if len(self.metrics) > 1:
             others = [float(result[name]) for name in self.metrics[1:]]
-            self._guarded(trial.set_user_attr, f"{_OTHERS}/{epoch}", others)
+            self._guarded(storage.set_trial_user_attr, trial._trial_id, f"{_OTHERS}/{epoch}", others)
         self._guarded(storage.set_trial_intermediate_value, trial._trial_id, epoch, value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -232,7 +235,7 @@ class OptunaSearcher(Searcher):
         else:
             self.on_trial_result(trial_id, result)  # Ray hands the last result over here alone
             ended = {"values": self._values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
-            self._guarded(self.study.tell, trial, **ended)
+            self._guarded(self.study.tell, trial.number, **ended)
         self._guarded(copy_study, self.storage)
 
     def explain(self, key: str, reason: str) -> None:
@@ -249,9 +252,9 @@ class OptunaSearcher(Searcher):
         directory = None if self.trials is None else str(self.trials / key)
         return {**self.space.published, **sampled, RUN: {**self.run, "key": key, "directory": directory}}
 
-    def _values(self, trial: optuna.Trial) -> list[float]:
-        """What a trial is worth in each metric."""
-        frozen = self._frozen(trial)
+    def _values(self, trial: FrozenTrial) -> list[float]:
+        """What a trial is worth in each metric, by what the study has of it now."""
+        frozen = self.study._storage.get_trial(trial._trial_id)
         curve = frozen.intermediate_values
         best = max(sorted(curve), key=lambda epoch: curve[epoch])
         values = [curve[best]]
@@ -260,28 +263,27 @@ class OptunaSearcher(Searcher):
             values.append(fmean(others.values()) if direction(name) == "minimize" else others[best])
         return values
 
-    def _fail(self, trial: optuna.Trial, reason: str | None) -> None:
+    def _fail(self, trial: FrozenTrial, reason: str | None) -> None:
         """Tell FAIL, and let the sampler learn: it looks at no failed trial, but at pruned ones.
 
         So the setting is added once more, as one that was pruned at the worst value.
         """
         if reason:
-            trial.set_user_attr(_REASON, reason)
-        frozen = self._frozen(trial)
-        self.study.tell(trial, state=TrialState.FAIL)
+            self.study._storage.set_trial_user_attr(trial._trial_id, _REASON, reason)
+        self.study.tell(trial.number, state=TrialState.FAIL)
         if len(self.metrics) > 1:
             return  # Optuna prunes by one metric only
         worst = optuna.trial.create_trial(
             state=TrialState.PRUNED,
-            params=frozen.params,
-            distributions=frozen.distributions,
+            params=trial.params,
+            distributions=trial.distributions,
             value=0.0,
             intermediate_values={0: 0.0},
-            user_attrs={_FAILURE_OF: frozen.user_attrs.get(KEY)},
+            user_attrs={_FAILURE_OF: trial.user_attrs.get(KEY)},
         )
         self.study.add_trial(worst)
 
-    def _known(self, trial: FrozenTrial) -> KnownTrial:
+    def _known(self, trial: FrozenTrial, reasons: dict[str, Any]) -> KnownTrial:
         states: dict[TrialState, Any] = {
             TrialState.COMPLETE: "done",
             TrialState.PRUNED: "pruned",
@@ -294,18 +296,14 @@ class OptunaSearcher(Searcher):
             config={**self.space.published, **trial.params},
             curve=dict(trial.intermediate_values),
             state=states[trial.state],
-            reason=trial.user_attrs.get(_REASON) or self.study.user_attrs.get(f"{_REASON}/{trial.user_attrs[KEY]}"),
+            reason=trial.user_attrs.get(_REASON) or reasons.get(f"{_REASON}/{trial.user_attrs[KEY]}"),
         )
 
-    def _trial(self, trial_id: str) -> optuna.Trial | None:
-        """The study's trial of a Ray trial, if it has not ended."""
+    def _trial(self, trial_id: str) -> FrozenTrial | None:
+        """The study's trial of a Ray trial, if it has not ended: read once, since it takes milliseconds."""
         number = self._ids.get(trial_id)
-        if number is None or self.study._storage.get_trial(number).state.is_finished():
-            return None
-        return optuna.Trial(self.study, number)
-
-    def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
-        return self.study._storage.get_trial(trial._trial_id)
+        trial = None if number is None else self.study._storage.get_trial(number)
+        return None if trial is None or trial.state.is_finished() else trial
 
     def _guarded(self, call: Any, *arguments: Any, **options: Any) -> None:
         """An exception in a searcher would end the whole search."""

@@ -1,0 +1,100 @@
+import importlib
+from pathlib import Path
+
+import pytest
+import ray
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMALL = ["--ratio-classes", "0.1"]
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """A program of benchmarks/ as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def by_part(rows):
+    return {row["part"]: row for row in rows}
+
+
+def test_start_compares_whole_processes(program):
+    """The ratio is that of the sums of a process's parts."""
+    start = program("start")
+    laps = {start.REFERENCE: [{"torch": 1.0, "timm": 2.0}] * 2, start.TRIAL: [{"imports": 3.0, "setup": 0.6}] * 2}
+    (row,) = start.lines(laps)
+    assert (row["ours"], row["reference"], row["ratio"]) == pytest.approx((3.6, 3.0, 1.2))
+    assert "a trial: imports 3.00 s, setup 0.60 s" in start.parts(laps)
+
+
+def test_a_trial_is_followed_to_its_first_step(program, tmp_path):
+    """In a process of its own, which ends there."""
+    laps = program("start").run("a trial", tmp_path / "store")
+    assert list(laps) == ["imports", "setup", "first batch"]
+    assert all(seconds > 0 for seconds in laps.values())
+
+
+def test_overhead_tells_where_a_trial_s_time_goes(program):
+    """What is not in its epochs, by both spans, and the parts of the longer one."""
+    overhead = program("overhead")
+    span = overhead.Span(key="s/000", drawn=0, started=5, reported=[10, 20], epochs=[4, 8], ended=22, told=24)
+    rows = by_part(overhead.lines([span, span, span]))
+    assert rows["not in epochs, by MLflow"]["ratio"] == pytest.approx(5 / 17)
+    assert rows["not in epochs, by the study"]["ratio"] == pytest.approx(12 / 24)
+    assert {part.strip(): row["ours"] for part, row in rows.items() if part.startswith(" ")} == {
+        "start of its process": 5, "before the first epoch": 1, "between epochs": 2, "after the last": 4
+    }  # fmt: skip
+
+
+def test_a_driver_is_driven_without_ray(program, tmp_path):
+    """All trials end, all is delivered, and the records of the search tell of it as those of any other."""
+    trials, overhead = program("scaling_trials"), program("overhead")
+    found = trials.driver(3, tmp_path, "--scheduler", "none", *SMALL)
+    assert {"driver, ms a trial", "suggest, ms a trial", "report page, s", "mlflow.db, MB"} <= set(found)
+    assert all(value >= 0 for value in found.values())
+    spans = overhead.spans(tmp_path, "trials-3")
+    assert [span.key for span in spans] == [f"trials-3/{number:03d}" for number in range(3)]
+    assert all(span.epochs == [0.01] * 6 for span in spans)
+
+
+def test_tracking_is_compared_with_ray_alone(program, tmp_path, monkeypatch):
+    """Both run the same trials; the rows are of the trials, and with the store that is made once."""
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        trials, with_store = program("tracking").measured(2, 2, 1, 2, tmp_path)
+    finally:
+        ray.shutdown()
+    assert trials["part"] == "2 trials of 2 reports"
+    assert with_store["ours"] > trials["ours"] > 0
+    assert with_store["reference"] == trials["reference"] > 0
+
+
+def test_a_store_is_counted_once(program, tmp_path):
+    """However many processes have it open; and once in each that has its own."""
+    memory = program("memory")
+    rows = by_part(memory.lines(memory.measured(12, 2, 1, tmp_path)))
+    assert rows["store, one store to one process"]["ratio"] == pytest.approx(1, abs=0.01)
+    assert rows["store, own stores to one process"]["ratio"] == pytest.approx(2, abs=0.01)
+    assert rows["files, one store to own stores"]["ratio"] < 1
+
+
+def test_scaling_tells_values_and_exponents(program, tmp_path):
+    """A row a value, with a column a size."""
+    scaling = program("scaling")
+    assert scaling.exponent([10, 100, 1000], [1, 100, 10_000]) == pytest.approx(2)
+    found = scaling.measured(["building", "reading"], {"images": [16, 80], "trials": []}, tmp_path)
+    assert found["building"][16]["bytes an image"] > 3 * 40 * 30
+    seconds = scaling.grown("reading", found["reading"])[0]
+    assert list(seconds) == ["reading", "16", "80", "exponent", "at 10,000,000"]
+    assert seconds["80"] > 0
+
+
+def test_scaling_measures_clustering_and_evaluation(program, tmp_path):
+    """Each says its time, its memory and the size of its data."""
+    scaling = program("scaling")
+    for part, numbers in ((scaling.clustering, scaling.CLUSTERED), (scaling.evaluation, scaling.EMBEDDED)):
+        found = part(1000, tmp_path)
+        assert found["s"] > 0
+        assert found["data, MB"] == pytest.approx(1000 * numbers * 4 / 1e6)
