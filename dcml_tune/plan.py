@@ -274,6 +274,12 @@ class Plan:
             return []
         return units(folds, self.arguments.seeds, base.seed)
 
+    def _nb_runs_after(self) -> tuple[int, int]:
+        """Runs of a unit of the confirmation, and of the final stage."""
+        flags = self.arguments
+        confirm = flags.confirm + len(CONTROLS) if flags.confirm else 0
+        return confirm, 1 + (1 + len(CONTROLS)) * flags.final_seeds if flags.final == "best" else 0
+
     def _share(self, base: TrialConfig, nb_clusters: int) -> Shares:
         """What each trial gets: of this machine, or of the cluster that is joined."""
         from dcml_tune.probe import full_division, resolve
@@ -291,8 +297,7 @@ class Plan:
             self.dashboard = connect(address)
             cores, gpus = cluster_size()
 
-        confirmed = self.arguments.confirm + len(CONTROLS) if self.arguments.confirm else 1
-        most = max(self.planned, confirmed)  # trials of a stage
+        most = max(self.planned, *self._nb_runs_after())  # of a stage
 
         def shares(gpus_per_trial: float | None) -> Shares:
             return share(

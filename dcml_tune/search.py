@@ -231,10 +231,12 @@ class _Search:
             self.front = searcher.front() if len(plan.metrics) > 1 else []
             for key, _ in self.front:
                 self.tracker.tags(f"{plan.name}/{key}", {"dcml.pareto": "no trial beats it in all metrics"})
-            self._write_report()
+            if plan.units or plan.scores_test:
+                self._write_report()  # to be read while the rest runs
             trials = searcher.known()
             raced = self._confirm(plan.contenders(trials)) if best_trial(trials) is not None else None
-            self._write_report()
+            if plan.units and plan.scores_test:
+                self._write_report()
             final = self._final(raced) if raced is not None and plan.scores_test else {}
             return self._end(trials, raced, final)
         finally:

@@ -50,7 +50,7 @@ def test_a_search_on_a_published_data_set(name, make, measures, tmp_path):
     refused = search(*words)
     assert refused.returncode == 2
     assert "--allow-partial" in refused.stderr
-    done = search(*words, "--allow-partial", "--name", "s", "--num-samples", 2)
+    done = search(*words, "--allow-partial", "--name", "s", "--num-samples", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"search s: {name}" in done.stdout
     found = runs(tmp_path / "runs")
@@ -100,7 +100,7 @@ def test_any_setting_can_vary(folder, tmp_path):
         "init_method=Choice([None, 'xavier_uniform_1']), lr_beta=Float(0.0, 0.1))\n"
     )
     words = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path / "runs", "--space", space, "--name", "s"]
-    done = search(*words, "--num-samples", 4, "--scheduler", "none", "--searcher", "random", "--final", "none")
+    done = search(*words, "--num-samples", 3, "--scheduler", "none", "--searcher", "random", "--final", "none")
     assert done.returncode == 0, done.stdout + done.stderr
     found = runs(tmp_path / "runs")
     assert len({run.data.params["criterion"] for run in found.values() if run.data.tags["dcml.role"] == "trial"}) > 1
