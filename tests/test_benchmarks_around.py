@@ -28,6 +28,7 @@ def test_start_compares_whole_processes(program):
     assert "a trial: imports 3.00 s, setup 0.60 s" in start.parts(laps)
 
 
+@pytest.mark.slow
 def test_a_trial_is_followed_to_its_first_step(program, tmp_path):
     """In a process of its own, which ends there."""
     laps = program("start").run("a trial", tmp_path / "store")
@@ -58,6 +59,7 @@ def test_a_driver_is_driven_without_ray(program, tmp_path):
     assert all(span.epochs == [0.01] * 6 for span in spans)
 
 
+@pytest.mark.slow
 def test_tracking_is_compared_with_ray_alone(program, tmp_path, monkeypatch):
     """Both run the same trials; the rows are of the trials, and with the store that is made once."""
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

@@ -15,6 +15,7 @@ TINY = [
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.slow
 def test_every_row_is_there():
     """With small sizes on the CPU; what needs a GPU says so. Neither Ray nor MLflow nor Optuna is imported."""
     # On one core: threads that wait for each other take minutes on a busy machine.

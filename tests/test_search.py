@@ -138,22 +138,22 @@ def test_a_search_never_opens_a_test_image(folder, tmp_path):
             image.write_bytes(b"not an image")
     done = command(
         "folder", "--dataset-dir", source, "--num-samples", 2, "--name", "s", "--output-dir", tmp_path / "runs", *TINY,
-        "--final", "none", "--searcher", "random", "--scheduler", "none", "--max-concurrent", 1, "--time-budget", "10m",
+        "--final", "none", "--searcher", "random", "--scheduler", "none", "--max-concurrent", 2, "--time-budget", "10m",
         "--space", space, "--confirm", 1, "--folds", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "confirm-published-fold-1-seed-2 epoch 3" in done.stdout
     assert "the winner is " in done.stdout
     assert not (tmp_path / "runs" / ledger.NAME).exists()
-    assert "1 at once" in done.stdout
+    assert "2 at once" in done.stdout
     assert "test, " not in done.stdout
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'runs' / 's' / 'optuna.db'}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
     assert all(1e-5 <= trial.params["base_lr"] <= 1e-3 for trial in study.trials)
 
 
-def test_budgets_end_a_search(folder, tmp_path):
-    """Of epochs and of patience: with status 0, as it was asked for; the reason is in MLflow."""
+def test_a_budget_ends_a_search(folder, tmp_path):
+    """Of epochs: with status 0, as it was asked for; the reason is said."""
     images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]
     alone = ["--scheduler", "none", "--max-concurrent", 1]
     done = command(*images, "--name", "e", "--num-samples", 5, "--epoch-budget", 4, *alone)
@@ -161,12 +161,18 @@ def test_budgets_end_a_search(folder, tmp_path):
     assert "ended early: the epoch budget was used up" in done.stdout
     assert "best of 2 trials" in done.stdout
     assert "4 of 6 epochs run" in done.stdout
-    done = command(*images, "--name", "p", "--num-samples", 30, "--patience", 1, *alone)
-    assert done.returncode == 0, done.stderr
-    assert "ended early: 1 trials in a row brought nothing" in done.stdout
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_patience_ends_a_search(folder, tmp_path):
+    """With status 0, too."""
+    words = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]
+    done = command(*words, "--num-samples", 30, "--patience", 1, "--scheduler", "none", "--max-concurrent", 1)
+    assert done.returncode == 0, done.stderr
+    assert "ended early: 1 trials in a row brought nothing" in done.stdout
 
 
 def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):

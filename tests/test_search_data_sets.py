@@ -35,9 +35,9 @@ def runs(output):
 @pytest.mark.parametrize(
     ("name", "make", "measures"),
     [
-        ("cub", trees.make_cub, {"test/recall_at_1", "test/recall_at_8"}),
-        ("cars", trees.make_cars, {"test/recall_at_1", "test/recall_at_8"}),
-        ("sop", trees.make_sop, {"test/recall_at_1", "test/recall_at_100"}),
+        pytest.param("cub", trees.make_cub, {"test/recall_at_1", "test/recall_at_8"}, marks=pytest.mark.slow),
+        pytest.param("cars", trees.make_cars, {"test/recall_at_1", "test/recall_at_8"}, marks=pytest.mark.slow),
+        pytest.param("sop", trees.make_sop, {"test/recall_at_1", "test/recall_at_100"}, marks=pytest.mark.slow),
         ("inshop", trees.make_inshop, {"test/recall_at_1", "test/recall_at_50"}),
         ("vid", trees.make_vid, {"test/recall_at_1", "test/recall_at_5", "test_1600/recall_at_1", "test_800/map_at_r"}),
     ],

@@ -30,7 +30,7 @@ def test_sigkill_loses_no_epoch_and_repeats_no_trial(scene):
     assert set(scene.states().values()) == {"COMPLETE"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.fast)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order_and_it_can_be_resumed(cheap, number):
     """Within 30 seconds, with status 3; nothing is left running in MLflow or Optuna, or in memory."""
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
