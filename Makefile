@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 search: $(READY)
-	@echo "Searching the embedded data set: about 10 minutes on 2 cores."
+	@echo "Searching the embedded data set: about 13 minutes on 2 cores."
 	$(BIN)/python -m dcml_tune.search emoji --num-samples 6 --confirm 1 --folds 2 --final-seeds 1 $(ARGS)
 
 test: lint

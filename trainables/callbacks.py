@@ -370,7 +370,7 @@ class Progress(Callback):
         others = len(self.rows) - len(shown)
         table = Table(title=title, caption=f"and {others} more trials" if others else None)
         for column in ("trial", *self.varied, "epoch", "phase", "last", "best", "state"):
-            table.add_column(column, no_wrap=column != "state")
+            table.add_column(column, no_wrap=column in ("trial", "epoch", "last", "best"))
         for name, row in shown:
             config = TrialConfig(**row["settings"])
             phase = EpochPlan.at(max(0, row["epoch"] - 1), config).phase
