@@ -311,7 +311,7 @@ class _Search:
         else:
             self._cut_short(searcher, progress)
             progress.close()
-        self._report(progress)
+        self._note_progress(progress)
 
     def _cut_short(self, searcher: OptunaSearcher, progress: Progress) -> None:
         """Trials that the end of a budget left open end with what they had, if they had anything."""
@@ -330,7 +330,7 @@ class _Search:
         self.guard = plan.guard()
         self.started = time.time()
         if stage == "trials":
-            more |= {"trials": plan.trials, "untrained": self.record.state.untrained, "on_report": self._report}
+            more |= {"trials": plan.trials, "untrained": self.record.state.untrained, "on_report": self._note_progress}
         return Progress(
             self.tracker,
             search=plan.name,
@@ -344,7 +344,7 @@ class _Search:
             **more,
         )
 
-    def _report(self, progress: Progress) -> None:
+    def _note_progress(self, progress: Progress) -> None:
         """Write down how far the search is."""
         self.record.update(
             elapsed_s=self._elapsed(),
