@@ -18,8 +18,8 @@ from torch import Tensor
 
 Rows = ArrayLike | Tensor
 
-# Entries of a block of distances (64 MiB), and of the results of a block of queries.
-_DISTANCES = 1 << 24
+# Entries of a block of distances (256 MiB), and of the results of a block of queries.
+_DISTANCES = 1 << 26
 _RESULTS = 1 << 22
 # More queries than this in a block gain nothing, and fewer fit a processor's cache better.
 _QUERIES = 1024
