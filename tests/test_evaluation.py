@@ -85,12 +85,43 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
         assert retrieval_measures(rows, labels, KS) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("with_gallery", [False, True])
+@pytest.mark.parametrize("values", [3, 1000])
+@pytest.mark.parametrize(("tile", "width"), [((64, 128), 9), ((32, 32), 20), ((48, 100), 20), ((512, 4096), 1)])
+def test_lists_over_tiles_equal_a_stable_sort(monkeypatch, tile, width, values, with_gallery):
+    """Tiles of any size find the same others, also where duplicates tie; small whole numbers make distances exact."""
+    monkeypatch.setattr(evaluation, "_TILE", tile)
+    rng = np.random.default_rng(width)
+    rows = rng.integers(-values, values + 1, size=(500, 3)).astype(np.float32)
+    others = rng.integers(-values, values + 1, size=(330, 3)).astype(np.float32) if with_gallery else rows
+    labels, other_labels = np.zeros(len(rows)), np.zeros(len(others)) if with_gallery else None
+    search = evaluation._search(rows, labels, others if with_gallery else None, other_labels)
+    assert search._lists_pay(width)
+    distances = np.square(rows[:, None].astype(float) - others).sum(2)
+    if not with_gallery:
+        np.fill_diagonal(distances, np.inf)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :width]
+    np.testing.assert_array_equal(search._listed(width), expected)
+
+
+def test_measures_are_the_same_by_lists_and_by_whole_rows(monkeypatch):
+    """Images without others of their class, classes of any size and a k above the largest, by either way."""
+    rows, labels = clustered(900, 60, 8, seed=11)
+    labels[:5] = 1000 + np.arange(5)
+    monkeypatch.setattr(evaluation, "_TILE", (128, 256))
+    measured = []
+    for entries in (0, 1 << 25):
+        monkeypatch.setattr(evaluation, "_LISTED", entries)
+        measured.append(retrieval_measures(rows, labels, (1, 4, 50)))
+    assert measured[0] == pytest.approx(measured[1], abs=1e-9)
+
+
 @pytest.mark.parametrize("values", [44, 1 << 20])
 @pytest.mark.parametrize(
     ("width", "columns"), [(1, 400), (5, 400), (60, 400), (400, 400), (1, 640), (18, 640), (20, 640), (61, 2048)]
 )
 def test_nearest_equals_a_stable_sort(width, columns, values):
-    """Least distances of any sign, with many ties or few, in the order of a stable sort; in chunks of columns or not."""
+    """Least distances of any sign, with many ties or few, in the order of a stable sort."""
     generator = torch.Generator().manual_seed(width)
     distances = (torch.randint(values, (50, columns), generator=generator) - 4) / 4
     distances[:, 7], distances[0, :] = -0.0, 0.0
