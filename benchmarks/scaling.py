@@ -13,8 +13,7 @@
 Each size is measured in a fresh process, once; memory is its peak beside what it held before the work, its data included
 (`data`). The exponent is the slope of the logarithm of a value over the logarithm of the size, by least squares: 1 is linear, 0 for
 what is told a trial. The last column is what the value would be at 10 million images or 10,000 trials if it grew on like
-that: it shows what breaks first. On a machine of 2 cores all of it takes about an hour, most of it the evaluation of the most
-images.
+that: it shows what breaks first. On a machine of 2 cores all of it takes a quarter of an hour.
 """
 
 from __future__ import annotations
