@@ -1,6 +1,6 @@
 """Retrieval measures of a test set as large as Stanford Online Products', against a bare search by Faiss.
 
-    python benchmarks/evaluation.py [--images 60500] [--classes 11316] [--repeats 3]
+    python benchmarks/evaluation.py [--images 60500] [--classes 11316] [--ks 1 10 100] [--repeats 3]
 
 60,500 unit embeddings of 512 dimensions, 11,316 classes of 2 to 12 images. Ours: recall@1, @10, @100 and MAP@R by
 `dcml_tune.evaluation.retrieval_measures`. Reference: `search` of faiss.IndexFlatIP and of faiss.IndexFlatL2, to which the
@@ -20,7 +20,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,9 +58,9 @@ def drawn(images: int, classes: int, dimensions: int) -> tuple[Embeddings, Label
     return embeddings, labels
 
 
-def neighbours(labels: Labels) -> int:
+def neighbours(labels: Labels, ks: Sequence[int]) -> int:
     """The k of a search that gives all measures: the query itself, and the most others that one of them looks at."""
-    return 1 + max(*KS, int(np.bincount(labels).max()) - 1)
+    return 1 + max(*ks, int(np.bincount(labels).max()) - 1)
 
 
 def filled(name: str, embeddings: Embeddings) -> faiss.Index:
@@ -77,22 +77,22 @@ def recall_at_1(found: Labels, labels: Labels) -> float:
     return float((labels[nearest] == labels).mean())
 
 
-def peak(part: str, file: Path) -> float:
+def peak(part: str, file: Path, ks: Sequence[int]) -> float:
     """Mebibytes that a part of this benchmark needs beside the embeddings, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", part, "--data", str(file)]
+    command = [sys.executable, __file__, "--peak", part, "--data", str(file), "--ks", *map(str, ks)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(json.loads(said)) / MIB
 
 
-def report_peak(part: str, file: Path) -> None:
+def report_peak(part: str, file: Path, ks: Sequence[int]) -> None:
     """What `peak` runs: print the bytes."""
     with np.load(file) as data:
         embeddings, labels = data["embeddings"], data["labels"]
     before = resident()["VmRSS"]
     if part == "ours":
-        retrieval_measures(embeddings, labels, KS)
+        retrieval_measures(embeddings, labels, ks)
     else:
-        filled(part, embeddings).search(embeddings, neighbours(labels))
+        filled(part, embeddings).search(embeddings, neighbours(labels, ks))
     print(json.dumps(resident()["VmHWM"] - before))
 
 
@@ -108,16 +108,16 @@ def resident() -> dict[str, int]:
 def measured(options: argparse.Namespace) -> tuple[str, list[Row]]:
     """The title and all rows of the table."""
     embeddings, labels = drawn(options.images, options.classes, options.dimensions)
-    k = neighbours(labels)
+    k = neighbours(labels, options.ks)
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "embeddings.npz"
         np.savez(file, embeddings=embeddings, labels=labels)
-        peaks = [peak(part, file) for part in ("ours", "IndexFlatIP")]
+        peaks = [peak(part, file, options.ks) for part in ("ours", "IndexFlatIP")]
     measures: dict[str, float] = {}
     found: dict[str, Labels] = {}
 
     def ours() -> None:
-        measures.update(retrieval_measures(embeddings, labels, KS))
+        measures.update(retrieval_measures(embeddings, labels, options.ks))
 
     def theirs(name: str, index: faiss.Index) -> None:
         found[name] = index.search(embeddings, k)[1]
@@ -139,12 +139,13 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--images", type=int, default=60_500)
     parser.add_argument("--classes", type=int, default=11_316)
     parser.add_argument("--dimensions", type=int, default=512)
+    parser.add_argument("--ks", type=int, nargs="+", default=KS, help="of recall; 1 is among them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", choices=("ours", *INDICES), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.peak:
-        report_peak(options.peak, options.data)
+        report_peak(options.peak, options.data, options.ks)
         return []
     title, rows = measured(options)
     show(title, rows)

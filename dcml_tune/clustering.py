@@ -39,6 +39,8 @@ LEAST_GAIN = 1e-4
 TRIES = 30
 # Entries of the largest matrix that assigning images to centroids holds at once (64 MiB of float32).
 MAX_ENTRIES = 1 << 24
+# Entries of the images that a CPU assigns at once (16 MiB, which its cache holds): a third faster than all of them.
+MAX_CACHED = 1 << 22
 # Most bytes that Faiss may reserve on a GPU for the time of a clustering (it would take 1.5 GiB by itself), and the most
 # of what is left of the trial's share of the memory.
 FAISS_GPU_BYTES = 256 << 20
@@ -502,8 +504,10 @@ def _torch_nearest(x: torch.Tensor) -> Nearest:
 
     def nearest(centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         offsets = centroids.square().sum(1)
-        rows = max(1, MAX_ENTRIES // len(centroids))
-        blocks = (x[i : i + rows] for i in range(0, len(x), rows))
+        rows = MAX_ENTRIES // len(centroids)
+        if not x.is_cuda:
+            rows = min(rows, MAX_CACHED // x.shape[1])
+        blocks = x.split(max(1, rows))
         parts = [torch.addmm(offsets, block, centroids.T, alpha=-2).min(1) for block in blocks]
         distances = torch.cat([part.values for part in parts]) + norms
         return torch.cat([part.indices for part in parts]), distances.clamp(min=0)
