@@ -37,7 +37,7 @@ test-faults: $(READY)
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
-# An hour and a quarter on 2 cores. benchmarks/gpu.py needs a GPU; division, pruning and search train for hours.
+# About an hour on 2 cores. benchmarks/gpu.py needs a GPU; division, pruning and search train for hours.
 bench: $(READY)
 	for part in losses images clustering evaluation epoch start overhead tracking memory scaling night; do \
 		$(BIN)/python benchmarks/$$part.py || exit 1; \
