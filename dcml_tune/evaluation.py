@@ -160,7 +160,7 @@ def _count_relevant(targets: NDArray[np.int64], other_targets: NDArray[np.int64]
     return np.where(classes[place] == targets, counts[place], 0).astype(np.int64)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Search:
     """What is searched for, and where: the same for all blocks."""
 
@@ -200,7 +200,7 @@ class _Search:
         return (
             self.queries.device.type == "cpu"
             and _are_few(width, len(self.others))
-            and width < _TILE[0]
+            and 0 < width < _TILE[0]
             and len(self.queries) * (width + 1) <= _LISTED
         )
 

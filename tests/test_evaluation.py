@@ -104,6 +104,15 @@ def test_lists_over_tiles_equal_a_stable_sort(monkeypatch, tile, width, values, 
     np.testing.assert_array_equal(search._listed(width), expected)
 
 
+@pytest.mark.parametrize(("queries", "others"), [(0, None), (1, None), (0, 40), (2, 0)])
+def test_nothing_to_find_is_no_success(queries, others):
+    """Without queries, or without others than the query, all measures are 0."""
+    gallery = None if others is None else np.ones((others, 3))
+    found = retrieval_measures(np.ones((queries, 3)), np.zeros(queries), (1, 5), gallery=gallery,
+                               gallery_labels=None if others is None else np.zeros(others))  # fmt: skip
+    assert found == dict.fromkeys(found, 0.0)
+
+
 def test_measures_are_the_same_by_lists_and_by_whole_rows(monkeypatch):
     """Images without others of their class, classes of any size and a k above the largest, by either way."""
     rows, labels = clustered(900, 60, 8, seed=11)
