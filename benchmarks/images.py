@@ -6,7 +6,8 @@ JPEGs of 500 x 375 (quality 90, smooth noise with the spectrum of photographs) a
 the image store (`full`: decoded at full size; `small`: shorter side 256) and the trainer's loader without workers, random
 resized crop to 224 and flip. Reference: a torch DataLoader without workers over a dataset that decodes with OpenCV and
 augments uint8 tensors with RandomResizedCrop and RandomHorizontalFlip of torchvision.transforms; and, as that is slower,
-those of torchvision.transforms.v2, against which there is no goal. All give the same images in uint8 batches of 80, with
+those of torchvision.transforms.v2, against which there is no goal. The limit of both: the resize of ready crops alone, which
+ours cannot do without. All give the same images in uint8 batches of 80, with
 one thread, from files in the page cache. Building the stores is done once for a search, on all cores, and is not part of
 the time; a line says how long it took.
 """
@@ -26,15 +27,15 @@ import numpy as np
 import torch
 from measure import Row, alternate, rate_line, show
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from dcml_tune.data import ImageList, Kind, open_or_build
+from dcml_tune.data import ImageList, ImageStore, Kind, open_or_build
 from dcml_tune.data.images import Indices
 from dcml_tune.data.loader import BatchLoader
-from dcml_tune.data.transforms import TrainTransform
+from dcml_tune.data.transforms import TrainTransform, draw_crops
 
 RESIZE, CROP = 256, 224
 GOALS: dict[Kind, str] = {"full": "12", "small": "30"}
@@ -83,6 +84,21 @@ def looked_through(batches: Iterable[Tensor]) -> int:
     return sum(len(batch) for batch in batches)
 
 
+def cut(store: ImageStore) -> list[Tensor]:
+    """A crop of each image, as ours draws them."""
+    views = list(store.images(np.arange(len(store))))
+    rectangles = zip(*(column.tolist() for column in draw_crops(views, np.random.default_rng(0))), strict=True)
+    return [
+        torch.from_numpy(view[None, top : top + height, left : left + width].copy()).permute(0, 3, 1, 2)
+        for view, (top, left, height, width) in zip(views, rectangles, strict=True)
+    ]
+
+
+def resized(crops: list[Tensor]) -> int:
+    """Resize each crop; the number of them."""
+    return sum(len(nn.functional.interpolate(crop, (CROP, CROP), mode="bilinear", antialias=True)) for crop in crops)
+
+
 def measured(options: argparse.Namespace, directory: Path) -> list[Row]:
     """All rows of the table."""
     torch.set_num_threads(1)
@@ -117,11 +133,12 @@ def _against_store(
         return looked_through(batch for _, batch, _ in loader.epoch(orders, seed=0, epoch=0))
 
     works = {"ours": ours} | {name: partial(looked_through, loader) for name, loader in decoded.items()}
+    works["the resize alone"] = partial(resized, cut(store))
     assert {work() for work in works.values()} == {len(images)}, "each way gives each image once"
     taken = alternate(works, repeats)
     return [
         rate_line(f"store {kind}; {name}", taken["ours"], taken[name], count=len(images), unit="images/s", goal=goal)
-        for name, goal in zip(LIBRARIES, (GOALS[kind], ""), strict=True)
+        for name, goal in zip(list(works)[1:], (GOALS[kind], "", ""), strict=True)
     ]
 
 
