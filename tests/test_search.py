@@ -121,16 +121,22 @@ def key(run):
     return run.data.tags["dcml.key"]
 
 
+def wider_space(directory):
+    """A file with a space of one's own: that of `folder` and a learning rate."""
+    path = directory / "wider.py"
+    path.write_text(
+        "from search_spaces import Float\nfrom search_spaces.folder import SPACE as FOLDER\n"
+        "SPACE = FOLDER.widened(base_lr=Float(1e-5, 1e-3, log=True))\n"
+    )
+    return path
+
+
 def test_a_search_never_opens_a_test_image(folder, tmp_path):
     """With test images that nothing can decode search and confirmation end well; nothing is in the ledger.
 
     A space of one's own and another searcher are taken.
     """
-    space = tmp_path / "my_space.py"
-    space.write_text(
-        "from search_spaces import Float\nfrom search_spaces.folder import SPACE as FOLDER\n"
-        "SPACE = FOLDER.widened(base_lr=Float(1e-5, 1e-3, log=True))\n"
-    )
+    space = wider_space(tmp_path)
     source = tmp_path / "images"
     shutil.copytree(folder, source)
     for directory in sorted(source.iterdir())[16:]:
@@ -177,11 +183,7 @@ def test_patience_ends_a_search(folder, tmp_path):
 
 def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):
     """In a wider space, with two metrics and a prior; another search learns from it; a trial repeats to the last bit."""
-    space = tmp_path / "wider.py"
-    space.write_text(
-        "from search_spaces import Float\nfrom search_spaces.folder import SPACE as FOLDER\n"
-        "SPACE = FOLDER.widened(base_lr=Float(1e-5, 1e-3, log=True))\n"
-    )
+    space = wider_space(tmp_path)
     images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]
     metrics = ["--metric", "recall_at_1", "--metric", "time/epoch_s"]
     done = command(*images, "--name", "s", "--num-samples", 2, *metrics, "--prior")
