@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
+from dcml_tune import __version__
 from dcml_tune.config import SettingError, TrialConfig
 
 BAD_INPUT = 2
@@ -20,6 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        self.add_argument("--version", action="version", version=f"dcml_tune {__version__}")
 
     def given(self, argv: list[str]) -> dict[str, Any]:
         """The arguments that a command line gives, without defaults. The parser is spent then: make a new one."""

@@ -47,6 +47,7 @@ from typing import Any, ParamSpec
 
 from filelock import FileLock, Timeout
 
+from dcml_tune import __version__
 from dcml_tune.config import SettingError
 from dcml_tune.files import write_whole
 from dcml_tune.tracking.addresses import absolute_uri, compare_url, redact, redact_command, ui_command
@@ -84,7 +85,7 @@ _FORGOTTEN = "forgotten"  # role of a model from the moment that its files are b
 _REFUSALS = (405, 413, 501)  # what a proxy before MLflow will say again to the same request
 # What is wrong with a disk or a machine, not with the files of one record: it is waited for.
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE})
-_PACKAGES = ("dcml-tune", "torch", "torchvision", "timm", "ray", "optuna", "mlflow", "faiss-gpu")
+_PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow", "faiss-gpu")
 # One status a run may end with -> MLflow's status, our state.
 _ENDS = {
     "FINISHED": ("FINISHED", "done"),
@@ -472,7 +473,8 @@ def best_model(
 def environment_tags(data_fingerprint: str, argv: Sequence[str]) -> dict[str, str]:
     """Tags that say what a run was made by: versions, commit, command, fingerprint of the data."""
     tags = {f"dcml.version.{name}": _version(name) for name in _PACKAGES}
-    tags |= {"dcml.version.python": platform.python_version(), "dcml.data": data_fingerprint}
+    tags |= {"dcml.version.dcml-tune": __version__, "dcml.version.python": platform.python_version()}
+    tags |= {"dcml.data": data_fingerprint}
     tags |= {"dcml.command": redact_command(argv), "mlflow.source.name": redact(argv[0]) if argv else ""}
     commit = _commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
