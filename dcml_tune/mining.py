@@ -38,18 +38,19 @@ def mine(
 ) -> Triplets:
     """Sample triplets from a batch.
 
-    - `distanceweighted` (Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017): one triplet a
-      positive pair. Each anchor draws as many negatives as the images of the batch have positives on average
-      (rounded), without replacement, with the probabilities of `distance_weights`.
-    - `easypeasy`: one triplet a positive pair. Each anchor takes its closest negatives beyond `cutoff`, as
-      many as it has positives.
+    - `distanceweighted` (Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017): each anchor with a
+      positive has as many triplets as the images of the batch have positives on average (rounded). Negatives are drawn
+      without replacement, with the probabilities of `distance_weights`.
+    - `easypeasy`: that average rounded down, and no more than the anchor has positives. Negatives are the closest
+      beyond `cutoff`.
     - HPHN, EPHN, EPSHN, HPSHN, RPSHN, RPHN: one triplet an anchor that has a positive. The positive is hard
       (the farthest), easy (the closest) or random; the negative hard (the closest), or semi-hard (the closest
       that is farther than the positive, or else the farthest).
 
-    The first two deal the anchor's negatives out over its positives in turn, and start over where it has
-    fewer negatives than positives. A positive is never taken as a negative, whatever the embeddings (equal,
-    infinite, NaN). Without two images of a class, or with one class alone, there are no triplets.
+    The first two take an anchor's positives in turn, from one that is drawn at random where it has more or fewer than
+    triplets; positives and negatives start over where they run out. With equal classes that is one triplet a positive
+    pair. A positive is never taken as a negative, whatever the embeddings (equal, infinite, NaN). Without two images of
+    a class, or with one class alone, there are no triplets.
 
     Args:
         name: one of `config.Sampler`.
@@ -84,9 +85,11 @@ def mine(
                 cutoff=cutoff,
                 nonzero_loss_cutoff=nonzero_loss_cutoff,
             )
-            return _deal(pairs, weights_BB + _gumbel_like(weights_BB, generator), pairs.mean_positives)
+            scores_BB = weights_BB + _gumbel_like(weights_BB, generator)
+            return _deal(pairs, scores_BB, np.where(pairs.positives_of > 0, pairs.mean_positives, 0), generator)
         if name == "easypeasy":
-            return _deal(pairs, beyond_cutoff_first(distances_BB, same_BB, cutoff), pairs.positives_of)
+            scores_BB = beyond_cutoff_first(distances_BB, same_BB, cutoff)
+            return _deal(pairs, scores_BB, np.minimum(pairs.positives_of, pairs.whole_mean_positives), generator)
         return _one_each(name, pairs, distances_BB, same_BB, generator)
 
 
@@ -129,8 +132,6 @@ class PositivePairs(NamedTuple):
     """P, ascending."""
     positives: Indices
     """P, ascending within an anchor."""
-    turns: Indices
-    """P: the rank of the pair among those of its anchor, from 0."""
     positives_of: Indices
     """B: how many images share the anchor's class, itself left out."""
     negatives_of: Indices
@@ -145,6 +146,12 @@ class PositivePairs(NamedTuple):
         mean = float(self.positives_of.mean())
         return max(1, round(mean)) if mean > 0 else 0
 
+    @property
+    def whole_mean_positives(self) -> int:
+        """The same average, rounded down, but not to 0 while there are any."""
+        mean = float(self.positives_of.mean())
+        return max(1, int(mean)) if mean > 0 else 0
+
 
 def positive_pairs(labels: Tensor) -> PositivePairs:
     """The ordered pairs of different images of a class; none where no image has another class.
@@ -157,13 +164,10 @@ def positive_pairs(labels: Tensor) -> PositivePairs:
     in_class = same_BB.sum(axis=1)
     if same_BB.all():
         empty = np.empty(0, dtype=np.int64)
-        return PositivePairs(empty, empty, empty, in_class - 1, np.zeros_like(in_class))
+        return PositivePairs(empty, empty, in_class - 1, np.zeros_like(in_class))
     np.fill_diagonal(same_BB, False)
     anchors, positives = np.nonzero(same_BB)
-    positives_of = in_class - 1
-    starts = np.cumsum(positives_of) - positives_of
-    turns = np.arange(len(anchors)) - starts[anchors]
-    return PositivePairs(anchors, positives, turns, positives_of, len(classes) - in_class)
+    return PositivePairs(anchors, positives, in_class - 1, len(classes) - in_class)
 
 
 def same_class(labels: Tensor, device: torch.device) -> Tensor:
@@ -258,19 +262,32 @@ def _gumbel_like(weights: Tensor, generator: torch.Generator) -> Tensor:
     return -noise.clamp(min=torch.finfo(noise.dtype).tiny).log()
 
 
-def _deal(pairs: PositivePairs, scores: Tensor, wanted: int | Indices) -> Triplets:
-    """One triplet a positive pair: each anchor's negatives with the highest scores, dealt out in turn.
+def _deal(pairs: PositivePairs, scores: Tensor, wanted: Indices, generator: torch.Generator) -> Triplets:
+    """So many triplets an anchor: its positives in turn, and its negatives with the highest scores in turn.
 
     Args:
         pairs: of the batch.
         scores: B x B, -inf for images of the anchor's class and finite for the others.
-        wanted: how many negatives an anchor takes, where there are as many.
+        wanted: B, how many triplets each anchor has; 0 for one without positives.
+        generator: says with which of its positives an anchor begins that does not take each of them once.
     """
-    taken_B = np.minimum(wanted, pairs.negatives_of)
-    turns = pairs.turns % taken_B[pairs.anchors]
-    best_BK = scores.topk(int(taken_B.max()), dim=1).indices
-    anchors, positives, turn = to_device([pairs.anchors, pairs.positives, turns], scores.device)
-    return anchors, positives, best_BK[anchors, turn]
+    device = scores.device
+    anchors = np.repeat(np.arange(len(wanted)), wanted)
+    turns = np.arange(len(anchors)) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+    taken = np.minimum(wanted, pairs.negatives_of)
+    best_BK = scores.topk(int(taken.max()), dim=1).indices
+    negative_turns = turns % taken[anchors]
+    if np.array_equal(wanted, pairs.positives_of):
+        anchors_T, positives_T, turns_T = to_device([anchors, pairs.positives, negative_turns], device)
+        return anchors_T, positives_T, best_BK[anchors_T, turns_T]
+    sizes, starts = pairs.positives_of, np.cumsum(pairs.positives_of) - pairs.positives_of
+    columns = [anchors, negative_turns, turns, starts[anchors], sizes[anchors]]
+    anchors_T, negative_turns_T, turns_T, starts_T, sizes_T = to_device(columns, device)
+    (positives_P,) = to_device([pairs.positives], device)
+    first_B = move(torch.rand(len(wanted), generator=generator, device=generator.device), device)
+    firsts_T = (first_B[anchors_T] * sizes_T).long()
+    positives_T = positives_P[starts_T + (turns_T + firsts_T) % sizes_T]
+    return anchors_T, positives_T, best_BK[anchors_T, negative_turns_T]
 
 
 def _one_each(

@@ -119,13 +119,25 @@ def log_weights(distances, y, dim, cutoff, nonzero_loss_cutoff):
     return rows
 
 
-def easypeasy(x, y, cutoff):
-    triplets = []
+def triplets_an_anchor(name, y):
+    """distanceweighted: the mean number of positives, rounded; easypeasy: rounded down, and no more than there are."""
+    counts = []
     for a in range(len(y)):
-        negatives = closest_beyond(x, y, a, len(positives(y, a)), cutoff)
-        for turn, p in enumerate(positives(y, a)):
-            if negatives:
-                triplets.append((a, p, negatives[turn % len(negatives)]))
+        own = len(positives(y, a))
+        average = sum(len(positives(y, i)) for i in range(len(y))) / len(y)
+        down = min(max(1, math.floor(average)), own)
+        mean_of_all = negatives_an_anchor(y) if name == "distanceweighted" else down
+        counts.append(mean_of_all if own else 0)
+    return counts if len(set(y)) > 1 else [0] * len(y)
+
+
+def easypeasy(x, y, cutoff, chosen_positives):
+    """`chosen_positives`: for each anchor those that were drawn, in their order."""
+    triplets = []
+    for a, count in enumerate(triplets_an_anchor("easypeasy", y)):
+        negatives = closest_beyond(x, y, a, count, cutoff)
+        for turn in range(count):
+            triplets.append((a, chosen_positives[a][turn], negatives[turn % len(negatives)]))
     return triplets
 
 

@@ -1,8 +1,10 @@
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = ["--ratio-classes", "0.1"]
@@ -100,3 +102,30 @@ def test_scaling_measures_clustering_and_evaluation(program, tmp_path):
         found = part(1000, tmp_path)
         assert found["s"] > 0
         assert found["data, MB"] == pytest.approx(1000 * numbers * 4 / 1e6)
+
+
+def test_fidelity_puts_back_what_version_0_1_did(program, monkeypatch):
+    """Repeated batches in smaller clusters, and one triplet for each positive pair."""
+    from dcml_tune import mining
+    from dcml_tune.config import TrialConfig
+    from dcml_tune.data import batches
+
+    fidelity = program("fidelity")
+    monkeypatch.setattr(batches, "_draw", batches._draw)
+    monkeypatch.setattr(mining, "_deal", mining._deal)
+    labels, partition = np.arange(120) % 10, (np.arange(120) >= 90).astype(np.int64)
+    config = TrialConfig(batch_size=16, num_samples_per_class=4)
+    y = torch.tensor([0] * 5 + [1, 1, 2, 2])
+    x = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+
+    def second_cluster():
+        return [batch.tolist() for cluster, batch in batches.epoch_batches(partition, labels, config, 0) if cluster]
+
+    def anchors():
+        return mining.mine("distanceweighted", x, y, generator=torch.Generator().manual_seed(0))[0].bincount().tolist()
+
+    now = second_cluster()
+    assert (len(now), anchors()) == (5, [3] * 9)
+    fidelity.repeat_batches()
+    fidelity.triplet_a_pair()
+    assert (second_cluster(), anchors()) == ([now[0]] * 5, [4] * 5 + [1] * 4)

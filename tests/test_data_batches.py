@@ -58,9 +58,32 @@ def test_epoch_keeps_to_its_clusters(sampler: str) -> None:
     counts = [max(1, int((partition == k).sum()) // 16) for k in range(3)]
     assert [learner for learner, _ in batches] == [cluster for cluster, _ in round_robin(counts)]
     assert all((partition[batch] == learner).all() for learner, batch in batches)
-    by_cluster = [[batch.tolist() for learner, batch in batches if learner == k] for k in range(3)]
-    for own, count in zip(by_cluster, counts, strict=True):
-        assert own == [own[number % count] for number in range(max(counts))]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_small_clusters_draw_new_batches(sampler: str) -> None:
+    """A cluster that starts over draws anew, as in the original: with 1,500, 500 and 200 images no batch is repeated."""
+    labels = repeated([44] * 50)
+    partition = np.repeat([0, 1, 2], [1500, 500, 200])
+    batches = epoch_batches(partition, labels, config(sampler, size=64), 0)
+    for learner in range(3):
+        own = [tuple(sorted(batch.tolist())) for cluster, batch in batches if cluster == learner]
+        assert len(own) == 23
+        assert len(set(own)) == 23
+    # The largest one's batches are what they are without the others.
+    alone = epoch_batches(np.where(partition == 0, 0, -1), labels, config(sampler, size=64), 0)
+    assert [batch.tolist() for cluster, batch in batches if cluster == 0] == [batch.tolist() for _, batch in alone]
+
+
+def test_each_pass_over_a_cluster_is_dealt_anew() -> None:
+    """Within each pass of n // batch_size batches all images are seen before one comes twice, as a loop counts them."""
+    labels = repeated([8] * 32)
+    partition = (np.arange(256) >= 192).astype(np.int64)
+    labels[192:] = np.repeat(np.arange(8), 8)
+    own = [batch for learner, batch in epoch_batches(partition, labels, config(), 0) if learner == 1]
+    assert len(own) == 12
+    for start in range(0, 12, 4):
+        assert sorted(np.concatenate(own[start : start + 4]).tolist()) == list(range(192, 256))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -53,6 +53,13 @@ INPUTS = {
 }
 
 
+def expected_anchors(name, y):
+    """The anchors of the triplets of a batch, in order."""
+    if name in ONE_EACH:
+        return [a for a in range(len(y)) if naive.positives(y, a) and naive.others(y, a)]
+    return [a for a, count in enumerate(naive.triplets_an_anchor(name, y)) for _ in range(count)]
+
+
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_negatives_are_of_other_classes(name, kind):
@@ -64,12 +71,7 @@ def test_negatives_are_of_other_classes(name, kind):
             assert a != p
             assert y[a] == y[p]
             assert y[a] != y[n]
-        with_positive = [a for a in range(len(y)) if naive.positives(y.tolist(), a)]
-        pairs = naive.pairs(y.tolist())
-        expected = with_positive if name in ONE_EACH else [a for a, _ in pairs]
-        assert triplets[0].tolist() == expected
-        if name not in ONE_EACH:
-            assert [(a, p) for a, p, _ in rows(triplets)] == pairs
+        assert triplets[0].tolist() == expected_anchors(name, y.tolist())
 
 
 @pytest.mark.parametrize("sizes", [*ONE_CLASS, [1, 1, 1], []], ids=str)
@@ -107,9 +109,41 @@ def test_easypeasy_is_that_of_the_loops(sizes, dim):
     """The closest negatives beyond the cutoff, as many as positives, dealt out in turn; then those within."""
     for cutoff in (0.5, 1.2, 3.0):
         x, y = batch(sizes, dim)
-        assert rows(mine("easypeasy", x, y, generator=seeded(), cutoff=cutoff)) == naive.easypeasy(
-            x, y.tolist(), cutoff
-        )
+        triplets = rows(mine("easypeasy", x, y, generator=seeded(), cutoff=cutoff))
+        chosen = {a: [p for own, p, _ in triplets if own == a] for a in range(len(y))}
+        assert triplets == naive.easypeasy(x, y.tolist(), cutoff, chosen)
+
+
+@pytest.mark.parametrize("sizes", [[10, 2, 2, 2], [7, 2], [1, 2, 5, 3], [3, 3, 3], [4, 4, 1]], ids=str)
+@pytest.mark.parametrize("name", ["distanceweighted", "easypeasy"])
+def test_no_class_dominates_by_its_size(name, sizes):
+    """Every anchor has as many triplets as another (easypeasy: as far as it has positives).
+
+    Their positives are different before one comes twice, and each is equally likely.
+    """
+    x, y = batch(sizes, dim=8)
+    classes, generator = y.tolist(), seeded(5)
+    counts = naive.triplets_an_anchor(name, classes)
+    seen = torch.zeros(len(classes), len(classes))
+    for _ in range(300):
+        triplets = rows(mine(name, x, y, generator=generator))
+        for a, count in enumerate(counts):
+            drawn = [p for own, p, _ in triplets if own == a]
+            assert len(drawn) == count
+            assert len(set(drawn)) == min(count, len(naive.positives(classes, a)))
+            for p in drawn:
+                seen[a, p] += 1 / 300
+    for a, count in enumerate(counts):
+        for p in naive.positives(classes, a):
+            # Four standard deviations of a share of 1/2, the widest.
+            assert seen[a, p] == pytest.approx(count / len(naive.positives(classes, a)), abs=0.12)
+
+
+def test_equal_classes_give_each_pair_once():
+    """As many triplets as positive pairs, whatever the sampler's rounding, where all classes of a batch are equal."""
+    for name in ("distanceweighted", "easypeasy"):
+        x, y = batch([4] * 5, dim=8)
+        assert [(a, p) for a, p, _ in rows(mine(name, x, y, generator=seeded()))] == naive.pairs(y.tolist())
 
 
 @pytest.mark.parametrize("sizes", CLASS_SIZES, ids=str)
@@ -261,6 +295,5 @@ def test_no_size_depends_on_a_value(name):
     """Embeddings without values (device meta), labels on the CPU: the number of triplets must be known."""
     _, y = batch([1, 2, 5, 3])
     triplets = mine(name, torch.empty(len(y), 16, device="meta"), y, generator=seeded())
-    expected = [a for a in range(len(y)) if naive.positives(y.tolist(), a)]
-    count = len(expected) if name in ONE_EACH else len(naive.pairs(y.tolist()))
+    count = len(expected_anchors(name, y.tolist()))
     assert [(column.device.type, column.shape) for column in triplets] == [("meta", (count,))] * 3

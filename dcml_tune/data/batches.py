@@ -38,9 +38,10 @@ def round_robin(batches_per_cluster: Sequence[int]) -> list[tuple[int, int]]:
 def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoch: int) -> list[tuple[int, Indices]]:
     """The batches of an epoch, in the order in which they are trained on.
 
-    A cluster of n images has max(1, n // batch_size) batches. A cluster with too few classes or pairs for a
-    batch is skipped, with a warning. Everything is drawn from (config.seed, epoch, cluster), so a cluster's
-    batches do not depend on the others'.
+    A cluster of n images has max(1, n // batch_size) batches. Where `round_robin` starts over, the cluster draws that many
+    new ones, as the original does: none is repeated. A cluster with too few classes or pairs for a batch is skipped, with a
+    warning. Everything is drawn from (config.seed, epoch, cluster), so a cluster's batches do not depend on the others',
+    but for how many of them there are.
 
     Args:
         partition: N, the cluster of each image; -1 is in no batch.
@@ -56,32 +57,46 @@ def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoc
         SettingError: if no cluster can give a batch.
     """
     members = [np.flatnonzero(partition == cluster) for cluster in range(int(partition.max(initial=-1)) + 1)]
-    batches = [_cluster_batches(rows, labels[rows], config, epoch, cluster) for cluster, rows in enumerate(members)]
-    if skipped := [str(cluster) for cluster, rows in enumerate(members) if len(rows) and not batches[cluster]]:
+    sizes = [_batches_of(labels[rows], config) for rows in members]
+    if skipped := [str(cluster) for cluster, rows in enumerate(members) if len(rows) and not sizes[cluster]]:
         logger.warning(
             "epoch %d: no batch of two classes and a pair of images can be had of the clusters of %d learners (%s), "
             "which are skipped", epoch, len(skipped), ", ".join(skipped),
         )  # fmt: skip
-    if not any(batches):
+    if not any(sizes):
         raise SettingError(
             f"batch_sampler={config.batch_sampler}: no cluster has two classes and a pair of images of one; "
             "lower nb_clusters, or take a data set with more images a class"
         )
-    order = round_robin([len(own) for own in batches])
-    return [(cluster, np.tile(batches[cluster][number], config.num_replicas)) for cluster, number in order]
+    drawn = [
+        _draw(rows, labels[rows], config, [STREAM, config.seed, epoch, cluster], size, rounds=max(sizes))
+        for cluster, (rows, size) in enumerate(zip(members, sizes, strict=True))
+    ]
+    # A cluster's k-th turn takes its k-th batch, whatever number `round_robin` gives it.
+    turns = [iter(own) for own in drawn]
+    return [(cluster, np.tile(next(turns[cluster]), config.num_replicas)) for cluster, _ in round_robin(sizes)]
 
 
-def _cluster_batches(rows: Indices, labels: Indices, config: TrialConfig, epoch: int, cluster: int) -> list[Indices]:
-    """The batches of one cluster, as positions among all images; none if it cannot give any."""
-    if not len(rows):
+def _batches_of(labels: Indices, config: TrialConfig) -> int:
+    """How many batches a cluster has before it starts over; 0 if it cannot give any."""
+    sizes = np.unique(labels, return_counts=True)[1]
+    pairs = int((sizes > 1).sum())
+    if len(sizes) < 2 or pairs < (2 if config.batch_sampler == "npairs" else 1):
+        return 0
+    return max(1, len(labels) // config.batch_size)
+
+
+def _draw(
+    rows: Indices, labels: Indices, config: TrialConfig, seed: list[int], size: int, *, rounds: int
+) -> list[Indices]:
+    """`rounds` batches of a cluster, as positions among all images: `size` at a time, each time from a new shuffle."""
+    if size == 0:
         return []
-    rng = np.random.default_rng([STREAM, config.seed, epoch, cluster])
-    classes = _Classes.of(labels, rng)
-    pairs = int((classes.sizes > 1).sum())
-    if len(classes) < 2 or pairs < (2 if config.batch_sampler == "npairs" else 1):
-        return []
-    number = max(1, len(rows) // config.batch_size)
-    return [rows[batch] for batch in SAMPLERS[config.batch_sampler](classes, number, config, rng)]
+    batches: list[Indices] = []
+    for again in range(-(-rounds // size)):
+        rng = np.random.default_rng([*seed, again] if again else seed)
+        batches += SAMPLERS[config.batch_sampler](_Classes.of(labels, rng), size, config, rng)
+    return [rows[batch] for batch in batches[:rounds]]
 
 
 @dataclass(frozen=True, eq=False)
