@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import SettingError, brief, unknown_name
+from dcml_tune.quantities import whole
 
 if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun
@@ -42,7 +43,7 @@ def parser() -> Parser:
     made.add_argument("--sort", metavar="NAME", help="column, setting or measure; default: the best first")
     made.add_argument("--descending", action="store_true", help="the highest first")
     made.add_argument("--columns", help="names, by commas, instead of the usual ones")
-    made.add_argument("--limit", type=int, help="most rows")
+    made.add_argument("--limit", type=whole(1, 10**9), help="most rows")
     made.add_argument("--json", action="store_true", help="rows with all settings and measures, as JSON")
     made.add_argument("--csv", action="store_true", help="the table as comma-separated values")
     made.add_argument("--output-dir", default="runs", help="where the searches were written")

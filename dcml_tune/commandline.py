@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 
 from dcml_tune import __version__
 from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.quantities import shown
 
 BAD_INPUT = 2
 """Exit status for input that cannot work."""
@@ -36,7 +38,8 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown, list(self._option_string_actions), n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the known flags"
             message = f"setting {unknown} is not known; {hint}"
-        fail(message)
+        # A number's refusal, as all other ones: the flag, its value, the rule.
+        fail(re.sub(r"^argument (\S+?)(?:/\S+)?: (.*: )(?=must be|above)", r"\1 \2", message))
 
 
 def fail(message: str) -> NoReturn:
@@ -104,7 +107,7 @@ def typed(name: str, value: Any) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         rule = error.errors()[0]["msg"].replace("Input should be", "must be")
-        raise SettingError(f"{name}={value}: {rule}; the default is {field.default!r}") from None
+        raise SettingError(f"{name}={shown(str(value))}: {rule}; the default is {field.default!r}") from None
 
 
 def _annotated(field: Any) -> Any:

@@ -1,7 +1,8 @@
 """TrialConfig: every setting of a trial, frozen, checked and documented.
 
 The names are those of the original implementation's flags in snake case, so that a user of it finds them
-here. A default is the original's flag default unless the docstring of the field says otherwise. Nothing
+here. A default is the original's flag default unless the docstring of the field says otherwise. Every number has a
+lower and an upper bound, so that infinity, NaN and typing errors are refused. Nothing
 writes to a configuration: what changes during training is a function of the epoch (`schedule.EpochPlan`).
 """
 
@@ -32,14 +33,17 @@ IMAGE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+SEEDS = 2**32
+"""Every seed is smaller than this, as NumPy and scikit-learn need it."""
+
+
 class SettingError(ValueError):
     """A setting that is unknown, out of range, or contradicts another: one line with the remedy."""
 
 
 def _never(value: Any) -> Any:
     """Read the original's `inf` ("never") as None."""
-    infinite = isinstance(value, float) and math.isinf(value)
-    return None if infinite or value in ("inf", "none", "None", "") else value
+    return None if value in (math.inf, "inf", "none", "None") else value
 
 
 Never = BeforeValidator(_never)
@@ -79,7 +83,7 @@ class TrialConfig(BaseModel):
     """Name of the data set; `python -m dcml_tune.search --help` lists them."""
     dataset_dir: str | None = None
     """Directory that holds the data set; the embedded one needs none."""
-    train_classes: Annotated[int, Field(ge=1)] | None = None
+    train_classes: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Data set `folder` only: how many of the sorted classes train; by default the first half."""
     val_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     """Share of the training classes held out to compare trials; 0 holds none out. Not in the original,
@@ -91,9 +95,9 @@ class TrialConfig(BaseModel):
     ratio_classes: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training classes that are used at all, the first ones in the data set's order. The original
     shrinks the test classes, too; here they stay whole."""
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     """Seed of the choice of the held-out classes; the same for all trials of a search."""
-    fold: Annotated[int, Field(ge=0)] = 0
+    fold: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Which classes are held out: there are 1 / val_share folds, no two of which share a class. Trials of a search have
     the first; the confirming runs have others."""
     skip_unreadable: bool = False
@@ -107,9 +111,9 @@ class TrialConfig(BaseModel):
     (less disk, but RandomResizedCrop then sees less detail)."""
 
     # -- images ----------------------------------------------------------------------------------------
-    sz_resize: Annotated[int, Field(ge=8)] = 256
+    sz_resize: Annotated[int, Field(ge=8, le=4096)] = 256
     """Shorter side in pixels to which evaluation images are resized before the centre crop."""
-    sz_crop: Annotated[int, Field(ge=8)] = 224
+    sz_crop: Annotated[int, Field(ge=8, le=4096)] = 224
     """Side in pixels of the square that the network sees."""
     album: Literal["Geom", "GeomColor", "ColorHeavy"] | None = None
     """Augmentation of training images beyond random resized crop and flip."""
@@ -127,7 +131,7 @@ class TrialConfig(BaseModel):
     bn_learnable: bool = False
     """Let the batch-norm statistics move in training. Not in the original, which freezes them for ResNets;
     here they are frozen for every backbone unless this is set."""
-    sz_embedding: Annotated[int, Field(ge=2)] = 512
+    sz_embedding: Annotated[int, Field(ge=2, le=65_536)] = 512
     """Number of dimensions of the embedding."""
     init_method: str | None = None
     """Initialisation of the embedding layer: None (torch's own), pt_splitted (torch's, for one slice a
@@ -150,53 +154,53 @@ class TrialConfig(BaseModel):
     # -- loss ------------------------------------------------------------------------------------------
     criterion: Annotated[Criterion, Renamed] = "margin"
     """Metric loss."""
-    margin: Annotated[float, Field(ge=0)] = 0.2
+    margin: Annotated[float, Field(ge=0, le=100)] = 0.2
     """Margin of the margin and triplet losses, in units of Euclidean distance on the unit sphere."""
-    beta: Annotated[float, Field(gt=0)] = 1.2
+    beta: Annotated[float, Field(gt=0, le=100)] = 1.2
     """Boundary between positive and negative distances in the margin loss."""
-    nu: Annotated[float, Field(ge=0)] = 0.0
+    nu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Weight of the pull of the trained beta towards zero in the margin loss."""
-    lr_beta: Annotated[float, Field(ge=0)] = 0.0
+    lr_beta: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     """Learning rate of beta; above 0 there is one beta a class."""
     soft_loss: bool = False
     """Soft form log(1 + exp(d_ap - d_an)) of the triplet losses instead of the margin."""
-    alpha: Annotated[float, Field(gt=0)] = 1.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Initial scale of the similarities in the N-pairs loss."""
-    lr_alpha: Annotated[float, Field(ge=0)] = 1.0
+    lr_alpha: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Learning rate of alpha, as a multiple of base_lr."""
-    masking_lambda: Annotated[float, Field(ge=0)] = 1.0
+    masking_lambda: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Weight of the overlap of the masks in the loss."""
     sampler: Sampler = "easypeasy"
     """How triplets are sampled from a batch (margin and triplet losses)."""
-    cutoff: Annotated[float, Field(gt=0)] = 0.5
+    cutoff: Annotated[float, Field(gt=0, le=100)] = 0.5
     """Distances below this count as this much when negatives are sampled."""
 
     # -- batches ---------------------------------------------------------------------------------------
     batch_sampler: BatchSampler = "balanced_old"
     """How the images of a batch are chosen."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 128
     """Images in a batch."""
-    num_samples_per_class: Annotated[int, Field(ge=1)] = 4
+    num_samples_per_class: Annotated[int, Field(ge=1, le=32_768)] = 4
     """Images of each class in a balanced batch."""
     small_class_action: Literal["sample_other", "duplicate", "smaller_batch"] = "sample_other"
     """What adaptbalanced does where a class has too few images."""
-    num_replicas: Annotated[int, Field(ge=1)] = 1
+    num_replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """How often each batch is repeated in a step, each copy augmented anew."""
-    num_workers: Annotated[int, Field(ge=0)] | None = None
+    num_workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Processes that prepare batches; by default 4 with a GPU and none without. Has no effect on results."""
 
     # -- schedule --------------------------------------------------------------------------------------
-    nb_epochs: Annotated[int, Field(ge=1)] = 100
+    nb_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     """Epochs of training."""
-    nb_clusters: Annotated[int, Field(ge=1)] = 1
+    nb_clusters: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Clusters, and so learners, at full division; 1 is training without division."""
-    mod_epoch: Annotated[int, Field(ge=1)] = 2
+    mod_epoch: Annotated[int, Field(ge=1, le=1_000_000)] = 2
     """Epochs between reclusterings, and between divisions."""
-    mod_epoch_freeze: Annotated[int, Field(ge=0)] = 0
+    mod_epoch_freeze: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """The backbone is frozen in the first so many epochs after each reclustering."""
     freeze_without_division: bool = False
     """Freeze the backbone in the same epochs when nb_clusters is 1, too: the fair control without division."""
-    force_full_embedding_epoch: Annotated[Annotated[int, Field(ge=0)] | None, Never] = None
+    force_full_embedding_epoch: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, Never] = None
     """First epoch of the full-embedding phase; None is never."""
     hierarchy_method: Literal["top_bot", "none", "bot_top"] = "top_bot"
     """top_bot divides from one cluster to nb_clusters; none starts with all of them; bot_top merges."""
@@ -206,7 +210,7 @@ class TrialConfig(BaseModel):
     """Leave new clusters in the order in which k-means found them, instead of matching them to the previous."""
     clustering_method: Literal["kmeans", "kmeans_adaptive_centroids"] = "kmeans"
     """kmeans_adaptive_centroids starts from the previous clusters' centroids in the new features."""
-    clustering_random_state: Annotated[Annotated[int, Field(ge=0)] | None, Never] = None
+    clustering_random_state: Annotated[Annotated[int, Field(ge=0, lt=SEEDS)] | None, Never] = None
     """When given, each clustering takes a fresh seed derived from it; else all take the same."""
     penultimate_for_clusters: bool = True
     """Cluster the penultimate features instead of the embedding."""
@@ -216,23 +220,23 @@ class TrialConfig(BaseModel):
     # -- optimiser -------------------------------------------------------------------------------------
     optimizer: Annotated[Literal["adam", "adamw"], Renamed] = "adam"
     """Adam with coupled, or AdamW with decoupled weight decay."""
-    base_lr: Annotated[float, Field(gt=0)] = 1e-5
+    base_lr: Annotated[float, Field(gt=0, le=1e3)] = 1e-5
     """Learning rate of the backbone."""
-    emb_lr_mult: Annotated[float, Field(ge=0)] = 1.0
+    emb_lr_mult: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Learning rate of the embedding layer, as a multiple of base_lr."""
-    mask_lr_mult: Annotated[float, Field(ge=0)] = 1.0
+    mask_lr_mult: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Learning rate of the masks, as a multiple of base_lr."""
-    mask_wd_mult: Annotated[float, Field(ge=0)] = 0.0
+    mask_wd_mult: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Weight decay of the masks, as a multiple of weight_decay."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 1e-3
     """Weight decay of backbone and embedding layer."""
-    lr_step: Annotated[Annotated[int, Field(ge=1)] | None, Never] = None
+    lr_step: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, Never] = None
     """Epochs between decays of the learning rate; None is never. The original parses it and ignores it."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Factor of each decay of the learning rate."""
 
     # -- chance and machine ----------------------------------------------------------------------------
-    seed: Annotated[int, Field(ge=0, validation_alias=AliasChoices("seed", "random_seed"))] = 1
+    seed: Annotated[int, Field(ge=0, lt=SEEDS, validation_alias=AliasChoices("seed", "random_seed"))] = 1
     """Seed of everything random in a trial; the original's random_seed."""
     amp: bool = True
     """On a GPU, run the backbone in bfloat16 (embedding, loss, k-means and evaluation stay in float32).
@@ -334,7 +338,7 @@ class TrialConfig(BaseModel):
             ),
             (
                 _is_init_method(self.init_method),
-                f"init_method={self.init_method}: must be one of {INIT_METHODS}, GAIN a positive number; "
+                f"init_method={self.init_method}: must be one of {INIT_METHODS}, GAIN a number above 0 and up to {_LARGEST_GAIN}; "
                 "take one of them or leave it out",
             ),
         ]
@@ -380,12 +384,15 @@ INIT_METHODS = (
 )
 
 
+_LARGEST_GAIN = 1000
+
+
 def _is_init_method(name: str | None) -> bool:
     if name is None or (name in INIT_METHODS and "GAIN" not in name):
         return True
     kind, _, gain = name.rpartition("_")
     try:
-        return kind in ("xavier_uniform", "xavier_normal") and float(gain) > 0
+        return kind in ("xavier_uniform", "xavier_normal") and 0 < float(gain) <= _LARGEST_GAIN
     except ValueError:
         return False
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dcml_tune.config import SEEDS
+
 if TYPE_CHECKING:
     from trainables.optuna_searcher import KnownTrial
 
@@ -77,7 +79,7 @@ def _frozen(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def units(folds: int, seeds: int, first_seed: int) -> list[Unit]:
     """The units of a race: folds 1, 2, ... (the search has fold 0), each unit with a seed of its own."""
-    return [Unit(1 + number % folds, first_seed + 1 + number) for number in range(folds * seeds)]
+    return [Unit(1 + number % folds, (first_seed + 1 + number) % SEEDS) for number in range(folds * seeds)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
+from dcml_tune.quantities import whole
 
 if TYPE_CHECKING:
     from dcml_tune.data import DataSet, EvaluationSet
@@ -42,7 +43,9 @@ def parser() -> Parser:
     made.add_argument("--dataset", help="another data set than the model's own")
     made.add_argument("--set", choices=["test", "validation"], default="test", dest="which",
                       help="validation: the classes that the model's training held out")  # fmt: skip
-    made.add_argument("--clusterings", type=int, default=10, help="over which NMI and AMI are averaged; 0: neither")
+    made.add_argument(
+        "--clusterings", type=whole(0, 1000), default=10, help="over which NMI and AMI are averaged; 0: neither"
+    )
     made.add_argument("--untrained", action="store_true", help="the pretrained network's features, too")
     made.add_argument("--allow-partial", action="store_true", help="of a data set; published values are left out then")
     made.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
@@ -56,8 +59,6 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Load all models, then measure one after the other, and print."""
     arguments = parser().parse_args(argv)
-    if arguments.clusterings < 0:
-        raise SettingError(f"--clusterings {arguments.clusterings}: must be at least 0; give a number")
     from dcml_tune.plan import writable
 
     output = writable(Path(arguments.output_dir))

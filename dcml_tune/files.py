@@ -10,14 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dcml_tune.config import SettingError
-
 CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
 """What the system says when nothing can be written: no fault of whoever wanted to."""
 
 _SEAL = "seal"
 _TOO_MUCH = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the machine is short of says nothing of a file
-_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class TornFileError(ValueError):
@@ -75,23 +72,6 @@ def size_of(directory: Path) -> int:
 def free_bytes(directory: Path) -> int:
     """Bytes that can still be written below a directory that exists."""
     return shutil.disk_usage(directory).free
-
-
-def parse_size(flag: str, text: str) -> int:
-    """Bytes of such as 500MB or 20GB (decimal).
-
-    Raises:
-        SettingError: if it is none.
-    """
-    digits = text.upper().removesuffix("B")
-    unit = _UNITS.get(digits[-1:], 0)
-    try:
-        size = float(digits[:-1]) * unit if unit else 0.0
-    except ValueError:
-        size = 0.0
-    if not 0 < size < float("inf"):
-        raise SettingError(f"{flag} {text}: must be a number and a unit, such as 500MB or 20GB; give one")
-    return int(size)
 
 
 def readable_size(count: float) -> str:

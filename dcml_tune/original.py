@@ -12,6 +12,7 @@ from typing import Any
 
 from dcml_tune.commandline import truth
 from dcml_tune.config import SettingError
+from dcml_tune.quantities import whole
 
 DEFAULTS: dict[str, Any] = {"dataset": "cub", "masks_freeze_one_cluster": False}
 """The original's defaults where those of TrialConfig are others."""
@@ -43,7 +44,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--save-model", type=truth, metavar="0|1", default=True, help="0 writes no checkpoints")
     group.add_argument("--wandb-enabled", nargs="?", type=truth, metavar="0|1", const=True, default=False,
                        help="log to Weights & Biases, too (pip install 'dcml-tune[wandb]')")  # fmt: skip
-    group.add_argument("--cuda-device", type=int, metavar="N", help="train on the N-th GPU; none, without GPUs")
+    group.add_argument(
+        "--cuda-device", type=whole(0, 1023), metavar="N", help="train on the N-th GPU; none, without GPUs"
+    )
     for flag, why in _WITHOUT_MEANING.items():
         group.add_argument(flag, nargs="?", const="", default=argparse.SUPPRESS, help=f"without meaning here: {why}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from argparse import Namespace
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import given_settings
-from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig, unknown_name
+from dcml_tune.config import PAPER_LABEL, SEEDS, SettingError, TrialConfig, unknown_name
 from dcml_tune.confirmation import CONTROLS, Contender, Unit, contenders, units
 from dcml_tune.effects import without_effect
-from dcml_tune.files import TornFileError, free_bytes, parse_size, read_sealed, readable_size
+from dcml_tune.files import TornFileError, free_bytes, read_sealed, readable_size
+from dcml_tune.quantities import seconds, size
 from dcml_tune.record import Record, refuse_existing
 from dcml_tune.resources import AUTO
 
@@ -182,17 +182,12 @@ class Plan:
         self.dataset, self.output, self.name = settings["dataset"], directory.parent, directory.name
         self.trials = directory / "trials"
         self.deadline: float | None = None
-        self.seconds = seconds("--time-budget", arguments.time_budget)
-        self.trial_timeout = seconds("--trial-timeout", arguments.trial_timeout)
-        budget = arguments.checkpoint_budget and parse_size("--checkpoint-budget", arguments.checkpoint_budget)
+        self.seconds = seconds(arguments.time_budget) if arguments.time_budget else None
+        self.trial_timeout = seconds(arguments.trial_timeout) if arguments.trial_timeout else None
+        budget = size(arguments.checkpoint_budget) if arguments.checkpoint_budget else None
         given_uri = absolute_uri(arguments.tracking_uri) if arguments.tracking_uri else None
         self.uri = given_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.study = f"sqlite:///{directory / 'optuna.db'}"
-        for flag in ("num_samples", "epoch_budget", "patience", "folds", "seeds", "final_seeds"):
-            if (number := getattr(arguments, flag)) is not None and number < 1:
-                raise SettingError(f"--{flag.replace('_', '-')} {number}: must be at least 1; give a number")
-        if arguments.confirm < 0:
-            raise SettingError(f"--confirm {arguments.confirm}: must be at least 0; give a number of settings")
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
         self.measured: str | None = record.asked.get("measured") if record is not None else None
@@ -544,7 +539,7 @@ class Plan:
             number: of its seed, from 0.
             until: after how many epochs.
         """
-        seed = self.base.seed + number
+        seed = (self.base.seed + number) % SEEDS
         key = f"final-{contender.slug}" + (f"-seed-{seed}" if number else "")
         if role == "untrained":
             key = role
@@ -608,21 +603,3 @@ def writable(directory: Path) -> Path:
     except OSError as error:
         raise SettingError(f"--output-dir {directory}: cannot be written ({error.strerror}); choose another") from None
     return directory
-
-
-def seconds(flag: str, text: str | None) -> float | None:
-    """Seconds of such as 90s, 30m, 10h; None for None.
-
-    Raises:
-        SettingError: if it is no duration.
-    """
-    if text is None:
-        return None
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    try:
-        value = float(text[:-1]) * (unit or 0)
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        raise SettingError(f"{flag} {text}: must be a number and a unit, such as 90s, 30m or 10h; give one")
-    return value

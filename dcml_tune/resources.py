@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from dataclasses import dataclass
 
 from dcml_tune.config import SettingError
+from dcml_tune.quantities import QuantityError, shown
 
 AUTO = "auto"
 """Instead of a number of GPUs a trial: the share with which they are fastest in sum, as `probe` measures it."""
 
 # Trials at once on a machine without a GPU; more would make the search blinder for little gain.
 _MOST_ON_CPU = 4
+_MOST_GPUS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +77,15 @@ def share(
 
 def gpus_per_trial(text: str) -> float | str:
     """Read the value of --gpus-per-trial: a number, or `auto`."""
+    if text == AUTO:
+        return AUTO
     try:
-        return AUTO if text == AUTO else float(text)
+        value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text}: must be a number of GPUs or {AUTO}; give such as 0.25, 1 or {AUTO}"
-        ) from None
+        value = math.nan
+    if reason := _no_share(value):
+        raise QuantityError(f"{shown(text)}: {reason}, or {AUTO}")
+    return value
 
 
 def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
@@ -93,12 +97,19 @@ def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
     if gpus_per_trial is None:
         return
     name = f"--gpus-per-trial {gpus_per_trial:g}"
-    if gpus_per_trial < 0 or not math.isfinite(gpus_per_trial):
-        raise SettingError(f"{name}: must be a fraction up to 1, or whole; give such as 0.25, 0.5 or 1")
-    if gpus_per_trial > 1 and gpus_per_trial != int(gpus_per_trial):
-        raise SettingError(f"{name}: above 1 it must be whole; give {int(gpus_per_trial)} or {int(gpus_per_trial) + 1}")
+    if reason := _no_share(gpus_per_trial):
+        raise SettingError(f"{name}: {reason}")
     if gpus_per_trial > gpus:
         raise SettingError(f"{name}: this machine has {gpus} GPUs; give at most {gpus}, or leave it out")
+
+
+def _no_share(number: float) -> str | None:
+    """Why a number cannot be that of the GPUs of a trial, or None."""
+    if not 0 <= number <= _MOST_GPUS:
+        return "must be a fraction up to 1, or whole; give such as 0.25, 0.5 or 1"
+    if number > 1 and number != int(number):
+        return f"above 1 it must be whole; give {int(number)} or {int(number) + 1}"
+    return None
 
 
 def set_threads(count: int) -> None:

@@ -18,6 +18,7 @@ from dcml_tune.confirmation import CONTROLS, PUBLISHED, Contender, Raced, Unit, 
 from dcml_tune.files import write_sealed
 from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
 from dcml_tune.plan import Plan, given_plan, resumed_plan
+from dcml_tune.quantities import as_text, seconds, size, whole
 from dcml_tune.record import Record, all_records
 from dcml_tune.resources import gpus_per_trial
 from dcml_tune.studies import direction
@@ -49,7 +50,7 @@ def parser() -> Parser:
         "classes; the winner is retrained on all of them, and the test classes are scored once.",
     )
     made.add_argument("dataset", nargs="?", help="emoji (embedded), folder, cub, cars, sop, inshop or vid")
-    made.add_argument("--num-samples", type=int, default=8, help="number of trials")
+    made.add_argument("--num-samples", type=whole(1, 100_000), default=8, help="number of trials")
     made.add_argument("--searcher", choices=["optuna", "random"], default="optuna", help="TPE, or independent draws")
     made.add_argument("--scheduler", choices=["asha", "asha-epochs", "median", "none"], default="asha",
                       help="how trials are pruned: asha compares them at the phases of each one's own division, asha-epochs "
@@ -59,26 +60,38 @@ def parser() -> Parser:
                       "paper. Given again, such as time/epoch_s: the trials that no other one beats in all are told")  # fmt: skip
     made.add_argument("--gpus-per-trial", type=gpus_per_trial, help="share of a GPU up to 1, or a whole number; default 1. auto: "
                       "the share with which trials are fastest in sum, measured in about a minute")  # fmt: skip
-    made.add_argument("--max-concurrent", type=int, help="most trials at once; default: as many as fit")
-    made.add_argument("--time-budget", help="stop the search after such as 30m or 10h")
-    made.add_argument("--epoch-budget", type=int, help="stop the search after so many epochs of all trials together")
-    made.add_argument("--patience", type=int, help="stop the search after so many trials in a row that brought nothing")
-    made.add_argument("--trial-timeout", help="end a trial that reports no epoch for such as 20m; default: never")
-    made.add_argument("--checkpoint-budget", help="most disk for checkpoints, such as 20GB; the best models stay")
+    made.add_argument("--max-concurrent", type=whole(1, 10_000), help="most trials at once; default: as many as fit")
+    made.add_argument("--time-budget", type=as_text(seconds), help="stop the search after such as 30m or 10h")
+    made.add_argument(
+        "--epoch-budget", type=whole(1, 10**9), help="stop the search after so many epochs of all trials together"
+    )
+    made.add_argument(
+        "--patience", type=whole(1, 100_000), help="stop the search after so many trials in a row that brought nothing"
+    )
+    made.add_argument(
+        "--trial-timeout",
+        type=as_text(seconds),
+        help="end a trial that reports no epoch for such as 20m; default: never",
+    )
+    made.add_argument(
+        "--checkpoint-budget", type=as_text(size), help="most disk for checkpoints, such as 20GB; the best models stay"
+    )
     made.add_argument("--space", help="Python file that defines SPACE = SearchSpace(...)")
     made.add_argument("--warm-start", nargs="+", action="extend", metavar="SEARCH", help="earlier searches on the same images; "
                       "their trials teach the sampler")  # fmt: skip
     made.add_argument(
         "--prior", action="store_true", help="believe in the published setting: draw around it, less with each trial"
     )
-    made.add_argument("--confirm", type=int, default=4, help="settings that are compared once more, with the published "
+    made.add_argument("--confirm", type=whole(0, 1000), default=4, help="settings that are compared once more, with the published "
                       "one and no division, on further held-out classes and seeds; 0: none")  # fmt: skip
-    made.add_argument("--folds", type=int, help="sets of held-out classes to confirm on; default 3")
-    made.add_argument("--seeds", type=int, default=1, help="seeds to confirm with on each of them")
+    made.add_argument("--folds", type=whole(1, 1000), help="sets of held-out classes to confirm on; default 3")
+    made.add_argument("--seeds", type=whole(1, 1000), default=1, help="seeds to confirm with on each of them")
     made.add_argument(
         "--final", choices=["best", "none"], default="best", help="score winner and controls on test classes"
     )
-    made.add_argument("--final-seeds", type=int, default=3, help="seeds with which they are trained for that")
+    made.add_argument(
+        "--final-seeds", type=whole(1, 1000), default=3, help="seeds with which they are trained for that"
+    )
     made.add_argument("--output-dir", default="runs", help="where everything is written")
     made.add_argument("--name", help="name of the search; default: data set and time")
     made.add_argument("--resume", nargs="?", const="", metavar="NAME", help="go on with an interrupted search; "

@@ -5,7 +5,7 @@ import pytest
 
 from dcml_tune.commandline import Parser, add_settings, given_settings, settings_to_flags, typed
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.plan import seconds, writable
+from dcml_tune.plan import writable
 from dcml_tune.resources import share
 
 
@@ -52,20 +52,6 @@ def test_help_imports_no_torch():
     """Help is there at once."""
     code = "import sys, dcml_tune.search as s; s.parser(); assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 172800)])
-def test_time_budget(text, expected):
-    """A number and its unit."""
-    assert seconds("--time-budget", text) == expected
-    assert seconds("--time-budget", None) is None
-
-
-@pytest.mark.parametrize("text", ["90", "h", "-1h", "soon", "nanh", "infh"])
-def test_a_wrong_time_budget_is_refused(text):
-    """It is named."""
-    with pytest.raises(SettingError, match="--time-budget"):
-        seconds("--time-budget", text)
 
 
 def test_output_directory_is_made_and_absolute(tmp_path, monkeypatch):

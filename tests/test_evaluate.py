@@ -137,7 +137,6 @@ def test_the_untrained_network_has_a_row(evaluate):
         (["."], "cannot be read"),
         (["search"], "has not retrained its winner; give one of its trials, such as search/trials/003"),
         (["0" * 32], "no MLflow store there"),
-        (["model", "--clusterings", "-1"], "--clusterings -1: must be at least 0"),
         (["model"], "--allow-partial"),
         (["model", "other"], "cannot share a table"),
     ],

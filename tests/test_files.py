@@ -4,8 +4,7 @@ import threading
 
 import pytest
 
-from dcml_tune.config import SettingError
-from dcml_tune.files import TornFileError, parse_size, read_sealed, readable_size, size_of, write_sealed, write_whole
+from dcml_tune.files import TornFileError, read_sealed, readable_size, size_of, write_sealed, write_whole
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
@@ -56,19 +55,6 @@ def test_a_sealed_file_gives_back_its_facts_and_shows_any_change(tmp_path):
     file.unlink()
     with pytest.raises(TornFileError, match=str(file)):
         read_sealed(file)
-
-
-@pytest.mark.parametrize(("text", "expected"), [("500MB", 5e8), ("20GB", 2e10), ("1.5g", 1.5e9), ("10K", 1e4)])
-def test_sizes_are_read_as_people_write_them(text, expected):
-    """Decimal units, with or without the B."""
-    assert parse_size("--size", text) == expected
-
-
-@pytest.mark.parametrize("text", ["20", "GB", "-1GB", "0MB", "infGB", "much", ""])
-def test_what_is_no_size_is_refused(text):
-    """With the flag, the value and the rule."""
-    with pytest.raises(SettingError, match=f"--size {text}: must be a number and a unit"):
-        parse_size("--size", text)
 
 
 def test_a_file_of_two_names_takes_its_space_once(tmp_path):

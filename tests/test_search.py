@@ -258,8 +258,8 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
         (["emoji", "--metric", "time/epoch_s"], ["time/epoch_s", "one of images before it"]),
         (["emoji", "--metric", "map_at_r", "--metric", "val/map_at_r"], ["twice"]),
         (["emoji", "--warm-start", "yesterday"], ["--warm-start yesterday", "holds no search"]),
-        (["emoji", "--final-seeds", "0"], ["--final-seeds 0", "at least 1"]),
-        (["emoji", "--confirm", "-1"], ["--confirm -1", "at least 0"]),
+        (["emoji", "--final-seeds", "0"], ["--final-seeds 0", "from 1"]),
+        (["emoji", "--confirm", "-1"], ["--confirm -1", "from 0"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):

@@ -22,7 +22,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from dcml_tune.config import SettingError
+from dcml_tune.config import SEEDS, SettingError
 from dcml_tune.studies import KEY, direction
 from search_spaces.space import Feasible, SearchSpace
 from trainables.belief import BelievingSampler
@@ -123,7 +123,7 @@ class OptunaSearcher(Searcher):
     def _open(self) -> optuna.Study:
         study = open_study(self.storage, self.study_name, [direction(name) for name in self.metrics])
         # A sampler that is opened again must not draw again what it has drawn.
-        seed = self.seed + 1000 * len(study.get_trials(deepcopy=False))
+        seed = (self.seed + 1000 * len(study.get_trials(deepcopy=False))) % SEEDS
         study.sampler = _sampler(self.sampler, seed, self.startup)
         if self.belief is not None:
             study.sampler = BelievingSampler(study.sampler, self.belief, seed=seed)

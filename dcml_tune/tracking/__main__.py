@@ -6,18 +6,24 @@ import logging
 from pathlib import Path
 
 from dcml_tune.commandline import Parser, run_command
+from dcml_tune.quantities import real
 from dcml_tune.tracking import flush
+
+
+def parser() -> Parser:
+    """The command line."""
+    made = Parser(prog="python -m dcml_tune.tracking", description="Deliver records that MLflow has not taken yet.")
+    made.add_argument("action", choices=["flush"])
+    made.add_argument("name", help="name of the search or run")
+    made.add_argument("--output-dir", default="runs", help="where it was written")
+    made.add_argument("--tracking-uri", help="MLflow server or database, if not the one that the search used")
+    made.add_argument("--timeout", type=real(0, 86400), default=60.0, help="seconds after which to give up")
+    return made
 
 
 def main(argv: list[str]) -> int:
     """`python -m dcml_tune.tracking flush NAME`: deliver what a search left behind."""
-    parser = Parser(prog="python -m dcml_tune.tracking", description="Deliver records that MLflow has not taken yet.")
-    parser.add_argument("action", choices=["flush"])
-    parser.add_argument("name", help="name of the search or run")
-    parser.add_argument("--output-dir", default="runs", help="where it was written")
-    parser.add_argument("--tracking-uri", help="MLflow server or database, if not the one that the search used")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds after which to give up")
-    given = parser.parse_args(argv)
+    given = parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     directory = Path(given.output_dir).resolve() / given.name / "tracking"
     left = flush(directory, given.tracking_uri, timeout=given.timeout)
