@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from dcml_tune import __version__
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.quantities import shown
+from dcml_tune.stored import printable
 
 BAD_INPUT = 2
 """Exit status for input that cannot work."""
@@ -44,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 def fail(message: str) -> NoReturn:
     """Print one line and exit with the status of bad input."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 

@@ -10,15 +10,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dcml_tune.stored import Stored, checked, parse, printable
+
 CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
 """What the system says when nothing can be written: no fault of whoever wanted to."""
 
 _SEAL = "seal"
+_LARGEST = 1 << 28  # bytes of a sealed file; the longest lists the files of a data set
 _TOO_MUCH = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the machine is short of says nothing of a file
 
 
 class TornFileError(ValueError):
-    """A file that is missing, torn, or was changed since it was written."""
+    """A file that is missing, torn, was changed since it was written, or does not hold what it must."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -39,22 +42,42 @@ def write_sealed(path: Path, facts: dict[str, Any]) -> None:
     write_whole(path, json.dumps({**facts, _SEAL: _checksum(facts)}, indent=1).encode())
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, kind: type[Stored] | None = None) -> dict[str, Any]:
     """The facts that `write_sealed` wrote.
 
+    Args:
+        path: of the file.
+        kind: what the facts must be; None: any.
+
     Raises:
-        TornFileError: if the file is missing, or does not hold what was written.
+        TornFileError: in one line, if the file is missing, does not hold what was written, or not what it must hold.
     """
     try:
-        facts = json.loads(path.read_text())
+        facts = parse(_read(path))
         seal = facts.pop(_SEAL)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        same = seal == _checksum(facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno in _TOO_MUCH:
             raise
-        raise TornFileError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
-    if seal != _checksum(facts):
+        why = printable(" ".join(str(error).split()))
+        raise TornFileError(f"{path}: cannot be read ({type(error).__name__}: {why})") from None
+    if not same:
         raise TornFileError(f"{path}: does not match its checksum; it was changed since it was written")
+    if kind is not None:
+        try:
+            checked(kind, facts)
+        except ValueError as error:
+            raise TornFileError(f"{path}: holds what cannot be ({error})") from None
     return dict(facts)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file; a pipe would be waited for, and a device may have no end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("is no regular file")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise ValueError(f"has {size:,} bytes, more than {_LARGEST:,}")
+    return path.read_bytes()
 
 
 def size_of(directory: Path) -> int:

@@ -9,27 +9,92 @@ A search is known by these files alone: reading them executes nothing, and needs
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field
 
 from dcml_tune.config import SettingError
 from dcml_tune.files import TornFileError, read_sealed, write_sealed
+from dcml_tune.stored import Count, Duration, Finite, Moment, Scalar, Stored, checked, printable
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _ASKED, _STATE, _LOCK = "search.json", "state.json", "lock"
 
 Status = Literal["running", "interrupted", "partial", "finished"]
+Positive = Annotated[Count, Field(ge=1)]
+
+
+class Flags(Stored):
+    """The flags of a search; those that are not named here are read as they are."""
+
+    num_samples: Positive
+    tracking_uri: str | None
+    space: str | None = None
+    searcher: str = "optuna"
+    scheduler: str = "asha"
+    metric: list[str] | None = None
+    warm_start: list[str] | None = None
+    gpus_per_trial: Literal["auto"] | Annotated[Finite, Field(ge=0)] | None = None
+    max_concurrent: Positive | None = None
+    epoch_budget: Positive | None = None
+    patience: Positive | None = None
+    confirm: Count = 4
+    folds: Positive | None = None
+    seeds: Positive = 1
+    final: str = "best"
+    final_seeds: Positive = 3
+    prior: bool = False
+    time_budget: str | None = None
+    trial_timeout: str | None = None
+    checkpoint_budget: str | None = None
+    name: str | None = None
+    __pydantic_extra__: dict[str, Scalar | list[Scalar]] = Field(init=False)
+
+
+class SpaceFacts(Stored):
+    """A search space as plain data; what the values mean, `SearchSpace.from_json` checks."""
+
+    name: str
+    published: dict[str, Scalar]
+    domains: dict[str, dict[str, Scalar | list[Scalar]]]
+    why: dict[str, str] = Field(default_factory=dict)
+    references: str = ""
+
+
+class SettingFacts(Stored):
+    """The settings that were given; `TrialConfig` checks them."""
+
+    dataset: str
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+
+class Asked(Stored):
+    """search.json: what was asked for."""
+
+    format: Count
+    flags: Flags
+    settings: SettingFacts
+    space: SpaceFacts
+    metrics: Annotated[list[str], Field(min_length=1)]
+    data: str
+    """Fingerprint of the images; see `dcml_tune.data.contents`."""
+    measured: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """How far a search is."""
+    """How far a search is: state.json."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     status: Status = "running"
     """partial: it came to its end, but not all trials did. interrupted: it can be resumed."""
@@ -37,19 +102,19 @@ class State:
     """Why it was interrupted or is partial."""
     owner: str = "another process"
     """The process that runs it, or ran it last."""
-    processes: int = 0
+    processes: Count = 0
     """How many processes have run it, one after the other."""
-    elapsed_s: float = 0.0
+    elapsed_s: Duration = 0.0
     """Time that trials were running, in seconds, of all processes."""
-    ended: int = 0
+    ended: Count = 0
     """Trials that have ended."""
-    planned: int = 0
+    planned: Count = 0
     """Trials that were asked for."""
     best: float | None = None
     """Best value of the metric so far."""
     untrained: float | None = None
     """Value of the untrained network."""
-    changed: float = 0.0
+    changed: Moment = 0.0
     """When this was written, in seconds since 1970."""
 
 
@@ -102,16 +167,19 @@ class Record:
                 f"--resume {directory.name}: {error}; put the file back, or start a new search (the trials' "
                 "checkpoints and the Optuna study are still there)"
             ) from None
-        if asked["format"] != FORMAT:
+        if asked.get("format") != FORMAT:
             raise SettingError(
-                f"--resume {directory.name}: format {asked['format']} of {directory / _ASKED} is not {FORMAT}; "
+                f"--resume {directory.name}: format {asked.get('format')} of {directory / _ASKED} is not {FORMAT}; "
                 "resume it with the version that began it"
             )
         try:
-            state = State(**read_sealed(directory / _STATE))
-        except (TornFileError, TypeError):
-            state = State(status="interrupted")  # it only informs; the study and the trials say what is to be done
-        return cls(directory, asked, state)
+            checked(Asked, asked)
+        except ValueError as error:
+            raise SettingError(
+                f"--resume {directory.name}: {directory / _ASKED} holds what no search has asked for ({error}); put the file "
+                "back, or start a new search"
+            ) from None
+        return cls(directory, asked, _state(directory))
 
     @property
     def name(self) -> str:
@@ -159,14 +227,24 @@ class Record:
             return True
 
 
+def _state(directory: Path) -> State:
+    """How far a search is. It only informs, the study and the trials say what is to be done: a damaged one is no fault."""
+    try:
+        return checked(State, read_sealed(directory / _STATE))
+    except ValueError as error:
+        if (directory / _STATE).exists():
+            log.warning("%s; how far the search was is taken from its study", printable(str(error)))
+        return State(status="interrupted")
+
+
 def all_records(output: Path) -> tuple[list[Record], list[str]]:
     """The searches below an output directory, oldest first, and a line for each whose record is damaged."""
     records, damaged = [], []
     for file in sorted(output.glob(f"*/{_ASKED}")):
         try:
             records.append(Record.open(file.parent))
-        except SettingError as error:
-            damaged.append(str(error))
+        except (SettingError, OSError) as error:  # one that is damaged says nothing of the others
+            damaged.append(" ".join(str(error).split()))
     return sorted(records, key=lambda record: record.state.changed), damaged
 
 

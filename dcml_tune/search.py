@@ -21,6 +21,7 @@ from dcml_tune.plan import Plan, given_plan, resumed_plan
 from dcml_tune.quantities import as_text, seconds, size, whole
 from dcml_tune.record import Record, all_records
 from dcml_tune.resources import gpus_per_trial
+from dcml_tune.stored import printable
 from dcml_tune.studies import direction
 
 if TYPE_CHECKING:
@@ -154,22 +155,31 @@ def _list(output: Path) -> int:
     """Say which searches can be resumed."""
     records, damaged = all_records(output)
     for line in damaged:
-        print(line)
+        print(printable(line))
     open_ones = [record for record in records if record.state.status != "finished"]
     for record in open_ones:
-        state = record.state
-        status = "running" if record.is_running() else "interrupted" if state.status == "running" else state.status
-        if status == "interrupted":
-            _end_dead(record)
-        best = "" if state.best is None else f", best {100 * state.best:.1f} %"
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.changed))
-        why = f" ({state.reason})" if state.reason else ""
-        print(f"{record.name}: {status}{why}, {state.ended} of {state.planned} trials ended{best}, last seen {when}")
-        if status != "running":
-            print("  " + _resume(record))
+        try:
+            _say_open(record)
+        except Exception as error:  # what is wrong with one says nothing of the others
+            print(printable(f"{record.name}: cannot be looked at ({type(error).__name__}: {error})"))
     if not open_ones:
         print(f"no search in {output} can be resumed; {len(records)} are finished")
     return WHOLE
+
+
+def _say_open(record: Record) -> None:
+    """Say how far a search is that has not finished, and how to go on with it."""
+    state = record.state
+    status = "running" if record.is_running() else "interrupted" if state.status == "running" else state.status
+    if status == "interrupted":
+        _end_dead(record)
+    best = "" if state.best is None else f", best {100 * state.best:.1f} %"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.changed))
+    why = f" ({state.reason})" if state.reason else ""
+    ended = f"{state.ended} of {state.planned} trials ended"
+    print(printable(f"{record.name}: {status}{why}, {ended}{best}, last seen {when}"))
+    if status != "running":
+        print("  " + printable(_resume(record)))
 
 
 def _resume(record: Record) -> str:
@@ -189,6 +199,8 @@ def _end_dead(record: Record) -> None:
         if record.state.status == "running":
             end_dead(record.directory / "tracking", reason="the process of the search is gone")
             record.update(status="interrupted", reason="its process is gone")
+    except Exception as error:  # what is wrong with its files must end no other search
+        log.warning("%s", printable(f"search {record.name}: its runs cannot be ended in MLflow ({error})"))
     finally:
         record.release()
 

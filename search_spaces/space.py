@@ -301,13 +301,20 @@ class SearchSpace:
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> SearchSpace:
-        """The space that `as_json` described."""
+        """The space that `as_json` described.
+
+        Raises:
+            SettingError: if it described none.
+        """
         kinds: dict[str, Callable[..., Domain]] = {"Choice": Choice, "Int": Int, "Float": Float}
-        domains = {
-            name: kinds[each["kind"]](**{key: value for key, value in each.items() if key != "kind"})
-            for name, each in facts["domains"].items()
-        }
-        return cls(**{**facts, "domains": domains})
+        try:
+            domains = {
+                name: kinds[each["kind"]](**{key: value for key, value in each.items() if key != "kind"})
+                for name, each in facts["domains"].items()
+            }
+            return cls(**{**facts, "domains": domains})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SettingError(f"the recorded search space is none ({type(error).__name__}: {error})") from None
 
     def describe(self) -> list[tuple[str, str, str]]:
         """For each setting that varies: its name, its range, and why."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 import trees
 from PIL import Image
+from searches import SMALLEST
 
 from dcml_tune import checkpoint, ledger
 from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
@@ -81,7 +82,8 @@ def begin(directory, published):
     flags = {"num_samples": 4, "searcher": "optuna", "metric": None, "name": "s", "tracking_uri": None}
     settings = {name: published[name] for name in ("dataset", "dataset_dir", "weights")}
     metrics = ["paper/recall_at_1" if published.get("protocol") == "paper" else "val/recall_at_1"]
-    asked = {"flags": flags, "settings": settings, "space": {"published": published}, "metrics": metrics}
+    space = {**SMALLEST["space"], "published": published}
+    asked = {**SMALLEST, "flags": flags, "settings": settings, "space": space, "metrics": metrics}
     record = Record.create(directory, asked)
     record.begin(planned=4)
     record.update(status="finished", ended=4, best=0.7, untrained=0.30, elapsed_s=600.0)

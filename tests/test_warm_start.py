@@ -1,5 +1,6 @@
 import optuna
 import pytest
+from searches import SMALLEST
 
 from dcml_tune.config import SettingError
 from dcml_tune.record import Record
@@ -22,7 +23,7 @@ def earlier(tmp_path):
 
     def write(name, **asked):
         space = {"name": "emoji", "published": {**SPACE.published, **asked.pop("published", {})}, "domains": {}}
-        record = Record.create(tmp_path / name, {"data": "abc", "metrics": METRICS, "space": space, **asked})
+        record = Record.create(tmp_path / name, {**SMALLEST, "metrics": METRICS, "space": space, **asked})
         record.release()
         study = optuna.create_study(
             storage=f"sqlite:///{tmp_path / name / 'optuna.db'}", study_name=name, direction="maximize"
