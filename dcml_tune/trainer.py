@@ -21,6 +21,7 @@ from dcml_tune import checkpoint, data
 from dcml_tune.clustering import recluster
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore
+from dcml_tune.data.decoding import departure_lines
 from dcml_tune.data.loader import EVALUATION_BATCH, BatchLoader, ToDevice, evaluation_batches
 from dcml_tune.data.transforms import TrainTransform
 from dcml_tune.evaluation import retrieval_measures
@@ -122,9 +123,10 @@ class TrialData:
         return sum(data.needed_bytes(images, stores, kind=kind, **sizes) for images, kind in wanted)
 
     def notes(self) -> list[str]:
-        """What a user must know of the images: those that cannot be decoded are left out."""
+        """What a user must know of the images: which cannot be decoded, and what was done to others."""
         missing = len(self.dataset.train) - len(self.images)
-        return [f"left out {missing} of {len(self.dataset.train)} training images: not decodable"] if missing else []
+        lines = [f"left out {missing} of {len(self.dataset.train)} training images: not decodable"] if missing else []
+        return [*lines, *departure_lines(self.originals.departures, "training images")]
 
     def cannot_train(self, config: TrialConfig) -> str | None:
         """Why the classes that train are too few for some settings, or None.

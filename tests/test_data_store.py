@@ -27,10 +27,9 @@ from PIL import Image
 
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import ImageList, ImageStore, load, open_or_build
-from dcml_tune.data import store as store_module
+from dcml_tune.data.image_store import builder, headers, needed_bytes, room
 from dcml_tune.data.images import UnreadableImageError
 from dcml_tune.data.loader import evaluation_batches
-from dcml_tune.data.store import needed_bytes
 from dcml_tune.files import read_sealed, write_sealed
 
 SIZES = [(40, 30), (30, 40), (33, 33), (24, 51), (500, 31), (20, 20), (24, 24)]
@@ -437,13 +436,13 @@ def die() -> None:
 
 def _build_until(images: ImageList, moment: str) -> None:
     """Build a store and die at some moment."""
-    decode, rename, describe = ImageList.decode, Path.rename, store_module._describe
+    decode, rename, describe = ImageList.decode, Path.rename, builder._describe
     if moment == "decoding":
         ImageList.decode = lambda images, i: die() if i == 4 else decode(images, i)  # type: ignore
     if moment == "before the description":
-        store_module._describe = lambda *_: die()  # type: ignore
+        builder._describe = lambda *_: die()  # type: ignore
     if moment == "before the name":
-        store_module._describe = lambda *all: (describe(*all), die())  # type: ignore
+        builder._describe = lambda *all: (describe(*all), die())  # type: ignore
     if moment == "between the names":
         Path.rename = lambda path, to: die() if "building" in path.name else rename(path, to)  # type: ignore
     build(images, verify=True)
@@ -507,14 +506,14 @@ def fill_disk(tmp_path: Path) -> None:
     """Build on disks that are too small, and that become full after the room was measured."""
     images, disk = drawn(tmp_path / "images"), tmp_path / "disk"
     disk.mkdir()
-    reserve = store_module.RESERVE
+    reserve = room.RESERVE
     with mounted(disk, "size=32m"):
         assert_refused(images, disk, r"needs 0\.1 MB and 33\.6 MB are free there; free some space")
         # As if another process took the space after it was measured.
         remount(disk, "size=32k")
-        store_module.RESERVE = -(1 << 30)
+        room.RESERVE = -(1 << 30)
         assert_refused(images, disk, r"needs 0\.1 MB and 0\.0 MB are free there \(No space left on device\)")
-        store_module.RESERVE = reserve
+        room.RESERVE = reserve
         remount(disk, "size=128m")
         store = build(images, "full", disk)
         assert is_whole(store, images)
@@ -615,14 +614,14 @@ def test_need_is_what_is_written(images: ImageList, kind: Any, monkeypatch: pyte
     open_image = ImageList.open
     monkeypatch.setattr(ImageList, "open", lambda images, i: (opened.append(i), open_image(images, i))[1])
     stores = images.root.parent / "stores"
-    store_module._known_sizes.cache_clear()  # as in a new process
+    headers.known_sizes.cache_clear()  # as in a new process
     need = needed_bytes(images, stores, kind=kind, sz_resize=24, sz_crop=20)
     assert sorted(opened) == ([] if kind == "evaluation" else list(range(7)))
     assert not stores.exists()
     store = build(images, kind)
     assert sorted(opened) == sorted(2 * list(range(7)))
-    headers = 2 * 128
-    assert need == sum((store.directory / name).stat().st_size for name in ("pixels.npy", "index.npy")) - headers
+    two_headers = 2 * 128
+    assert need == sum((store.directory / name).stat().st_size for name in ("pixels.npy", "index.npy")) - two_headers
     assert needed_bytes(images, stores, kind=kind, sz_resize=24, sz_crop=20) == 0
     (store.directory / "meta.json").unlink()
     assert needed_bytes(images, stores, kind=kind, sz_resize=24, sz_crop=20) == need

@@ -10,9 +10,9 @@ import numpy as np
 from dcml_tune.config import SettingError, TrialConfig, unknown_name
 from dcml_tune.data import cars, cub, emoji, folder, inshop, sop, vid
 from dcml_tune.data.batches import epoch_batches, round_robin
+from dcml_tune.data.image_store import ImageStore, Inspection, Kind, inspect, needed_bytes, open_or_build
 from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, UnreadableImageError, fingerprint
 from dcml_tune.data.splits import HeldOut, hold_out, hold_out_rows
-from dcml_tune.data.store import ImageStore, Kind, needed_bytes, open_or_build, undecodable
 
 __all__ = [
     "READERS",
@@ -21,17 +21,18 @@ __all__ = [
     "HeldOut",
     "ImageList",
     "ImageStore",
+    "Inspection",
     "Kind",
     "UnreadableImageError",
     "epoch_batches",
     "fingerprint",
     "hold_out",
     "hold_out_rows",
+    "inspect",
     "load",
     "needed_bytes",
     "open_or_build",
     "round_robin",
-    "undecodable",
 ]
 
 # One module a data set. A reader lists files and splits classes; it opens no image.

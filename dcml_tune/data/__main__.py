@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from dcml_tune.commandline import BAD_INPUT, Parser, add_settings, given_setting
 from dcml_tune.config import SettingError, TrialConfig
 
 if TYPE_CHECKING:
-    from dcml_tune.data import DataSet, ImageList
+    from dcml_tune.data import DataSet, ImageList, Inspection
 
 # The settings that say which images there are, and how they are stored.
 _SETTINGS = (
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     config = TrialConfig(**{**given_settings(arguments), "dataset": arguments.dataset})
     dataset = data.load(config.changed(allow_partial=True, strict=False))
     builds = not arguments.check_only and _usable(config)
-    unreadable = _build(config, dataset, Path(arguments.output_dir)) if builds else _decode(dataset)
+    seen = _build(config, dataset, Path(arguments.output_dir)) if builds else _decode(dataset)
     published = COUNTS.get(dataset.name, {})
     found = {
         "dataset": dataset.name,
@@ -55,8 +56,9 @@ def main(argv: list[str]) -> int:
             for what, number in counts(dataset).items()
         ],
         "notes": list(dataset.notes),
-        "unreadable": unreadable,
-        "problems": _problems(config, unreadable),
+        "unreadable": seen.unreadable,
+        "departures": seen.departures,
+        "problems": _problems(config, seen.unreadable),
         "stores": str(Path(arguments.output_dir).absolute() / "store") if builds else None,
     }
     _print(found, arguments)
@@ -86,16 +88,29 @@ def _problems(config: TrialConfig, unreadable: list[str]) -> list[str]:
     return problems
 
 
-def _decode(dataset: DataSet) -> list[str]:
-    """Decode every image; returns those that cannot be."""
+def _decode(dataset: DataSet) -> Inspection:
+    """Decode every image, and write nothing."""
     from dcml_tune import data
 
     lists = [("training images", dataset.train), *(("test images", images) for images in dataset.test_lists)]
-    return [name for what, images in lists for name in data.undecodable(images, _progress(f"{what} are decoded"))]
+    found = [data.inspect(images, _progress(f"{what} are decoded")) for what, images in lists]
+    return _sum(found)
 
 
-def _build(config: TrialConfig, dataset: DataSet, output: Path) -> list[str]:
-    """Build the stores of a search's images; returns those that cannot be decoded."""
+def _sum(found: Iterable[Inspection]) -> Inspection:
+    """What was seen of several lists, as of one."""
+    from dcml_tune.data import Inspection
+
+    unreadable: dict[str, None] = {}
+    departures: Counter[str] = Counter()
+    for each in found:
+        unreadable |= dict.fromkeys(each.unreadable)
+        departures.update(each.departures)
+    return Inspection(list(unreadable), departures)
+
+
+def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Inspection:
+    """Build the stores of a search's images; returns what was seen of them."""
     from dcml_tune import data
     from dcml_tune.files import free_bytes, readable_size
     from dcml_tune.plan import writable
@@ -111,7 +126,7 @@ def _build(config: TrialConfig, dataset: DataSet, output: Path) -> list[str]:
             f"{readable_size(free_bytes(output))} are free; free some space, choose another directory, or keep smaller images "
             "with --image-store small"
         )
-    unreadable: dict[str, None] = {}
+    found = []
     for number, (images, kind) in enumerate(wanted, 1):
         report = _progress(f"image store {number} of {len(wanted)}")
         store = data.open_or_build(
@@ -123,8 +138,9 @@ def _build(config: TrialConfig, dataset: DataSet, output: Path) -> list[str]:
             skip_unreadable=True,
             progress=report,
         )
-        unreadable |= dict.fromkeys(store.left_out)
-    return list(unreadable)
+        if (images, kind) != wanted[0]:  # training images have two stores
+            found.append(data.Inspection(list(store.left_out), store.departures))
+    return _sum(found)
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
@@ -153,6 +169,8 @@ def _print_table(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from dcml_tune.data.decoding import departure_lines
+
     table = Table(found["dataset"], "found", "published", "", box=box.SIMPLE_HEAD)
     for each in found["counts"]:
         known = each["published"]
@@ -161,6 +179,8 @@ def _print_table(found: dict[str, Any]) -> None:
     Console(highlight=False).print(table)
     for note in found["notes"]:
         print(note)
+    for line in departure_lines(found["departures"]):
+        print(line)
     for name in found["unreadable"][:20]:
         print(f"cannot be decoded: {name}")
     if len(found["unreadable"]) > 20:

@@ -6,16 +6,19 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from dcml_tune.config import SettingError
+from dcml_tune.data.decoding import Picture, decode, identify, open_regular, refuse_size
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -58,12 +61,7 @@ class ImageList:
         return ImageList(tuple(self.paths[i] for i in at.tolist()), self.labels[at], self.root, supers)
 
     def read(self, i: int) -> Pixels:
-        """Decode one image.
-
-        Whatever the file holds is converted as Pillow's `convert("RGB")` does, which is what torchvision's
-        loader
-        does: grey is repeated, a palette is looked up, an alpha channel is dropped (not composed onto a
-        background), and an EXIF orientation is not applied.
+        """Decode one image as a person sees it; `dcml_tune.data.decoding` says how.
 
         Returns:
             H x W x 3.
@@ -72,25 +70,32 @@ class ImageList:
             UnreadableImageError: names the file and why it cannot be decoded.
         """
         try:
-            return np.asarray(self.decode(i))
+            return np.asarray(self.decode(i).image)
         except Exception as error:  # a damaged file raises anything: OSError, SyntaxError, struct.error, ...
             raise UnreadableImageError(
                 f"{self.name(i)}: cannot be decoded ({why(error)}); repair or remove it, "
                 "or leave such files out with --skip-unreadable"
             ) from None
 
-    def decode(self, i: int) -> Image.Image:
+    def decode(self, i: int) -> Picture:
         """Decode one image as `read` does, but into Pillow's form and with Pillow's errors."""
         with self.open(i) as image:
-            return image.convert("RGB")
+            return decode(image)
 
-    def open(self, i: int) -> Image.Image:
-        """Open one image: its header is read, its pixels are not."""
+    @contextmanager
+    def open(self, i: int) -> Iterator[ImageFile]:
+        """Open one image, for the time of the block: its header is read, its pixels are not."""
+        with self._file(i) as file:
+            yield identify(file, self.paths[i])
+
+    def _file(self, i: int) -> BinaryIO:
         if not _is_zip(self.root):
-            return Image.open(self.root / self.paths[i])
+            return open_regular(self.root / self.paths[i])
         # A ZipFile locks around each read, so the threads of a process may share it; processes may not,
         # because a fork shares the position in the file.
-        return Image.open(io.BytesIO(_zip_of_process(self.root, os.getpid()).read(self.paths[i])))
+        archive = _zip_of_process(self.root, os.getpid())
+        refuse_size(archive.getinfo(self.paths[i]).file_size)
+        return io.BytesIO(archive.read(self.paths[i]))
 
     def name(self, i: int) -> str:
         """The full name of one image, as messages show it."""
@@ -216,7 +221,7 @@ def why(error: BaseException) -> str:
     """The reason of a failed decoding in a few words, on one line and without the file's name."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if "cannot identify image file" in text:
-        return "no image"
+        return "no image in a format that is read"
     return " ".join(text.split()) or type(error).__name__
 
 

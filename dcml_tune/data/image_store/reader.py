@@ -1,0 +1,144 @@
+"""A store that was built: its files, and what is read of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dcml_tune.data.image_store.layout import Kind
+from dcml_tune.data.image_store.threads import map_threads
+from dcml_tune.data.images import Indices, Pixels
+from dcml_tune.files import TornFileError, read_sealed
+
+# The files of a store.
+PIXELS, INDEX, META, STAMP = "pixels.npy", "index.npy", "meta.json", "verified.json"
+ROW_BYTES = 5 * 8
+
+
+class ImageStore:
+    """Decoded images of an image list; row r is image `kept[r]` of it.
+
+    Opening reads the index alone. Passing a store to another process passes its directory.
+
+    Raises:
+        ValueError: if the files are not what the store's own description says.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Open a store that was built."""
+        self.directory = directory
+        self._meta: dict[str, Any] = read_sealed(directory / META)
+        index = (directory / INDEX).read_bytes()
+        pixels = directory / PIXELS
+        if (pixels.stat().st_size, zlib.crc32(index)) != (self._meta["bytes"], self._meta["index_crc"]):
+            raise ValueError(f"{directory}: {PIXELS} or {INDEX} is not what was written")
+        self._index: Indices = np.load(io.BytesIO(index), allow_pickle=False)
+        # Shape and place come from the description: the header of the file has no checksum.
+        place: dict[str, Any] = {"offset": self._meta["offset"], "shape": tuple(self._meta["shape"])}
+        # Asking for the plain array spares each view the cost of numpy's memmap class.
+        self._pixels: Pixels = np.asarray(np.memmap(pixels, np.uint8, mode="r", **place))
+        _, self._starts, self._heights, self._widths, _ = self._index.T.tolist()
+
+    def __reduce__(self) -> tuple[type[ImageStore], tuple[Path]]:
+        return ImageStore, (self.directory,)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def key(self) -> str:
+        """What the store was built from: images, kind, sizes and version; no two contents share it."""
+        return self.directory.name
+
+    @property
+    def kind(self) -> Kind:
+        """What the pixels are: full size, shorter side `sz_resize`, or the squares of the evaluation."""
+        kind: Kind = self._meta["kind"]
+        return kind
+
+    @property
+    def kept(self) -> Indices:
+        """R: positions in the image list of the images that could be read, ascending."""
+        return self._index[:, 0]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The images that could not be read, each with the reason."""
+        return tuple(self._meta["left_out"])
+
+    @property
+    def departures(self) -> dict[str, int]:
+        """How many of the images had to be turned, scaled, ...; keys as in `decoding.DEPARTURES`."""
+        return dict(self._meta["departures"])
+
+    @property
+    def nbytes(self) -> int:
+        """Size on disk, in bytes, of the pixels."""
+        return int(self._meta["bytes"])
+
+    @property
+    def array(self) -> Pixels:
+        """All images of an evaluation store: R x S x S x 3, read-only."""
+        assert self.kind == "evaluation", "the images of this store differ in size"
+        return self._pixels
+
+    def image(self, row: int) -> Pixels:
+        """One image: H x W x 3, a read-only view."""
+        if self.kind == "evaluation":
+            square: Pixels = self._pixels[row]
+            return square
+        start, height, width = self._starts[row], self._heights[row], self._widths[row]
+        return self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
+
+    def images(self, rows: npt.ArrayLike) -> list[Pixels]:
+        """Some images, each H x W x 3, as read-only views."""
+        return [self.image(row) for row in np.asarray(rows, dtype=np.int64).tolist()]
+
+    def damaged(self) -> list[int]:
+        """Rows whose pixels are not what was written, or cannot be read; reads the whole store."""
+        with (self.directory / PIXELS).open("rb") as file:
+            found = map_threads(lambda row: self._crc_on_disk(file.fileno(), row), len(self))
+        return [row for row, crc in enumerate(found) if crc != self._index[row, 4]]
+
+    def is_verified(self) -> bool:
+        """Whether no file was changed since its pixels were last known to match their checksums."""
+        try:
+            return bool(read_sealed(self.directory / STAMP) == state_of(self.directory))
+        except (TornFileError, OSError):
+            return False
+
+    def is_of(self, facts: dict[str, Any]) -> bool:
+        """Whether the store says of itself what was asked for."""
+        return all(self._meta.get(key) == value for key, value in facts.items())
+
+    def _crc_on_disk(self, file: int, row: int) -> int | None:
+        """The checksum of what the disk holds now; None where it cannot be read.
+
+        Reading the map instead would end the process at the first bad block.
+        """
+        nbytes = 3 * self._heights[row] * self._widths[row]
+        start = self._starts[row] * (nbytes if self.kind == "evaluation" else 1)
+        try:
+            return zlib.crc32(os.pread(file, nbytes, self._meta["offset"] + start))
+        except OSError:
+            return None
+
+
+def state_of(directory: Path) -> dict[str, list[int]]:
+    """What changes with every change of the files.
+
+    The time of change of the inode is among it, because the time of modification can be set to any value.
+    """
+    stats = {name: (directory / name).stat() for name in (PIXELS, INDEX)}
+    return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
+
+
+def crc_of(array: npt.NDArray[Any]) -> int:
+    """CRC-32 of the values of an array."""
+    return zlib.crc32(np.ascontiguousarray(array).data)

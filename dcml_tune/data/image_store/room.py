@@ -1,0 +1,78 @@
+"""The place of the stores: room for a new one, and what is said where it cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dcml_tune.config import SettingError
+from dcml_tune.data.image_store.headers import needed
+from dcml_tune.data.image_store.wanted import Wanted
+from dcml_tune.data.images import why
+from dcml_tune.files import CANNOT_WRITE, free_bytes, readable_size, size_of
+
+# Free space that a store leaves to others, in bytes.
+RESERVE = 64 << 20
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# The last two: where the directory should be, or above it, there is a file.
+NO_PLACE = CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR}
+
+
+@contextmanager
+def writing(wanted: Wanted) -> Iterator[None]:
+    """Make the directory of all stores, and say in one line why it cannot be written."""
+    try:
+        wanted.directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise cannot_write(error, wanted) from None
+
+
+def make_room(need: int, wanted: Wanted) -> None:
+    """Refuse what the disk has no room for; a damaged store goes first where there is room for one only.
+
+    That helps only if no process, this one included, has it open.
+    """
+    short = need + RESERVE - free_bytes(wanted.directory)
+    if short > 0 and os.path.lexists(wanted.final) and size_of(wanted.final) >= short:
+        remove(wanted.final)
+        short = need + RESERVE - free_bytes(wanted.directory)
+    if short > 0:
+        raise no_room(need, wanted)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def cannot_write(error: OSError, wanted: Wanted) -> SettingError:
+    """What to say of a directory that no store can be written to."""
+    if error.errno in FULL:
+        return no_room(needed(wanted), wanted, f" ({why(error)})")
+    return SettingError(
+        f"{wanted.directory}: the image store cannot be written there ({why(error)}); make it a directory that "
+        "can be written, or take another"
+    )
+
+
+def no_room(need: int, wanted: Wanted, reason: str = "") -> SettingError:
+    """What to say of a store that would fill the disk."""
+    there = next(path for path in (wanted.directory, *wanted.directory.parents) if path.is_dir())
+    free = readable_size(free_bytes(there))
+    smaller = ", or keep smaller images with --image-store small" if wanted.layout.kind == "full" else ""
+    return SettingError(
+        f"{wanted.directory}: the image store needs {readable_size(need)} and {free} are free there{reason}; free "
+        f"some space, or take a directory on another disk{smaller}"
+    )

@@ -1,0 +1,51 @@
+"""Work on many images in threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from dcml_tune.data.images import why
+
+Progress = Callable[[int, int], None]
+"""Is told how many are done, of how many."""
+
+T = TypeVar("T")
+
+
+# What the machine is short of is no fault of a file, and no reason to build a store anew.
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def silent(done: int, total: int) -> None:
+    """Report no progress."""
+
+
+def attempt(decode: Callable[[], T]) -> T | str:
+    """What a decoding gives, or why it fails. What the machine is short of is no fault of the image."""
+    try:
+        return decode()
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file raises anything: OSError, SyntaxError, struct.error, ...
+        if isinstance(error, OSError) and error.errno in SHORTAGE:
+            raise
+        return why(error)
+
+
+def map_threads(function: Callable[[int], T], count: int, progress: Progress = silent) -> list[T]:
+    """Apply a function to 0 .. count - 1 in threads: Pillow and CRC-32 let go of the interpreter's lock."""
+    done: list[T] = []
+    with _pool() as pool:
+        # A part at a time, so that Ctrl-C does not wait for a hundred thousand images.
+        for start in range(0, count, 256):
+            done += pool.map(function, range(start, min(start + 256, count)))
+            progress(len(done), count)
+    return done
+
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
