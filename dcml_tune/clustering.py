@@ -88,8 +88,9 @@ def recluster(
     permutation, which undoes the matching for more than two clusters.
     """
     if plan.nb_clusters == 1:
-        everything = np.zeros(len(features), dtype=np.int64)
-        return Clustering(partition=everything, assignment=everything, nmi_previous=None)
+        # Two arrays: a checkpoint refuses to write one array under two names.
+        partition, assignment = np.zeros((2, len(features)), dtype=np.int64).copy()
+        return Clustering(partition=partition, assignment=assignment, nmi_previous=None)
     nb_found = plan.nb_clusters // 2 if plan.divide else plan.nb_clusters
     seed = _seed(config, plan.epoch)
     assignment = _found(features, labels, nb_found, previous, config=config, seed=seed)

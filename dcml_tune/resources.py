@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from dcml_tune.config import SettingError
+from dcml_tune.machine import usable_cores
 from dcml_tune.quantities import QuantityError, shown
 
 AUTO = "auto"
@@ -34,11 +34,6 @@ class Shares:
         on_gpu = self.gpus_per_trial > 0
         share = self.gpus_per_trial if on_gpu else self.cpus_per_trial
         return {"dcml.device": "GPU" if on_gpu else "CPU core", "dcml.device_share": f"{share:g}"}
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share(

@@ -54,6 +54,20 @@ def test_resumed_is_identical_to_uninterrupted(config, tmp_path):
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("method", ["top_bot", "none", "bot_top"])
+def test_each_hierarchy_is_saved_in_each_epoch(method, config, tmp_path):
+    """Up to the end, epochs of one cluster included; a trainer that goes on in the middle ends as the other does."""
+    config = config.changed(arch="test_resnet", hierarchy_method=method, force_full_embedding_epoch=None)
+    through = Trainer(config, stores=tmp_path / "store")
+    for epoch in range(1, 5):
+        expected = run(through, epoch)
+        through.save(tmp_path / f"after {epoch}")
+    resumed = Trainer(config, stores=tmp_path / "store")
+    resumed.load(tmp_path / "after 2")
+    assert run(resumed, 4) == expected
+    assert np.array_equal(through.partition, resumed.partition)
+
+
 def test_two_runs_are_identical(config, tmp_path):
     """Two runs of one setting and seed give the same metrics; another seed gives others."""
     found = [run(Trainer(config, stores=tmp_path / "store"), 3) for _ in range(2)]

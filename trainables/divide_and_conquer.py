@@ -243,3 +243,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Torch has a class of its own for the GPU, and a sentence for the CPU."""
     memory = (torch.cuda.OutOfMemoryError, MemoryError)
     return isinstance(error, memory) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
+# Ray's processes look for packages in the driver's working directory first. Finding this class in `dcml_tune`, they import
+# that first, and its `trainables` is the installed one.
+DivideAndConquer.__module__ = "dcml_tune"

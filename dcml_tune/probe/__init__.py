@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.resources import AUTO, usable_cores
+from dcml_tune.machine import usable_cores
+from dcml_tune.resources import AUTO
 
 COUNTS = (1, 2, 4, 8)
 HEADROOM = 1.1

@@ -11,6 +11,7 @@ import torch
 
 from dcml_tune.config import TrialConfig
 from dcml_tune.data.loader import EVALUATION_BATCH
+from dcml_tune.machine import peak_memory_bytes
 from dcml_tune.probe import Measured
 from dcml_tune.schedule import EpochPlan
 from dcml_tune.updates import Updates
@@ -80,8 +81,6 @@ def _memory(device: torch.device) -> dict[str, int]:
         free, total = torch.cuda.mem_get_info(device)
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         return {"allocated": allocated, "reserved": reserved, "used": total - free, "total": total}
-    import resource
-
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    taken = peak_memory_bytes()
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {"allocated": taken, "reserved": taken, "used": taken, "total": total}

@@ -5,7 +5,6 @@ Only images of training classes are opened, held out or not: test classes stay s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from dcml_tune import data, model
 from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.machine import usable_cores
 from dcml_tune.model import MaskedEmbedder
 from dcml_tune.report.division import read_division
 from dcml_tune.report.drawing import Album, Pixels
@@ -69,7 +69,7 @@ def _is_stored(config: TrialConfig, stores: Path) -> bool:
 def _all_threads() -> Iterator[None]:
     """As many threads as this process may use."""
     before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from dcml_tune.data.image_store.threads import Progress, attempt, map_threads
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
 from dcml_tune.data.images import Indices, UnreadableImageError, named
 from dcml_tune.files import readable_size, write_sealed
+from dcml_tune.machine import reserve
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def _create(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.ui
     """An array on disk whose blocks are all taken: writing to a map without room would kill the process."""
     pixels: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        reserve(file.fileno(), pixels.offset, path.stat().st_size)
     return pixels
 
 

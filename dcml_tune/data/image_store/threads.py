@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from dcml_tune.data.images import why
+from dcml_tune.machine import usable_cores
 
 Progress = Callable[[int, int], None]
 """Is told how many are done, of how many."""
@@ -48,4 +48,4 @@ def map_threads(function: Callable[[int], T], count: int, progress: Progress = s
 
 
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+    return ThreadPoolExecutor(max_workers=usable_cores())
