@@ -7,16 +7,23 @@ import difflib
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from dcml_tune import __version__
+from dcml_tune import __version__, tracebacks
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.quantities import shown
 from dcml_tune.stored import printable
+from dcml_tune.streams import make_lenient
 
 BAD_INPUT = 2
-"""Exit status for input that cannot work."""
+"""Exit code for input that cannot work."""
+
+UNEXPECTED = 1
+"""Exit code for an error that nobody expected."""
+
+_SIGINT = 130  # what shells say of a command that Ctrl-C has ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,11 +57,28 @@ def fail(message: str) -> NoReturn:
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a command; bad input ends it with one line and status 2."""
+    """Run a command, and exit with its code.
+
+    Bad input ends it with one line and code 2, an error that nobody expected with one line and code 1; the traceback is in
+    the file that the line names. What standard output or error do not take is dropped.
+    """
+    make_lenient()
+    threading.excepthook = lambda hook: _say_unexpected(hook.exc_value)
     try:
         raise SystemExit(main(sys.argv[1:]))
     except SettingError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped (SIGINT)", file=sys.stderr)
+        raise SystemExit(_SIGINT) from None
+    except Exception as error:
+        _say_unexpected(error)
+        raise SystemExit(UNEXPECTED) from None
+
+
+def _say_unexpected(error: BaseException | None) -> None:
+    if error is not None:
+        print(f"error: unexpected {tracebacks.one_line(error)}; {tracebacks.where(error)}", file=sys.stderr)
 
 
 def add_settings(parser: argparse.ArgumentParser, *, exclude: Collection[str] = ()) -> None:

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcml_tune import tracebacks
 from dcml_tune.commandline import given_settings
 from dcml_tune.config import PAPER_LABEL, SEEDS, SettingError, TrialConfig, unknown_name
 from dcml_tune.confirmation import CONTROLS, Contender, Unit, contenders, units
@@ -439,6 +440,7 @@ class Plan:
                 space=self.space.as_json(), flags={**self.record.asked["flags"], "space": self.arguments.space}
             )
         self.record.begin(planned=self.planned)
+        tracebacks.keep_in(self.directory)
         self.trials.mkdir(exist_ok=True)
         return self.record
 
@@ -602,4 +604,5 @@ def writable(directory: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise SettingError(f"--output-dir {directory}: cannot be written ({error.strerror}); choose another") from None
+    tracebacks.keep_in(directory)
     return directory

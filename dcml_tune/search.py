@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from dcml_tune import original
+from dcml_tune import original, tracebacks
 from dcml_tune.commandline import Parser, add_settings, command, run_command, settings_to_flags
 from dcml_tune.config import SettingError, TrialConfig, brief
 from dcml_tune.confirmation import CONTROLS, PUBLISHED, Contender, Raced, Unit, race
 from dcml_tune.files import write_sealed
-from dcml_tune.interruption import SearchStopped, signals_wait, stopped_by_signals
+from dcml_tune.interruption import SearchStopped, signal_handled, signals_wait, stopped_by_signals
 from dcml_tune.plan import Plan, given_plan, resumed_plan
 from dcml_tune.quantities import as_text, seconds, size, whole
 from dcml_tune.record import Record, all_records
@@ -127,6 +127,7 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
             print(plan.head(), flush=True)
             return WHOLE if arguments.dry_run else _Search(plan, trainable).run()
         except SearchStopped as stop:  # before anything had begun
+            signal_handled()
             print(f"stopped ({stop})", file=sys.stderr)
             return PARTIAL
 
@@ -242,7 +243,7 @@ class _Search:
         except SearchStopped as stop:
             return self._interrupted(str(stop))
         except BaseException as error:
-            self._interrupted(f"{type(error).__name__}: {error}")
+            self._interrupted(tracebacks.one_line(error))
             raise
 
     def _stages(self) -> int:
@@ -471,13 +472,17 @@ class _Search:
         try:
             return write_report(self.plan.directory, uri=self.plan.uri, pictures=pictures)
         except Exception as error:
-            log.warning("the report could not be written: %s", error, exc_info=not isinstance(error, SettingError))
+            if isinstance(error, SettingError):
+                log.warning("the report could not be written: %s", error)
+            else:
+                tracebacks.warn(log, "the report could not be written", error)
             return None
 
     def _interrupted(self, reason: str) -> int:
         """End in good order: nothing is lost, nothing stays RUNNING."""
         from trainables.cluster import disconnect
 
+        signal_handled()
         disconnect()
         if self.progress is not None:
             self.progress.interrupt(reason)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from dcml_tune import original
+from dcml_tune import original, tracebacks
 from dcml_tune.commandline import Parser, add_settings, command, given_settings, run_command
 from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
 from dcml_tune.effects import without_effect
 from dcml_tune.files import CANNOT_WRITE
-from dcml_tune.interruption import SearchStopped, stopped_by_signals
+from dcml_tune.interruption import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
 from dcml_tune.plan import writable
 from dcml_tune.record import refuse_existing
 
@@ -150,6 +150,7 @@ class _Run:
         words = ["python", "-m", "dcml_tune.train", *sys.argv[1:]]
         tags = environment_tags(self.trainer.data.dataset.fingerprint, words) | {"dcml.protocol": self.config.protocol}
         self.checkpoint.parent.mkdir(exist_ok=True)
+        tracebacks.keep_in(self.checkpoint.parent)
         alone = FileLock(self.checkpoint.parent / "lock")
         try:
             alone.acquire(timeout=0)
@@ -165,13 +166,14 @@ class _Run:
         except NonFiniteLossError as error:
             status, reason = "FAILED", str(error)
         except SearchStopped as stop:
+            signal_handled()
             status, reason = "INTERRUPTED", str(stop)
         except OSError as error:
             if error.errno not in CANNOT_WRITE:
                 raise
             status, reason = "INTERRUPTED", f"{self.checkpoint} cannot be written ({error.strerror}); free some space"
         except BaseException as error:
-            tracker.end(self.name, "FAILED", reason=f"{type(error).__name__}: {error}")
+            tracker.end(self.name, "FAILED", reason=tracebacks.one_line(error))
             tracker.close(10.0)
             raise
         if reason:
@@ -197,6 +199,7 @@ class _Run:
                 trainer.save(self.checkpoint)
             self._log(tracker, measures)
             print(f"epoch {trainer.epoch}/{last}: {_line(measures)}", flush=True)
+            raise_if_signalled()
         self._keep(tracker, measures)
 
     def _log(self, tracker: Tracker, measures: dict[str, float]) -> None:

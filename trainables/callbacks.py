@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dcml_tune import tracebacks
 from dcml_tune.config import PAPER_LABEL, TrialConfig, brief
 from dcml_tune.files import free_bytes, readable_size
 from dcml_tune.interruption import SearchStopped, raise_if_signalled
@@ -389,8 +390,8 @@ class Progress(Callback):
     def _guarded(self, hook: Any, *arguments: Any) -> None:
         try:
             hook(*arguments)
-        except Exception:
-            log.warning("progress of a trial was not shown", exc_info=True)
+        except Exception as error:
+            tracebacks.warn(log, "progress of a trial was not shown", error)
 
 
 def remove_model(directory: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcml_tune import tracebacks
 from dcml_tune.config import SettingError
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ def _section(build: Callable[[Facts, Album], Section], facts: Facts, album: Albu
     try:
         return build(facts, album)
     except Exception as error:
-        log.warning("report of %s: %s failed", facts.name, build.__name__, exc_info=not isinstance(error, SettingError))
+        what = f"report of {facts.name}: {build.__name__} failed"
+        if isinstance(error, SettingError):
+            log.warning("%s: %s", what, error)
+        else:
+            tracebacks.warn(log, what, error)
         reason = " ".join(str(error).split()) or type(error).__name__
         return Section(title=build.__name__.capitalize(), parts=[Text(f"This part cannot be shown: {reason}.")])

@@ -34,7 +34,6 @@ import shutil
 import subprocess
 import threading
 import time
-import traceback
 import uuid
 import zlib
 from collections import deque
@@ -47,7 +46,7 @@ from typing import Any, ParamSpec
 
 from filelock import FileLock, Timeout
 
-from dcml_tune import __version__
+from dcml_tune import __version__, tracebacks
 from dcml_tune.config import SettingError
 from dcml_tune.files import write_whole
 from dcml_tune.tracking.addresses import absolute_uri, compare_url, redact, redact_command, ui_command
@@ -103,9 +102,8 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
     def safe(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             method(*args, **kwargs)
-        except Exception:
-            why = redact(traceback.format_exc())
-            log.error("tracking: %s failed, this record is left out\n%s", method.__name__, why)
+        except Exception as error:
+            tracebacks.warn(log, f"tracking: {method.__name__} failed, this record is left out", error)
 
     return safe
 
