@@ -112,7 +112,7 @@ def test_listing_opens_no_file(folder: Path) -> None:
         ({"dataset": "carz"}, ["did you mean 'cars'"]),
         ({"dataset_dir": None}, ["dataset_dir", "--dataset-dir"]),
         ({"dataset_dir": "/no/such/place"}, ["/no/such/place", "does not exist"]),
-        ({"dataset_dir": __file__}, ["is a file"]),
+        ({"dataset_dir": __file__}, ["is no directory"]),
         ({"strict": True}, ["1 classes", "(a)", "strict"]),
         ({"train_classes": 4}, ["train_classes=4", "2 to 3"]),
         ({"train_classes": 1}, ["train_classes=1", "2 to 3"]),
@@ -146,8 +146,7 @@ def test_fingerprint_follows_names_sizes_and_times(folder: Path) -> None:
     assert before.fingerprint != all_of_them
     (folder / "b/1.png").rename(folder / "b/0.png")
     assert load(config(folder)).train.fingerprint != one
-    with pytest.raises(UnreadableImageError, match=r"b/1\.png"):
-        _ = before.train.fingerprint
+    assert before.train.fingerprint != one, "a file that is gone changes it, too"
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "LA"])

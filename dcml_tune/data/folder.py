@@ -10,65 +10,56 @@ from pathlib import Path
 import numpy as np
 
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, named
-
-SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".jp2",
-    }
-)
+from dcml_tune.data.class_folders import Entry, Labelled, is_image, label
+from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, named, why
+from dcml_tune.data.tree import Tree, walk
 
 # Two classes have to train, else there is nothing to tell apart, and two have to test.
 FEWEST = 2
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of a directory: a folder in it is a class, the image files below it are its images.
+    """List the images of a directory; `class_folders` says which layouts are recognised, `tree` what is listed.
 
-    Folders below a class folder (front/, back/, ...) belong to the class. What starts with a dot, `._x.jpg`
-    included, is not looked at. Classes are sorted by name; of those with two images or more the first half
-    trains (the larger half of an odd number), or as many as `train_classes` says, and the others test. No
-    image is opened.
+    Folders below a class folder (front/, back/, ...) belong to the class. Classes are sorted by name, and those with a
+    single image are left out. Where the directory has a split, and no class of its test side trains, that split is taken;
+    without test/, val/ tests under the same condition. A split by image cannot be used, because classes that test must be
+    new: its sides are merged. Then, as where there is no split, the first half of the classes trains (the larger half of an
+    odd number), or as many as `train_classes` says, and the others test. No image is opened.
 
     Raises:
-        SettingError: for a directory that is not given or holds too few classes, for `train_classes` that
-            leaves
-            too few on a side, and for classes with a single image when `strict`.
+        SettingError: for a directory that is not given, cannot be read or holds too few classes, for `train_classes` that
+            leaves too few on a side or contradicts the split, and for classes with a single image when `strict`.
     """
     root = directory(config)
-    files = list(_files(root))
-    found = sorted((folder, path) for folder, path in files if folder and _is_image(path))
-    sizes = Counter(folder for folder, _ in found)
-    single = sorted(folder for folder, size in sizes.items() if size == 1)
+    tree = walk(root)
+    if tree.closed and not config.skip_unreadable:
+        raise SettingError(
+            f"{root}: {len(tree.closed):,} folders cannot be read ({named(tree.closed)}); change their permissions, or leave "
+            "them out with --skip-unreadable"
+        )
+    found = label(root, tree)
+    sizes = Counter(entry.name for entry in found.entries)
+    single = sorted(name for name, size in sizes.items() if size == 1)
     if single and config.strict:
         raise SettingError(
             f"{root}: {len(single):,} classes have a single image, so no pair to learn from or to find "
             f"({named(single)}); add images, or leave --strict out to go on without these classes"
         )
-    classes = sorted(folder for folder, size in sizes.items() if size > 1)
-    nb_train = _nb_train_classes(root, len(classes), config.train_classes)
-    number = {folder: label for label, folder in enumerate(classes)}
-    kept = [(path, number[folder]) for folder, path in found if folder in number]
-    labels = np.array([label for _, label in kept], dtype=np.int64)
-    images = ImageList(tuple(path for path, _ in kept), labels, root)
+    kept = [entry for entry in found.entries if sizes[entry.name] > 1]
+    classes = sorted({entry.name for entry in kept})
+    trains, line = _train_classes(root, kept, classes, found.sides, config.train_classes)
+    number = {name: place for place, name in enumerate(classes)}
+    images = ImageList(
+        tuple(entry.path for entry in kept), np.array([number[entry.name] for entry in kept], dtype=np.int64), root
+    )
+    is_train = np.array([entry.name in trains for entry in kept])
     return DataSet(
         name="folder",
         class_names=tuple(classes),
-        train=images.take(np.flatnonzero(labels < nb_train)),
-        tests=(EvaluationSet("test", images.take(np.flatnonzero(labels >= nb_train)), None, (1, 2, 4, 8)),),
-        notes=tuple(_notes(root, files, sizes, single)),
+        train=images.take(np.flatnonzero(is_train)),
+        tests=(EvaluationSet("test", images.take(np.flatnonzero(~is_train)), None, (1, 2, 4, 8)),),
+        notes=(*line, *found.notes, *_notes(tree, found, single)),
     )
 
 
@@ -83,32 +74,45 @@ def directory(config: TrialConfig) -> Path:
             f"dataset_dir is not given: data set {config.dataset!r} is read from a directory; "
             "say which with --dataset-dir DIRECTORY"
         )
-    root = Path(config.dataset_dir).expanduser().resolve()
-    if not root.is_dir():
-        problem = "is a file" if root.exists() else "does not exist"
+    root, problem = Path(config.dataset_dir), None
+    try:
+        root = root.expanduser().resolve()
+        if not root.is_dir():
+            problem = "is no directory" if root.exists() else "does not exist"
+        elif not any(root.iterdir()):
+            problem = "is empty"
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, an unknown user's home, a link to itself
+        problem = f"cannot be read ({why(error)})"
+    if problem:
         raise SettingError(f"dataset_dir={config.dataset_dir}: {problem}; give the directory of the images")
-    if not any(root.iterdir()):
-        raise SettingError(f"dataset_dir={config.dataset_dir}: is empty; give the directory of the images")
     return root
 
 
-def _files(root: Path) -> Iterator[tuple[str, str]]:
-    """Class folder ("" for none) and path relative to the root, of every file that is not hidden."""
-    with os.scandir(root) as entries:
-        top = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in top:
-        if not entry.is_dir():
-            yield "", entry.name
-            continue
-        # A class folder may be a link; links below it are not followed, since they may lead in circles.
-        for below, folders, names in os.walk(entry.path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = Path(below).relative_to(root).as_posix()
-            yield from ((entry.name, f"{inside}/{name}") for name in names if not name.startswith("."))
-
-
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in SUFFIXES
+def _train_classes(
+    root: Path, entries: list[Entry], classes: list[str], sides: dict[str, str], wanted: int | None
+) -> tuple[set[str], list[str]]:
+    """The classes that train, and a line about the split that the directory has."""
+    by_side: dict[str, set[str]] = {}
+    for entry in entries:
+        by_side.setdefault(entry.side, set()).add(entry.name)
+    tested = "test" if "test" in by_side else "validation"
+    folders = ", ".join(f"{name}/" for name in sides)
+    tests = by_side.get(tested, set())
+    trains = {name for side, names in by_side.items() if side != tested for name in names}
+    if not sides or not tests or tests & trains:
+        line = [f"{folders}: a split by image, merged by class, because classes that test must be new"] if tests else []
+        return set(classes[: _nb_train_classes(root, len(classes), wanted)]), line
+    own = ", ".join(f"{name}/" for name, side in sides.items() if side == tested)
+    if wanted is not None:
+        raise SettingError(
+            f"train_classes={wanted}: {folders} in {root} say which classes train and which test; leave --train-classes out"
+        )
+    if min(len(trains), len(tests)) < FEWEST:
+        raise SettingError(
+            f"{root}: of the classes with two images or more {len(trains)} train and {len(tests)} test, and two are the least on "
+            "either side; add classes, or remove the folders of the split"
+        )
+    return trains, [f"the split of the directory is taken: the classes of {own} test, the others train"]
 
 
 def _nb_train_classes(root: Path, classes: int, wanted: int | None) -> int:
@@ -126,15 +130,20 @@ def _nb_train_classes(root: Path, classes: int, wanted: int | None) -> int:
     return (classes + 1) // 2 if wanted is None else wanted
 
 
-def _notes(root: Path, files: list[tuple[str, str]], sizes: Counter[str], single: list[str]) -> Iterator[str]:
+def _notes(tree: Tree, found: Labelled, single: list[str]) -> Iterator[str]:
     """One line for each kind of thing that was left out."""
     if single:
         few = "1 class" if len(single) == 1 else f"{len(single):,} classes"
         yield f"left out {few} with a single image: {named(single)}"
-    empty = sorted({entry.name for entry in os.scandir(root) if entry.is_dir()} - set(sizes))
-    if empty := [name for name in empty if not name.startswith(".")]:
+    filled = {path.split("/")[0] for path in (*tree.files, *tree.broken) if "/" in path and is_image(path)}
+    if empty := [name for name in tree.folders if name not in filled]:
         yield f"left out {len(empty):,} folders without images: {named(empty)}"
-    if loose := [path for folder, path in files if not folder and _is_image(path)]:
-        yield f"left out {len(loose):,} images that lie in no class folder: {named(loose, limit=3)}"
-    if others := Counter(os.path.splitext(path)[1].lower() or "no suffix" for _, path in files if not _is_image(path)):
+    if tree.repeated:
+        yield f"left out {len(tree.repeated):,} links to folders that are listed already: {named(tree.repeated)}"
+    if broken := [path for path in tree.broken if not is_image(path)]:
+        yield f"left out {len(broken):,} links that lead nowhere or in a circle: {named(broken)}"
+    if tree.closed:
+        yield f"left out {len(tree.closed):,} folders that cannot be read: {named(tree.closed)}"
+    others = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in tree.files if not is_image(path))
+    if others:
         yield f"{others.total():,} files are no images by their suffix: {named(sorted(others))}"

@@ -110,22 +110,12 @@ class ImageList:
         return fingerprint(*self.states())
 
     def states(self) -> list[str]:
-        """What is known of each file without opening it, in order.
-
-        Raises:
-            UnreadableImageError: for a file that is gone.
-        """
+        """What is known of each file without opening it, in order; of one that is not there only its name."""
         if _is_zip(self.root):
             archive = _zip_of_process(self.root, os.getpid())
             entries = ((path, archive.getinfo(path)) for path in self.paths)
             return [f"{path}|{entry.file_size}|{entry.CRC}" for path, entry in entries]
-        try:
-            stats = ((path, os.stat(os.path.join(self.root, path))) for path in self.paths)
-            return [f"{path}|{stat.st_size}|{stat.st_mtime_ns}" for path, stat in stats]
-        except OSError as error:
-            raise UnreadableImageError(
-                f"{error.filename}: {error.strerror}, though it was listed; restore it and start again"
-            ) from None
+        return [_state(self.root, path) for path in self.paths]
 
     def dense_labels(self) -> Indices:
         """N: labels renumbered 0 .. number of classes - 1, in the order of the classes."""
@@ -235,6 +225,14 @@ def _counts(test: EvaluationSet) -> str:
     if test.gallery is None:
         return f"{len(test.queries):,} images"
     return f"{len(test.queries):,} queries, {len(test.gallery):,} in the gallery"
+
+
+def _state(root: Path, path: str) -> str:
+    try:
+        stat = os.stat(os.path.join(root, path))
+    except OSError:  # it cannot be decoded, and is refused or left out as all such images are
+        return f"{path}|missing"
+    return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def _is_zip(root: Path) -> bool:

@@ -1,0 +1,170 @@
+"""Which class, and which side of a split, each image of a directory belongs to.
+
+Three layouts are recognised:
+
+    CLASS/...                         a folder is a class
+    train/CLASS/..., test/CLASS/...   folders of a split, val/ among them or not; below each a folder is a class
+    metadata.csv, metadata.jsonl      as Hugging Face exports an `imagefolder`: `file_name`, relative to the file, and
+                                      `label`, which is the class; at the top, or in each folder of a split
+
+A list that has no `label` is not used.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dcml_tune.config import SettingError
+from dcml_tune.data.decoding import SUFFIXES, open_regular
+from dcml_tune.data.images import named
+from dcml_tune.data.tree import Tree
+
+SIDES = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Names of the folders of a split, in any case of letters, and the side that each means."""
+
+_LISTS = ("metadata.csv", "metadata.jsonl")
+_REMEDY = "put the images of each class into a folder of its own, or name file_name and label of each in metadata.csv"
+
+
+class Entry(NamedTuple):
+    """An image."""
+
+    name: str
+    """Of its class."""
+    path: str
+    """Relative to the root."""
+    side: str
+    """train, validation or test; empty where there is no split."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The images of a directory."""
+
+    entries: list[Entry]
+    """Sorted."""
+    sides: dict[str, str]
+    """Folder of the split -> side; empty where there is none."""
+    notes: list[str]
+    """What was left out, and which layout was found."""
+
+
+def label(root: Path, tree: Tree) -> Labelled:
+    """Find out the classes of the images of a directory.
+
+    Raises:
+        SettingError: for images of a split without classes, and for a list that cannot be read.
+    """
+    images = [path for path in (*tree.files, *tree.broken) if is_image(path)]
+    sides = _sides(tree, images)
+    lists = [path for path in tree.files if posixpath.basename(path) in _LISTS and _is_at_top(path, sides)]
+    notes = []
+    for path in lists:
+        if rows := _rows(root, path):
+            return _by_list(dict(rows), images, sides, path, [other for other in lists if other != path], root)
+        notes.append(f"{path} has no column `label` and is not used: folders are classes")
+    entries, loose = [], []
+    for path in images:
+        *folders, _ = path.split("/")
+        side = sides.get(folders[0], "") if folders else ""
+        classes = folders[1:] if side else folders
+        if classes:
+            entries.append(Entry(classes[0], path, side))
+        else:
+            loose.append(path)
+    if sides and not entries:
+        raise SettingError(f"{root}: {_named_folders(sides)} hold images and no class folders; {_REMEDY}")
+    if loose:
+        notes.append(f"left out {len(loose):,} images that lie in no class folder: {named(loose, limit=3)}")
+    return Labelled(sorted(entries), sides, notes)
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its suffix."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
+
+
+def _sides(tree: Tree, images: list[str]) -> dict[str, str]:
+    """The folders of a split: all folders with images have such a name, and one of them is train."""
+    filled = {path.split("/")[0] for path in images if "/" in path}
+    found = {name: SIDES[name.lower()] for name in tree.folders if name in filled and name.lower() in SIDES}
+    return found if found.keys() == filled and "train" in found.values() else {}
+
+
+def _is_at_top(path: str, sides: dict[str, str]) -> bool:
+    return posixpath.dirname(path) in ("", *sides)
+
+
+def _named_folders(sides: dict[str, str]) -> str:
+    return ", ".join(f"{name}/" for name in sides)
+
+
+def _by_list(
+    rows: dict[str, str], images: list[str], sides: dict[str, str], path: str, others: list[str], root: Path
+) -> Labelled:
+    """The images that lists name. One that is named and not there cannot be decoded, which is found out later."""
+    for other in others:
+        rows |= dict(_rows(root, other))
+    entries = [Entry(name, image, sides.get(image.split("/")[0], "")) for image, name in rows.items()]
+    notes = [f"classes are those of {named([path, *others])}"]
+    if unnamed := sorted(set(images) - rows.keys()):
+        notes.append(f"left out {len(unnamed):,} images that no list names: {named(unnamed, limit=3)}")
+    return Labelled(sorted(entries), sides, notes)
+
+
+def _rows(root: Path, path: str) -> list[tuple[str, str]]:
+    """Path below the root and class of each line of a list; none if it has no classes.
+
+    Raises:
+        SettingError: names the file, and the line.
+    """
+    try:
+        with open_regular(root / path) as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{root / path}: cannot be read ({error}); {_REMEDY}") from None
+    lines = list(_csv(text) if path.endswith(".csv") else _jsonl(root / path, text))
+    if not any("label" in line for _, line in lines):
+        return []
+    found: dict[str, str] = {}
+    for number, line in lines:
+        name, image = line.get("label"), line.get("file_name")
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(path), str(image or "")))
+        if name in (None, "") or not image or place.startswith(("/", "../")) or isinstance(name, list | dict | float):
+            raise SettingError(
+                f"{root / path}, line {number}: must name an image below the list by `file_name`, and its class by `label`; "
+                "mend the line or remove it"
+            )
+        if found.setdefault(place, str(name)) != str(name):
+            raise SettingError(f"{root / path}, line {number}: gives {image} a second class; keep one of them")
+    return list(found.items())
+
+
+def _csv(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    for line in reader:
+        yield reader.line_num, line
+
+
+def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise SettingError(f"{path}, line {number}: is no JSON object; mend the line or remove it")
+        yield number, found
