@@ -9,6 +9,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any, NoReturn
 
 from dcml_tune import __version__, tracebacks
@@ -124,21 +125,25 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def typed(name: str, value: Any) -> Any:
     """The value of one setting in its type; rules between settings are checked when all are known."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     field = TrialConfig.model_fields[name]
-    adapter: TypeAdapter[Any] = TypeAdapter(_annotated(field))
     try:
-        return adapter.validate_python(value)
+        return _adapter(name).validate_python(value)
     except ValidationError as error:
         rule = error.errors()[0]["msg"].replace("Input should be", "must be")
         raise SettingError(f"{name}={shown(str(value))}: {rule}; the default is {field.default!r}") from None
 
 
-def _annotated(field: Any) -> Any:
+@cache
+def _adapter(name: str) -> Any:
     from typing import Annotated
 
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    from pydantic import TypeAdapter
+
+    field: Any = TrialConfig.model_fields[name]
+    annotated: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(annotated)
 
 
 def settings_to_flags(settings: dict[str, Any]) -> list[str]:

@@ -258,9 +258,8 @@ class TrialConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> TrialConfig:
-        for holds, message in self._rules():
-            if not holds:
-                raise ValueError(message)
+        if reason := broken_rule(self):
+            raise ValueError(reason)
         return self
 
     def _rules(self) -> list[tuple[bool, str]]:
@@ -371,6 +370,11 @@ class TrialConfig(BaseModel):
         """The settings that differ from what `TrialConfig(dataset=...)` has, in the order of definition."""
         default = TrialConfig(dataset=self.dataset).model_dump()
         return {name: value for name, value in self.model_dump().items() if value != default[name]}
+
+
+def broken_rule(config: TrialConfig) -> str | None:
+    """The first rule between settings that does not hold, or None."""
+    return next((message for holds, message in TrialConfig._rules(config) if not holds), None)
 
 
 INIT_METHODS = (

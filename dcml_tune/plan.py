@@ -74,7 +74,7 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
         SettingError: if there is none of this name, it has ended, another process runs it, its images have changed,
             or a flag is given that differs from that of its beginning.
     """
-    from search_spaces import SearchSpace, load_space
+    from search_spaces import load_space
 
     name = arguments.extend or arguments.resume
     output = writable(Path(arguments.output_dir))
@@ -95,7 +95,7 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
             f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
         )
     planned = record.state.planned or flags["num_samples"]
-    space, wider = SearchSpace.from_json(asked["space"]), None
+    space, wider = _recorded_space(name, asked["space"]), None
     if arguments.extend is not None and given.get("space"):
         wider = load_space(asked["settings"]["dataset"], arguments.space)
         flags["space"] = str(Path(arguments.space).expanduser().absolute())
@@ -109,6 +109,15 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
             f"then {asked['data']}); put them back, or start a new search"
         )
     return plan
+
+
+def _recorded_space(name: str, facts: dict[str, Any]) -> SearchSpace:
+    from search_spaces import SearchSpace
+
+    try:
+        return SearchSpace.from_json(facts)
+    except SettingError as error:  # an earlier version took it
+        raise SettingError(f"--resume {name}: {error}; this search cannot go on, so start a new one") from None
 
 
 def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, extends: bool) -> None:
@@ -192,7 +201,7 @@ class Plan:
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
         self.measured: str | None = record.asked.get("measured") if record is not None else None
-        base = TrialConfig(**{**space.published, **settings, "nb_clusters": 1, "force_full_embedding_epoch": None})
+        base = self._without_division(space if record is not None else space.restricted(settings))
         if base.protocol == "held_out" and base.val_share == 0:
             raise SettingError(
                 "val_share=0: trials are compared on training classes that are held out; give a share, or --protocol "
@@ -222,6 +231,12 @@ class Plan:
         self.earlier = self._earlier() if record is None and arguments.warm_start else None
         if arguments.prior:
             self.lines.append("prior: the published setting is believed in, in the first trials most")
+
+    @staticmethod
+    def _without_division(space: SearchSpace) -> TrialConfig:
+        """The setting of trial 0 without division, before the images are known."""
+        point, _ = space.point0()
+        return TrialConfig(**{**space.published, **point, "nb_clusters": 1, "force_full_embedding_epoch": None})
 
     def _check_several(self, given: dict[str, Any]) -> None:
         """With several metrics no trial is pruned: which of two is ahead is not known before the end."""

@@ -1,5 +1,6 @@
 """What may vary in a search and what was published, one module a data set. No training code."""
 
-from search_spaces.space import Choice, Float, Int, SearchSpace, load_space
+from search_spaces.space import Choice, Float, Int, SearchSpace
+from search_spaces.user_file import load_space
 
 __all__ = ["Choice", "Float", "Int", "SearchSpace", "load_space"]

@@ -2,139 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import itertools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 
-from dcml_tune.config import SettingError, TrialConfig, unknown_name
+from dcml_tune.commandline import typed
+from dcml_tune.config import IMAGE_DEFAULTS, SettingError, TrialConfig, broken_rule, unknown_name
 from dcml_tune.effects import idle
+from search_spaces.combinations import Explored, explore
+from search_spaces.constant import MAY_NOT_VARY
+from search_spaces.domains import Choice, Domain, Float, Int
+
+__all__ = ["Choice", "Domain", "Feasible", "Float", "Int", "SearchSpace", "SpaceError"]
 
 Feasible = Callable[[TrialConfig], str | None]
 """Says why a configuration cannot work on a data set, or None."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One of a few values."""
-
-    values: tuple[Any, ...]
-
-    def __init__(self, values: Iterable[Any]) -> None:
-        object.__setattr__(self, "values", tuple(values))
-        if not self.values:
-            raise SettingError("a Choice must have values, but got none; list them")
-
-    def ends(self) -> tuple[Any, ...]:
-        """The values at which feasibility is judged."""
-        return self.values
-
-    def nearest(self, value: Any) -> Any:
-        """The value of the domain that is nearest to one outside of it."""
-        if value in self.values or not isinstance(value, int | float):
-            return value if value in self.values else self.values[0]
-        return min(self.values, key=lambda each: abs(each - value))
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is in the domain."""
-        return value in self.values
-
-    def distribution(self) -> optuna.distributions.CategoricalDistribution:
-        """The domain as Optuna has it."""
-        return optuna.distributions.CategoricalDistribution(self.values)
-
-    def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """Draw a value by Optuna."""
-        return trial.suggest_categorical(name, self.values)
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.values))
+_FEW = 500  # combinations; of more than these no remedy is sought
 
 
-@dataclass(frozen=True)
-class Int:
-    """A whole number from low to high, both included."""
+class SpaceError(SettingError):
+    """A search space that is wrong in one of its settings."""
 
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
-
-    def ends(self) -> tuple[int, ...]:
-        """The values at which feasibility is judged."""
-        return tuple(dict.fromkeys((self.low, self.high)))
-
-    def nearest(self, value: float) -> int:
-        """The value of the domain that is nearest to one outside of it."""
-        return int(min(max(value, self.low), self.high))
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is in the domain."""
-        return isinstance(value, int) and self.low <= value <= self.high
-
-    def distribution(self) -> optuna.distributions.IntDistribution:
-        """The domain as Optuna has it."""
-        return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
-
-    def suggest(self, trial: optuna.Trial, name: str) -> int:
-        """Draw a value by Optuna."""
-        return trial.suggest_int(name, self.low, self.high, log=self.log)
-
-    def __str__(self) -> str:
-        return f"{self.low} to {self.high}{', log scale' if self.log else ''}"
-
-
-@dataclass(frozen=True)
-class Float:
-    """A number from low to high."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
-
-    def ends(self) -> tuple[float, ...]:
-        """The values at which feasibility is judged."""
-        return tuple(dict.fromkeys((self.low, self.high)))
-
-    def nearest(self, value: float) -> float:
-        """The value of the domain that is nearest to one outside of it."""
-        return min(max(value, self.low), self.high)
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is in the domain."""
-        return isinstance(value, int | float) and self.low <= value <= self.high
-
-    def distribution(self) -> optuna.distributions.FloatDistribution:
-        """The domain as Optuna has it."""
-        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log)
-
-    def suggest(self, trial: optuna.Trial, name: str) -> float:
-        """Draw a value by Optuna."""
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}{', log scale' if self.log else ''}"
-
-
-Domain = Choice | Int | Float
-
-
-def _check_range(low: float, high: float, log: bool) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise SettingError(f"`low <= high` must hold, but got (low={low}, high={high}); swap them")
-    if log and low <= 0:
-        raise SettingError(f"`low > 0` must hold on a log scale, but got low={low}; raise it or leave log out")
+    def __init__(self, space: str, message: str, setting: str) -> None:
+        super().__init__(f"search space {space}: {message}")
+        self.setting = setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +52,11 @@ class SearchSpace:
         known = list(TrialConfig.model_fields)
         for setting in [*self.published, *self.domains, *self.why]:
             if setting not in known:
-                raise SettingError(f"search space {self.name}: {unknown_name('setting', setting, known)}")
+                raise SpaceError(self.name, unknown_name("setting", str(setting), known), setting)
+        for setting, value in self.published.items():
+            _check_value(self.name, setting, value)
+        for setting, domain in self.domains.items():
+            _check_domain(self.name, setting, domain)
 
     def widened(self, **domains: Domain) -> SearchSpace:
         """The space with other or more domains."""
@@ -185,10 +85,10 @@ class SearchSpace:
         return replace(self, domains=wider.domains, why=wider.why)
 
     def restricted(self, fixed: dict[str, Any], feasible: Feasible | None = None) -> SearchSpace:
-        """The space of one search: fixed settings do not vary, and values that no completion makes work are gone.
+        """The space of one search: fixed settings do not vary, and choices that no completion makes work are gone.
 
         Raises:
-            SettingError: if nothing is left to vary, or nothing that is left can work.
+            SettingError: if nothing is left to vary, or no combination of what is left works.
         """
         domains = {name: domain for name, domain in self.domains.items() if name not in fixed}
         space = replace(self, published={**self.published, **fixed}, domains=domains)
@@ -197,54 +97,87 @@ class SearchSpace:
                 f"search space {self.name}: every setting that varies is fixed by a flag; leave one of them out, "
                 "or use `python -m dcml_tune.train` for a single setting"
             )
+        explored = space._explored(feasible)
+        working = [point for point, reason in explored.found if reason is None]
+        if not explored.is_whole:
+            return space
+        if not working:
+            raise SettingError(space._why_nothing_works(explored, fixed, feasible))
         for name, domain in domains.items():
-            if isinstance(domain, Choice):
-                others = {key: value for key, value in domains.items() if key != name}
-                values = [v for v in domain.values if space._completes({name: v}, others, feasible) is None]
-                if not values:
-                    reason = space._completes({name: domain.values[0]}, others, feasible)
-                    raise SettingError(f"no value of {name} ({domain}) can work: {reason}")
-                domains[name] = Choice(values)
+            if isinstance(domain, Choice) and name in explored.names:
+                domains[name] = Choice(value for value in domain.values if any(p[name] == value for p in working))
         return replace(space, domains=domains)
 
     def suggest(self, trial: optuna.Trial, feasible: Feasible | None = None) -> dict[str, Any]:
-        """Draw the settings that vary, so that combinations that cannot work are not drawn.
+        """Draw the settings that vary, so that combinations that cannot work are seldom drawn.
 
-        Whole numbers are drawn from the part of their range that works with what was drawn before them.
+        Whole numbers are drawn from between the least and the greatest that works with what was drawn before them.
 
         Raises:
             SettingError: if the settings that were drawn cannot work together after all.
         """
+        explored = self._explored(feasible)
+        working = [point for point, reason in explored.found if reason is None and explored.is_whole]
         chosen: dict[str, Any] = {}
-        rest = dict(self.domains)
         for name, domain in self.domains.items():
-            del rest[name]
-            if isinstance(domain, Int):
-                domain = self._narrowed(name, domain, chosen, rest, feasible)
+            if isinstance(domain, Int) and name in explored.names:
+                fitting = [
+                    p[name] for p in working if all(p.get(other, value) == value for other, value in chosen.items())
+                ]
+                domain = Int(min(fitting), max(fitting), domain.log) if fitting else domain
             chosen[name] = domain.suggest(trial, name)
         if reason := self.refusal(chosen, feasible):
             raise SettingError(reason)
         return chosen
 
-    def _narrowed(
-        self, name: str, domain: Int, chosen: dict[str, Any], rest: dict[str, Domain], feasible: Feasible | None
-    ) -> Int:
-        """The part of a range that works; the ends are found by bisection, as all our rules are monotone."""
-        works = [value for value in _spread(domain) if self._completes({**chosen, name: value}, rest, feasible) is None]
-        return Int(min(works), max(works), domain.log) if works else domain
+    def _explored(self, feasible: Feasible | None) -> Explored[str | None]:
+        """Why each combination of what varies cannot work, or None."""
 
-    def _completes(self, chosen: dict[str, Any], rest: dict[str, Domain], feasible: Feasible | None) -> str | None:
-        """None if some completion of the settings can work, judged at the ends of the other domains.
+        def look(config: TrialConfig) -> str | None:
+            return broken_rule(config) or (feasible(config) if feasible is not None else None)
 
-        Otherwise why the first one, of the low ends, cannot.
-        """
-        reasons = []
-        for values in itertools.product(*(domain.ends() for domain in rest.values())):
-            reason = self.refusal({**chosen, **dict(zip(rest, values, strict=True))}, feasible)
-            if reason is None:
-                return None
-            reasons.append(reason)
-        return reasons[0]
+        return explore(self._settings(), self.domains, look)
+
+    def _settings(self) -> dict[str, Any]:
+        """All settings of the published point, whether they agree with each other or not."""
+        dataset = self.published.get("dataset", self.name)
+        defaults = {name: setting.default for name, setting in TrialConfig.model_fields.items()}
+        published = {name: typed(name, value) for name, value in self.published.items()}
+        return {**defaults, **IMAGE_DEFAULTS.get(dataset, {}), "dataset": dataset, **published}
+
+    def _why_nothing_works(
+        self, explored: Explored[str | None], fixed: dict[str, Any], feasible: Feasible | None
+    ) -> str:
+        """The reason that is next to be removed: by the smallest change of one setting that does not vary."""
+        varied = ", ".join(f"{name} ({self.domains[name]})" for name in explored.names) or "what varies"
+        said = f"search space {self.name}: no combination of {varied} can work"
+        if len(explored.found) <= _FEW:
+            for name, value in self._changes(fixed):
+                changed = replace(self, published={**self.published, name: value})
+                point = next((p for p, reason in changed._explored(feasible).found if reason is None), None)
+                if point is not None:
+                    return f"{said}: {self.refusal(point, feasible)}; it works with {name}={value}"
+        by_data = [(point, reason) for point, reason in explored.found if self.refusal(point) is None]
+        fewest = sorted(by_data or explored.found, key=lambda each: each[0].get("nb_clusters", 0))
+        return f"{said}: {fewest[0][1]}"
+
+    def _changes(self, fixed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Changes of one setting that does not vary, small ones first, of what was fixed before the rest."""
+        settings = self._settings()
+        names = [*fixed, *(name for name in self.published if name not in fixed)]
+        for step in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128):
+            for name in names:
+                value = settings[name]
+                if (
+                    name in self.domains
+                    or name in MAY_NOT_VARY
+                    or not isinstance(value, int)
+                    or isinstance(value, bool)
+                ):
+                    continue
+                for changed in (value + step, value - step):
+                    with suppress(SettingError):
+                        yield name, typed(name, changed)
 
     def refusal(self, chosen: dict[str, Any], feasible: Feasible | None = None) -> str | None:
         """Why the published point with these settings instead cannot work, or None."""
@@ -261,7 +194,8 @@ class SearchSpace:
     def point0(self, feasible: Feasible | None = None) -> tuple[dict[str, Any], list[str]]:
         """The published values of the settings that vary, and a line for each that had to be moved.
 
-        A setting is moved into its domain; `nb_clusters` is lowered to the largest that fits.
+        A setting is moved into its domain. Where the point cannot work then, the nearest one that does is taken;
+        `nb_clusters` is changed before all others.
         """
         point, lines = {}, []
         for name, domain in self.domains.items():
@@ -271,27 +205,31 @@ class SearchSpace:
                 lines.append(
                     f"trial 0: {name} {published} of the published setting is outside {domain}; takes {point[name]}"
                 )
-        clusters = self.domains.get("nb_clusters")
-        if isinstance(clusters, Choice) and (reason := self.refusal(point, feasible)):
-            fitting = [v for v in clusters.values if self.refusal({**point, "nb_clusters": v}, feasible) is None]
-            if fitting:
-                lines.append(f"trial 0: nb_clusters lowered from {point['nb_clusters']} to {max(fitting)}: {reason}")
-                point["nb_clusters"] = max(fitting)
-        if reason := self.refusal(point, feasible):
-            raise SettingError(f"the published setting cannot work here: {reason}")
-        return point, lines
+        reason = self.refusal(point, feasible)
+        if reason is None:
+            return point, lines
+        for found, refused in self._explored(feasible).found:
+            if refused is None and self.refusal({**point, **found}, feasible) is None:
+                moved = [
+                    f"{name} from {point[name]} to {value}" for name, value in found.items() if value != point[name]
+                ]
+                return {**point, **found}, [*lines, f"trial 0: {', '.join(moved)}: {reason}"]
+        raise SettingError(f"the published setting cannot work here: {reason}")
 
     def without_effect(self) -> list[str]:
         """A line for each setting that varies and does nothing, whatever the values of the others are."""
-        found: dict[str, str] | None = None
-        ends = itertools.product(*(domain.ends() for domain in self.domains.values()))
-        for values in itertools.islice(ends, 256):
-            chosen = dict(zip(self.domains, values, strict=True))
-            if self.refusal(chosen) is None:
-                names = idle(TrialConfig(**{"dataset": self.name, **self.published, **chosen}))
-                found = names if found is None else {name: why for name, why in found.items() if name in names}
+
+        def look(config: TrialConfig) -> dict[str, str] | None:
+            return None if broken_rule(config) else idle(config)
+
+        explored = explore(self._settings(), self.domains, look)
+        found = [each for _, each in explored.found if each is not None]
+        if not found or not explored.is_whole:
+            return []
         return [
-            f"{name} varies and has no effect: {why}" for name, why in (found or {}).items() if name in self.domains
+            f"{name} varies and has no effect: {found[0][name]}"
+            for name in self.domains
+            if all(name in each for each in found)
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -321,38 +259,32 @@ class SearchSpace:
         return [(name, str(domain), self.why.get(name, "")) for name, domain in self.domains.items()]
 
 
-def _spread(domain: Int) -> list[int]:
-    """Values of a range at which its ends are sought: all of a short one, else 256 of them."""
-    step = max(1, (domain.high - domain.low) // 256)
-    return [*range(domain.low, domain.high, step), domain.high]
+def _check_domain(space: str, setting: str, domain: Any) -> None:
+    """Refuse what is no domain, may not vary, or holds values that the setting cannot have."""
+    if not isinstance(domain, Domain):
+        kind = type(domain).__name__
+        raise SpaceError(
+            space,
+            f"the domain of {setting} is of type {kind}; write Choice([...]), Int(low, high) or Float(low, high)",
+            setting,
+        )
+    if setting in MAY_NOT_VARY:
+        raise SpaceError(space, f"{setting} may not vary: {MAY_NOT_VARY[setting]}; fix it by its flag", setting)
+    if isinstance(domain, Float) and not _takes_fractions(setting):
+        raise SpaceError(space, f"{setting} is a whole number, and its domain a Float; write Int(low, high)", setting)
+    for value in domain.ends():
+        _check_value(space, setting, value)
 
 
-def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
-    """The search space of a data set: its module's SPACE, or that of a user's file.
-
-    The file is Python and is run: it is the user's own.
-
-    Raises:
-        SettingError: if there is no such file, it cannot be run, or it defines no SPACE.
-    """
-    if path is None:
-        return _space_of(importlib.import_module(f"search_spaces.{dataset}"), f"search_spaces.{dataset}")
-    file = Path(path)
-    if not file.is_file():
-        raise SettingError(f"--space {path}: no such file; give a Python file that defines SPACE = SearchSpace(...)")
-    spec = importlib.util.spec_from_file_location("dcml_tune_user_space", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+def _check_value(space: str, setting: str, value: Any) -> None:
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise SettingError(f"--space {path}: cannot be run ({type(error).__name__}: {error}); mend it") from None
-    return _space_of(module, str(path))
+        meant = typed(setting, value)
+    except SettingError as error:
+        raise SpaceError(space, str(error), setting) from None
+    if meant != value and not isinstance(meant, str):
+        raise SpaceError(space, f"{setting}={value!r}: write it as {meant!r}", setting)
 
 
-def _space_of(module: Any, source: str) -> SearchSpace:
-    space = getattr(module, "SPACE", None)
-    if not isinstance(space, SearchSpace):
-        raise SettingError(f"{source}: defines no SPACE = SearchSpace(...); add it (search_spaces/emoji.py shows how)")
-    return space
+def _takes_fractions(setting: str) -> bool:
+    annotation = TrialConfig.model_fields[setting].annotation
+    return float in (annotation, *get_args(annotation))

@@ -1,0 +1,146 @@
+"""Domains: the values that a setting may take in a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from dcml_tune.config import SettingError
+
+Plain = bool | int | float | str | None
+"""What Optuna keeps of a choice as it is."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise SettingError(f"a Choice must have a list of values, but got {values!r}; write Choice([{values!r}])")
+        found = tuple(values)
+        if not found:
+            raise SettingError("a Choice must have values, but got none; list them")
+        for value in found:
+            if not isinstance(value, Plain) or (isinstance(value, float) and not math.isfinite(value)):
+                raise SettingError(f"a Choice must have numbers, texts, truth values or None, but got {value!r}")
+        object.__setattr__(self, "values", tuple(dict.fromkeys(found)))
+
+    def ends(self) -> tuple[Any, ...]:
+        """Its values, or the two ends of its range: what a wider domain must hold, too."""
+        return self.values
+
+    def nearest(self, value: Any) -> Any:
+        """The value of the domain that is nearest to one outside of it."""
+        if value in self.values or not isinstance(value, int | float):
+            return value if value in self.values else self.values[0]
+        return min(self.values, key=lambda each: abs(each - value))
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in the domain."""
+        return value in self.values
+
+    def distribution(self) -> optuna.distributions.CategoricalDistribution:
+        """The domain as Optuna has it."""
+        return optuna.distributions.CategoricalDistribution(self.values)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
+        """Draw a value by Optuna."""
+        return trial.suggest_categorical(name, self.values)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number from low to high, both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        for end in (self.low, self.high):
+            if not isinstance(end, int) or isinstance(end, bool):
+                raise SettingError(
+                    f"an Int must have whole numbers as its ends, but got {end!r}; give one, or use Float"
+                )
+        _check_range(self.low, self.high, self.log)
+
+    def ends(self) -> tuple[int, ...]:
+        """Its values, or the two ends of its range: what a wider domain must hold, too."""
+        return tuple(dict.fromkeys((self.low, self.high)))
+
+    def nearest(self, value: float) -> int:
+        """The value of the domain that is nearest to one outside of it."""
+        return int(min(max(value, self.low), self.high))
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in the domain."""
+        return isinstance(value, int) and self.low <= value <= self.high
+
+    def distribution(self) -> optuna.distributions.IntDistribution:
+        """The domain as Optuna has it."""
+        return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> int:
+        """Draw a value by Optuna."""
+        return trial.suggest_int(name, self.low, self.high, log=self.log)
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}{', log scale' if self.log else ''}"
+
+
+@dataclass(frozen=True)
+class Float:
+    """A number from low to high."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        for end in (self.low, self.high):
+            if not isinstance(end, int | float) or isinstance(end, bool):
+                raise SettingError(f"a Float must have numbers as its ends, but got {end!r}; give one")
+        _check_range(self.low, self.high, self.log)
+
+    def ends(self) -> tuple[float, ...]:
+        """Its values, or the two ends of its range: what a wider domain must hold, too."""
+        return tuple(dict.fromkeys((self.low, self.high)))
+
+    def nearest(self, value: float) -> float:
+        """The value of the domain that is nearest to one outside of it."""
+        return min(max(value, self.low), self.high)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in the domain."""
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def distribution(self) -> optuna.distributions.FloatDistribution:
+        """The domain as Optuna has it."""
+        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> float:
+        """Draw a value by Optuna."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{', log scale' if self.log else ''}"
+
+
+Domain = Choice | Int | Float
+
+
+def _check_range(low: float, high: float, log: bool) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise SettingError(f"`low <= high` must hold, but got (low={low}, high={high}); swap them")
+    if log and low <= 0:
+        raise SettingError(f"`low > 0` must hold on a log scale, but got low={low}; raise it or leave log out")

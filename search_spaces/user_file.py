@@ -1,0 +1,142 @@
+"""Search spaces by data set or from a file of the user's own, whose faults are named with their line."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import stat
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from dcml_tune.config import SettingError
+from dcml_tune.interruption import SearchStopped
+from search_spaces.space import SearchSpace, SpaceError
+
+_MODULE = "dcml_tune_user_space"
+_MOST_BYTES = 1_000_000
+
+
+def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
+    """The search space of a data set: its module's SPACE, or that of a user's file.
+
+    The file is Python and is run: it is the user's own. What it prints goes to stderr.
+
+    Raises:
+        SettingError: if there is no such file, it cannot be run, defines no SPACE, or one that is not of the data set.
+    """
+    shipped: SearchSpace = importlib.import_module(f"search_spaces.{dataset}").SPACE
+    if path is None:
+        return shipped
+    file = _File(path)
+    space = file.space()
+    for theirs in (space.name, space.published.get("dataset", dataset)):
+        if theirs != dataset:
+            raise file.error(
+                f"the space is of data set {theirs}, and {dataset} is searched; make it of {dataset}", "SPACE"
+            )
+    for name, domain in space.domains.items():
+        value = space.published.get(name)
+        # A published point of a shipped space may lie outside: trial 0 takes the nearest value then.
+        if name in space.published and not domain.holds(value) and value != shipped.published.get(name):
+            raise file.error(f"published {name}={value!r} is outside of its domain, {domain}; change one of them", name)
+    return space
+
+
+class _File:
+    """A file that defines SPACE."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.shown = str(path)
+        self.path = os.path.expanduser(self.shown)
+        self.source = self._read()
+
+    def error(self, message: str, name: str | None = None, line: int | None = None) -> SettingError:
+        """A fault of the file, with the line on which something is named, or a line."""
+        number = line if name is None else self._line_of(name, line)
+        place = f", line {number}" if number is not None else ""
+        return SettingError(f"--space {self.shown}{place}: {message}")
+
+    def space(self) -> SearchSpace:
+        """Run the file."""
+        code = self._compiled()
+        module = ModuleType(_MODULE)
+        module.__file__ = self.path
+        sys.modules[_MODULE] = module
+        try:
+            with redirect_stdout(sys.stderr):
+                exec(code, module.__dict__)
+        except SearchStopped:  # a signal that came meanwhile
+            raise
+        except SpaceError as error:
+            raise self.error(str(error), error.setting, self._line_in(error)) from None
+        except SettingError as error:
+            raise self.error(str(error), line=self._line_in(error)) from None
+        except SystemExit as error:
+            raise self.error("it ends the process; let it define SPACE and go on", line=self._line_in(error)) from None
+        except BaseException as error:
+            raise self.error(f"cannot be run ({_said(error)}); mend it", line=self._line_in(error)) from None
+        found = getattr(module, "SPACE", None)
+        if not isinstance(found, SearchSpace):
+            what = "defines no SPACE" if found is None else f"SPACE is of type {type(found).__name__}"
+            raise self.error(f"{what}; write SPACE = SearchSpace(...) (search_spaces/emoji.py shows how)", "SPACE")
+        return found
+
+    def _read(self) -> bytes:
+        try:
+            facts = os.stat(self.path)
+            if not stat.S_ISREG(facts.st_mode):
+                raise self.error("is no regular file; give a Python file that defines SPACE = SearchSpace(...)")
+            if facts.st_size > _MOST_BYTES:
+                raise self.error(f"has {facts.st_size:,} bytes; a file that defines SPACE has at most {_MOST_BYTES:,}")
+            return Path(self.path).read_bytes()
+        except FileNotFoundError:
+            reason = "no such file"
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+        except SettingError:
+            raise
+        except ValueError as error:  # a name that no file can have
+            reason = str(error)
+        raise self.error(f"{reason}; give a Python file that defines SPACE = SearchSpace(...)")
+
+    def _compiled(self) -> CodeType:
+        try:
+            return compile(self.source, self.path, "exec", dont_inherit=True)
+        except SyntaxError as error:
+            raise self.error(f"is not Python ({error.msg}); mend it", line=error.lineno) from None
+        except (ValueError, MemoryError, RecursionError, OverflowError) as error:
+            raise self.error(f"is not Python ({_said(error)}); mend it") from None
+
+    def _line_in(self, error: BaseException) -> int | None:
+        """The last line of the file that an exception went through."""
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.path]
+        return lines[-1] if lines else None
+
+    def _line_of(self, name: str, first: int | None) -> int | None:
+        """The first line, not before another one, on which a setting or SPACE is named."""
+        lines = sorted(int(node.lineno) for node in _nodes(self.source) if _names(node, name))
+        return next((line for line in lines if line >= (first or 0)), first)
+
+
+def _nodes(source: bytes) -> Iterator[Any]:
+    return ast.walk(ast.parse(source))
+
+
+def _names(node: Any, name: str) -> bool:
+    """Whether a node is `name=...`, a text that is the name, or an assignment to it."""
+    if isinstance(node, ast.keyword):
+        return node.arg == name
+    if isinstance(node, ast.Name):
+        return node.id == name and isinstance(node.ctx, ast.Store)
+    return isinstance(node, ast.Constant) and node.value == name
+
+
+def _said(error: BaseException) -> str:
+    """Type and text of an exception in one line, also where its text cannot be had."""
+    return " ".join(traceback.format_exception_only(error)[-1].split())[:300]
