@@ -73,7 +73,7 @@ class Driver:
         self.plan = plan = given_plan(parser().parse_args(words), parser().given(words))
         self.record = plan.begin()
         self.tracker = Tracker.open(plan.output, plan.name)
-        tags = environment_tags(plan.data.dataset.fingerprint, ["benchmarks/scaling.py"])
+        tags = environment_tags(plan.identity.compared, ["benchmarks/scaling.py"])
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": "emoji"}, tags=tags)
         self.searcher, self.scheduler = plan.searcher(), plan.scheduler([])
         self.progress = Progress(

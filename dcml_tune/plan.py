@@ -14,6 +14,7 @@ from dcml_tune.config import PAPER_LABEL, SEEDS, SettingError, TrialConfig, unkn
 from dcml_tune.confirmation import CONTROLS, Contender, Unit, contenders, units
 from dcml_tune.effects import without_effect
 from dcml_tune.files import TornFileError, free_bytes, read_sealed, readable_size
+from dcml_tune.moved import follow, images_then_and_now, output_before, refuse_missing_images, with_images
 from dcml_tune.quantities import seconds, size
 from dcml_tune.record import Record, refuse_existing
 from dcml_tune.resources import AUTO
@@ -80,7 +81,13 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
     output = writable(Path(arguments.output_dir))
     record = Record.open(output / name)
     record.hold()
-    asked = record.asked
+    old = output_before(record.directory, record.asked)
+    asked = record.asked if old is None else follow(record.asked, old, output)
+    if "dataset_dir" in given:
+        images = {"dataset_dir": str(Path(arguments.dataset_dir).expanduser().absolute())}
+        space_now = {**asked["space"], "published": with_images(asked["space"]["published"], images)}
+        asked = {**asked, "settings": with_images(asked["settings"], images), "space": space_now}
+    refuse_missing_images(name, asked["settings"])
     _refuse_changes(name, asked, given, extends=arguments.extend is not None)
     if record.state.status == "finished" and arguments.extend is None:
         raise SettingError(
@@ -103,11 +110,9 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
     extra = arguments.num_samples if arguments.extend is not None else 0
     plan = Plan(resumed, asked["settings"], space, record.directory, record=record, planned=planned + extra,
                 wider=wider)  # fmt: skip
-    if plan.data.dataset.fingerprint != asked["data"]:
-        raise SettingError(
-            f"--resume {name}: the images have changed since it began (fingerprint {plan.data.dataset.fingerprint}, "
-            f"then {asked['data']}); put them back, or start a new search"
-        )
+    plan.lines += images_then_and_now(name, asked, plan.identity, plan.data.dataset)
+    plan.lines += [f"the output directory was {old}, and what lies below it is found here"] if old is not None else []
+    plan.changes = {name: asked[name] for name in ("settings", "space", "flags")}
     return plan
 
 
@@ -122,18 +127,20 @@ def _recorded_space(name: str, facts: dict[str, Any]) -> SearchSpace:
 
 def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, extends: bool) -> None:
     """A search goes on as it began: a flag may be repeated, and not changed."""
-    from dcml_tune.tracking import redact
+    from dcml_tune.tracking import absolute_uri, redact
 
     known = {**asked["flags"], **asked["settings"], "name": name}
     for flag, value in {**given, **given_settings(Namespace(**given))}.items():
-        if flag in _MAY_CHANGE or (flag in ("num_samples", "space") and extends):
+        if flag in (*_MAY_CHANGE, "dataset_dir") or (flag in ("num_samples", "space") and extends):
             continue
         if flag == "gpus_per_trial" and value == AUTO and asked.get("measured") is not None:
             continue  # it was measured once, and is a number since
-        if flag in ("dataset_dir", "space") and value:
+        if flag == "space" and value:
             value = str(Path(value).expanduser().absolute())
         if flag == "tracking_uri" and value:
             value = redact(value)
+            if redact(absolute_uri(value)) == known.get(flag):
+                continue
         if value != known.get(flag):
             raise SettingError(
                 f"{'DATASET' if flag == 'dataset' else '--' + flag.replace('_', '-')} {value}: search {name} began with {known.get(flag, 'its default')}; leave "
@@ -151,7 +158,9 @@ class Plan:
         metrics: by which trials are compared; the first of them, `metric`, decides where there can be only one.
         scores_test: whether winner and published setting are retrained and scored on the test classes at the end.
         data: images, held-out classes.
+        identity: what tells the images from others.
         space: what varies, restricted to what can work.
+        changes: what else the record of a search that goes on holds from now on.
         shares: what each trial gets of the machine.
         measured: what it was found by, if that was asked for; of a search that goes on, at its beginning.
         planned: number of trials.
@@ -200,6 +209,7 @@ class Plan:
         self.study = f"sqlite:///{directory / 'optuna.db'}"
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
+        self.changes: dict[str, Any] = {}
         self.measured: str | None = record.asked.get("measured") if record is not None else None
         base = self._without_division(space if record is not None else space.restricted(settings))
         if base.protocol == "held_out" and base.val_share == 0:
@@ -221,6 +231,7 @@ class Plan:
         self.keep_models = self._models_within(budget) if budget else None
         self._check_disk(base)
         self.data = TrialData.open(base, self.output / "store", verify=True)
+        self.identity = self.data.identity(base)
         if record is None:
             space = space.restricted(settings, self.data.cannot_train)
         if wider is not None:
@@ -253,7 +264,7 @@ class Plan:
         found = warm_start(
             self.arguments.warm_start,
             self.output,
-            data=self.data.dataset.fingerprint,
+            data=(self.identity.compared, self.data.dataset.fingerprint_by_time),
             metrics=self.metrics,
             space=self.space,
             feasible=self.data.cannot_train,
@@ -442,18 +453,21 @@ class Plan:
         """Write down what was asked for, and that this process runs it."""
         from dcml_tune.tracking import redact
 
+        known = {"data": self.identity.compared, "test": self.identity.test, "test_sizes": self.identity.test_sizes,
+                 "output": str(self.output), "name": self.name}  # fmt: skip
         if self.record is None:
             flags = {n: v for n, v in vars(self.arguments).items() if n not in TrialConfig.model_fields}
             flags = {n: v for n, v in flags.items() if n not in _MAY_CHANGE}
-            flags["tracking_uri"] = redact(flags["tracking_uri"]) if flags["tracking_uri"] else None
+            flags["tracking_uri"] = redact(self.uri) if flags["tracking_uri"] else None
             flags["space"] = str(Path(flags["space"]).expanduser().absolute()) if flags["space"] else None
             asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json(), "metrics": self.metrics}
             asked |= {"measured": self.measured} if self.measured is not None else {}
-            self.record = Record.create(self.directory, {**asked, "data": self.data.dataset.fingerprint})
-        elif self.is_wider:
-            self.record.ask(
-                space=self.space.as_json(), flags={**self.record.asked["flags"], "space": self.arguments.space}
-            )
+            self.record = Record.create(self.directory, {**asked, **known})
+        else:
+            changes = {**self.changes, **known}
+            if self.is_wider:
+                changes |= {"space": self.space.as_json(), "flags": {**changes["flags"], "space": self.arguments.space}}
+            self.record.ask(**changes)
         self.record.begin(planned=self.planned)
         tracebacks.keep_in(self.directory)
         self.trials.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """What a search leaves on disk beside its trials: what was asked for, how far it is, and who runs it.
 
-    NAME/search.json   what was asked for; never changes
+    NAME/search.json   what was asked for, and where: a resume writes down where it is now
     NAME/state.json    how far it is
     NAME/lock          held by the process that runs it
 
@@ -87,6 +87,12 @@ class Asked(Stored):
     metrics: Annotated[list[str], Field(min_length=1)]
     data: str
     """Fingerprint of the images; see `dcml_tune.data.contents`."""
+    test: str | None = None
+    """Of the test images; this and what follows is not in records of version 0.1."""
+    test_sizes: str | None = None
+    output: str | None = None
+    """Output directory, absolute, when it was last run."""
+    name: str | None = None
     measured: str | None = None
 
 
@@ -179,6 +185,12 @@ class Record:
                 f"--resume {directory.name}: {directory / _ASKED} holds what no search has asked for ({error}); put the file "
                 "back, or start a new search"
             ) from None
+        began_as = asked.get("name") or asked["flags"].get("name") or directory.name
+        if Path(began_as).name != directory.name:
+            raise SettingError(
+                f"--resume {directory.name}: this search began as {began_as}, the name that its study and its runs in MLflow "
+                f"have; rename {directory} back"
+            )
         return cls(directory, asked, _state(directory))
 
     @property

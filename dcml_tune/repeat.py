@@ -63,8 +63,9 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
 def _refuse_other_images(trial: DivideAndConquer, run: StoredRun) -> None:
     if not hasattr(trial, "trainer"):
         return  # its first step says why
-    here, then = trial.trainer.data.dataset.fingerprint, run.tags.get("dcml.data")
-    if here != then:
+    data, then = trial.trainer.data, run.tags.get("dcml.data")
+    here = data.identity(trial.trainer.config).compared
+    if then not in (here, data.dataset.fingerprint_by_time):  # the latter by version 0.1
         raise SettingError(
             f"--repeat-trial {run.key}: the images have changed since (fingerprint {here}, then {then}); put them back"
         )

@@ -235,7 +235,7 @@ class _Search:
         self.record = plan.begin()
         self.before = self.record.state.elapsed_s
         self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
-        self.tags = environment_tags(plan.data.dataset.fingerprint, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
+        self.tags = environment_tags(plan.identity.compared, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
         self.tags |= {"dcml.protocol": plan.base.protocol, **plan.shares.tags()}
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=self.tags)
         try:

@@ -148,7 +148,8 @@ class _Run:
         from dcml_tune.trainer import NonFiniteLossError
 
         words = ["python", "-m", "dcml_tune.train", *sys.argv[1:]]
-        tags = environment_tags(self.trainer.data.dataset.fingerprint, words) | {"dcml.protocol": self.config.protocol}
+        data = self.trainer.data.identity(self.config).compared
+        tags = environment_tags(data, words) | {"dcml.protocol": self.config.protocol}
         self.checkpoint.parent.mkdir(exist_ok=True)
         tracebacks.keep_in(self.checkpoint.parent)
         alone = FileLock(self.checkpoint.parent / "lock")

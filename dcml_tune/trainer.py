@@ -118,9 +118,15 @@ class TrialData:
     def needed_bytes(config: TrialConfig, stores: Path) -> int:
         """Bytes on disk that `open` and the scoring of the test classes are going to take; 0 for what is there."""
         dataset, sizes = data.load(config), {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
-        wanted = [(dataset.train, kind) for kind in _kinds(config)]
-        wanted += [(images, "evaluation") for images in dataset.test_lists]
-        return sum(data.needed_bytes(images, stores, kind=kind, **sizes) for images, kind in wanted)
+        train = sum(data.needed_bytes(dataset.train, stores, kind=kind, **sizes) for kind in _kinds(config))
+        opens = config.protocol == "paper"
+        tests = (data.needed_bytes(images, stores, opens, kind="evaluation", **sizes) for images in dataset.test_lists)
+        return train + sum(tests)
+
+    def identity(self, config: TrialConfig) -> data.Identity:
+        """What tells the images that trials are trained, compared and scored on from others."""
+        stores = self.views.directory.parent
+        return data.Identity.of(self.dataset, stores, opens_test=config.protocol == "paper")
 
     def notes(self) -> list[str]:
         """What a user must know of the images: which cannot be decoded, and what was done to others."""

@@ -48,7 +48,7 @@ def earlier(tmp_path):
 
 
 def start(names, output, **changes):
-    return warm_start(names, output, **{"data": "abc", "metrics": METRICS, "space": SPACE, **changes})
+    return warm_start(names, output, **{"data": ("abc",), "metrics": METRICS, "space": SPACE, **changes})
 
 
 def test_trials_of_the_same_settings_teach_the_sampler(earlier):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def warm_start(
     names: list[str],
     output: Path,
     *,
-    data: str,
+    data: Collection[str],
     metrics: list[str],
     space: SearchSpace,
     feasible: Feasible | None = None,
@@ -50,7 +51,7 @@ def warm_start(
     Args:
         names: of the searches.
         output: directory that holds them.
-        data: fingerprint of the images.
+        data: fingerprints of the images, by this version and by earlier ones.
         metrics: by which trials are compared.
         space: of the search that begins.
         feasible: says why a configuration cannot work on the data, or None.
@@ -64,14 +65,15 @@ def warm_start(
     return found
 
 
-def _known(output: Path, name: str, data: str, metrics: list[str]) -> Record:
+def _known(output: Path, name: str, data: Collection[str], metrics: list[str]) -> Record:
     try:
         record = Record.open(output / name)
     except SettingError as error:
         raise SettingError(f"--warm-start {name}: {str(error).removeprefix(f'--resume {name}: ')}") from None
-    if record.asked["data"] != data:
+    if record.asked["data"] not in data:
+        here = next(iter(data))
         raise SettingError(
-            f"--warm-start {name}: its images are others (fingerprint {record.asked['data']}, here {data}); leave it out"
+            f"--warm-start {name}: its images are others (fingerprint {record.asked['data']}, here {here}); leave it out"
         )
     theirs = record.asked["metrics"]
     if theirs != metrics:

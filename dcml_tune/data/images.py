@@ -101,16 +101,8 @@ class ImageList:
         """The full name of one image, as messages show it."""
         return str(self.root / self.paths[i])
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of names, sizes and times of change (of names and checksums in a zip), in order.
-
-        It is computed anew at each use: a file that was replaced gives another. No file is opened.
-        """
-        return fingerprint(*self.states())
-
     def states(self) -> list[str]:
-        """What is known of each file without opening it, in order; of one that is not there only its name."""
+        """Name, size and time of change of each file (checksum in a zip), in order; of one that is gone only its name."""
         if _is_zip(self.root):
             archive = _zip_of_process(self.root, os.getpid())
             entries = ((path, archive.getinfo(path)) for path in self.paths)
@@ -160,8 +152,8 @@ class DataSet:
     """Lines to show to the user: what was left out, and why."""
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of what is known of all files without opening them; the order of the files has no effect."""
+    def fingerprint_by_time(self) -> str:
+        """Hash of names, sizes and times of change of all files, in no order: how version 0.1 knew a data set again."""
         lists = [self.train, *(images for test in self.tests for images in test.lists)]
         return fingerprint(self.name, *sorted({state for images in lists for state in images.states()}))
 

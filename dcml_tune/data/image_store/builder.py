@@ -55,7 +55,7 @@ def _fill(fresh: Path, wanted: Wanted, skip: bool, progress: Progress) -> None:
 
 def _put_in_place(fresh: Path, wanted: Wanted) -> None:
     """Give a new store its name. A store that has the name goes last, so that there is none for an instant only."""
-    if identity_of(wanted.images) != wanted.identity:
+    if identity_of(wanted.images, wanted.directory) != wanted.identity:
         raise SettingError(
             f"{wanted.images.root}: images were changed while they were stored; leave them as they are and start again"
         )

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from dcml_tune.data.contents import looks
 from dcml_tune.data.image_store.reader import ROW_BYTES
 from dcml_tune.data.image_store.threads import attempt, map_threads
 from dcml_tune.data.image_store.wanted import Wanted
@@ -23,7 +24,7 @@ def readable_images(wanted: Wanted) -> tuple[Indices, Indices, list[str]]:
 
 def _headers(wanted: Wanted) -> list[tuple[int, int] | str]:
     """Height and width that are kept of each image, or why its header cannot be read."""
-    known = known_sizes(wanted.identity, len(wanted.images))
+    known = known_sizes(looks(wanted.images), len(wanted.images))
 
     def header(i: int) -> tuple[int, int]:
         if not known[i].all():
@@ -36,7 +37,7 @@ def _headers(wanted: Wanted) -> list[tuple[int, int] | str]:
 
 
 @lru_cache(maxsize=8)
-def known_sizes(identity: str, count: int) -> Indices:
+def known_sizes(state: str, count: int) -> Indices:
     """N x 2: width and height of the images of a list, so far as this process has read them; 0: not yet."""
     return np.zeros((count, 2), dtype=np.int64)
 

@@ -18,7 +18,7 @@ from dcml_tune.data.image_store.layout import Kind, Layout
 from dcml_tune.data.image_store.reader import META, STAMP, ImageStore, state_of
 from dcml_tune.data.image_store.room import writing
 from dcml_tune.data.image_store.threads import SHORTAGE, Progress, attempt, map_threads, silent
-from dcml_tune.data.image_store.wanted import Wanted
+from dcml_tune.data.image_store.wanted import Wanted, identity_of
 from dcml_tune.data.images import ImageList, named, why
 from dcml_tune.files import CANNOT_WRITE, readable_size, write_sealed
 
@@ -41,8 +41,8 @@ def open_or_build(
     A store that is damaged is built anew, and the log says what was damaged. Processes that have the old one
     open keep it.
 
-    A store belongs to the names, sizes and times of change of its images: when one of them changes, another
-    store is built. `full` keeps images as they are, `small` those with a shorter side above `sz_resize`
+    A store belongs to the names and the content of its images (`dcml_tune.data.contents`): when one of them changes,
+    another store is built; when the files are moved or only touched, it is used again. `full` keeps images as they are, `small` those with a shorter side above `sz_resize`
     resized to it, `evaluation` what the network sees in evaluation: shorter side resized to `sz_resize`
     (bilinear, antialiased), the middle `sz_crop` x `sz_crop` of it, exactly as torchvision does on Pillow's
     images.
@@ -90,14 +90,19 @@ def inspect(images: ImageList, progress: Progress | None = None) -> Inspection:
     return Inspection(unreadable, Counter(key for each in found if not isinstance(each, str) for key in each))
 
 
-def needed_bytes(images: ImageList, directory: Path, *, kind: Kind, sz_resize: int, sz_crop: int) -> int:
+def needed_bytes(
+    images: ImageList, directory: Path, opens: bool = True, /, *, kind: Kind, sz_resize: int, sz_crop: int
+) -> int:
     """Bytes that `open_or_build` would write; 0 where the store is there.
 
     Reads the headers of the images, which this process then does not read again to build; opens none for an
-    `evaluation` store, whose images are all of one size. Images that cannot be read take nothing.
+    `evaluation` store, whose images are all of one size. Images that cannot be read take nothing. Without `opens` no file
+    is opened at all: a store of files whose content is not known then counts as one that is not there.
     """
-    wanted = Wanted.of(images, directory, Layout(kind, sz_resize, sz_crop))
-    if isinstance(_open(wanted), ImageStore):
+    # Where there is no directory there is no store either, and no file need be read to know that.
+    identity = identity_of(images, directory, opens=opens) if Path(directory).is_dir() else None
+    wanted = Wanted(images, Path(directory), Layout(kind, sz_resize, sz_crop), identity or "")
+    if identity is not None and isinstance(_open(wanted), ImageStore):
         return 0
     return needed(wanted)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dcml_tune.data.contents import contents
 from dcml_tune.data.image_store.layout import VERSION, Layout
 from dcml_tune.data.images import ImageList, fingerprint
 
@@ -18,13 +19,13 @@ class Wanted:
     directory: Path
     layout: Layout
     identity: str
-    """Tells one state of one list of images from all others."""
+    """Hash of names and content of the images, in order."""
 
     @classmethod
     def of(cls, images: ImageList, directory: Path, layout: Layout) -> Wanted:
         """The store of a list as it is now."""
         assert len(images), "an image list without images"
-        return cls(images, Path(directory), layout, identity_of(images))
+        return cls(images, Path(directory), layout, identity_of(images, directory) or "")
 
     @property
     def final(self) -> Path:
@@ -37,8 +38,13 @@ class Wanted:
         return {"key": self.final.name, "version": VERSION, "kind": self.layout.kind, **self.layout.sizes}
 
 
-def identity_of(images: ImageList) -> str:
-    """Hash of the images, where they lie, and how they are decoded."""
-    # Two directories may hold files of the same names, sizes and times; the checksums of a zip tell enough.
-    place = images.root.resolve() if images.root.is_dir() else "zip"
-    return fingerprint(VERSION, place, images.fingerprint)
+def identity_of(images: ImageList, directory: Path, *, opens: bool = True) -> str | None:
+    """Hash of the images and of how they are decoded; None if it cannot be known without opening a file.
+
+    Args:
+        images: the list.
+        directory: of all stores; what is known of the files is kept there.
+        opens: whether files may be opened.
+    """
+    known = contents(images, Path(directory), opens=opens)
+    return None if known is None else fingerprint(VERSION, *known)

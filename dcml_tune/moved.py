@@ -1,0 +1,109 @@
+"""A search that goes on elsewhere: where its files and images are now, and whether the images are those it began with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.config import SettingError
+from dcml_tune.files import TornFileError
+from dcml_tune.stored import Stored, checked, parse
+
+if TYPE_CHECKING:
+    from dcml_tune.data import DataSet, Identity
+
+ARTIFACTS = "mlartifacts"
+"""Directory, beside the database in the output directory, where MLflow keeps files of an SQLite store."""
+
+
+class _Target(Stored):
+    artifact_root: str | None = None
+
+
+def output_before(directory: Path, asked: dict[str, Any]) -> Path | None:
+    """What the output directory of a search was called when it ran last, if it has another name now; else None.
+
+    Version 0.1 did not write that down, but where MLflow's files are.
+    """
+    known = asked.get("output")
+    if known is None:
+        try:
+            root = checked(_Target, parse((directory / "tracking" / "target.json").read_bytes())).artifact_root
+        except (OSError, ValueError, TornFileError):
+            return None
+        known = str(Path(root).parent) if root and Path(root).name == ARTIFACTS else None
+    if known is None or Path(known) in (directory.parent, directory.parent.resolve()):
+        return None
+    return Path(known)
+
+
+def follow(asked: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
+    """What was asked for, with paths below the output directory as they are now that it was moved.
+
+    A path follows if there is something at its new place.
+    """
+    flags, space = dict(asked["flags"]), dict(asked["space"])
+    flags["space"] = _moved(flags.get("space"), old, new)
+    if database := re.fullmatch(r"(sqlite:///)(/.*)", flags["tracking_uri"] or ""):
+        flags["tracking_uri"] = f"{database[1]}{_moved(database[2], old, new)}"
+    images = {"dataset_dir": _moved(asked["settings"].get("dataset_dir"), old, new)}
+    settings, space["published"] = with_images(asked["settings"], images), with_images(space["published"], images)
+    return {**asked, "flags": flags, "settings": settings, "space": space}
+
+
+def with_images(settings: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
+    """The settings with another directory of images, if they have one."""
+    return {**settings, **images} if settings.get("dataset_dir") is not None else settings
+
+
+def _moved(path: str | None, old: Path, new: Path) -> str | None:
+    if path is None or not Path(path).is_relative_to(old):
+        return path
+    there = new / Path(path).relative_to(old)
+    return str(there) if there.exists() else path
+
+
+def refuse_missing_images(name: str, settings: dict[str, Any]) -> None:
+    """The images of a search must be somewhere.
+
+    Raises:
+        SettingError: if their directory is not there.
+    """
+    place = settings.get("dataset_dir")
+    if place is not None and not Path(place).is_dir():
+        raise SettingError(
+            f"search {name}: its images were in {place}, which is not there; if they were moved, give --dataset-dir"
+        )
+
+
+def images_then_and_now(name: str, asked: dict[str, Any], now: Identity, dataset: DataSet) -> list[str]:
+    """Lines about images that are not as they were when a search began, and that may differ.
+
+    Training images must be the same, by their content: trials are compared on them. Test images may have been repaired.
+
+    Raises:
+        SettingError: if others than these have changed.
+    """
+    if asked.get("test") is None:  # of version 0.1
+        by_time = dataset.fingerprint_by_time
+        if by_time != asked["data"]:
+            raise SettingError(
+                f"search {name}: the images have changed since it began (fingerprint {by_time}, then {asked['data']}; version "
+                "0.1, which began it, took files that were copied or touched for changed ones); put them back as they "
+                "were, or start a new search"
+            )
+        return []
+    if now.compared != asked["data"]:
+        raise SettingError(
+            f"search {name}: the images have changed since it began (fingerprint of their content {now.compared}, then "
+            f"{asked['data']}); put them back, or start a new search"
+        )
+    if now.test != asked["test"]:
+        raise SettingError(
+            f"search {name}: there are other test images than when it began; put those back that were removed, take those "
+            "away that were added, or start a new search"
+        )
+    if now.test_sizes != asked.get("test_sizes"):
+        return ["test images have changed since it began; trials were compared on training images, which are the same"]
+    return []
