@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     model = load(given.model)
     files = [path for path in sorted(given.folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     names = [path.relative_to(given.folder).as_posix() for path in files]
+    if not names:
+        parser.error(f"{given.folder}: holds no image file; give the directory of the images")
     similarities = embed(model, given.folder, names) @ embed(model, given.query.parent, [given.query.name])[0]
     for index in similarities.argsort(descending=True)[: given.count].tolist():
         print(f"{similarities[index]:.3f}  {names[index]}")

@@ -69,6 +69,13 @@ def test_find_similar_images_without_a_model(tmp_path):
         example("find_similar_images").main([str(tmp_path / "nothing"), str(tmp_path), str(tmp_path / "query.png")])
 
 
+def test_find_similar_images_in_an_empty_folder(trained, tmp_path, capsys):
+    """Exit code 2, and the folder is named."""
+    with pytest.raises(SystemExit, match="2"):
+        example("find_similar_images").main([str(trained[0] / "model"), str(tmp_path), str(tmp_path / "query.png")])
+    assert f"{tmp_path}: holds no image file" in capsys.readouterr().err
+
+
 def test_the_space_of_one_s_own_can_be_searched(tmp_path, capsys):
     """A search takes the file, as it takes any `--space`, and says what varies; nothing is run."""
     space = str(EXAMPLES / "search_own_space.py")
