@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dcml_tune.commandline import run_command
 from dcml_tune.data import ImageList
-from dcml_tune.data.folder import SUFFIXES
+from dcml_tune.data.decoding import SUFFIXES
 from dcml_tune.model import MaskedEmbedder, load
 from dcml_tune.trainer import embed_images
 
