@@ -9,12 +9,15 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import SettingError, brief, unknown_name
+from dcml_tune.paths import named_directory, output_directory
 from dcml_tune.quantities import whole
+from dcml_tune.redaction import redact
+from dcml_tune.stored import printable
+from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun
@@ -34,7 +37,7 @@ def parser() -> Parser:
         prog="python -m dcml_tune.browse",
         description="Searches and runs of train, a row each; or the trials of a search, with what varies between them.",
     )
-    made.add_argument("search", nargs="?", help="name of a search; without it: all searches and runs")
+    made.add_argument("search", nargs="?", help="name or directory of a search; without it: all searches and runs")
     made.add_argument(
         "--metric", default="recall_at_1", help="measure that is shown: a name after val/, paper/ or test/"
     )
@@ -47,7 +50,7 @@ def parser() -> Parser:
     made.add_argument("--json", action="store_true", help="rows with all settings and measures, as JSON")
     made.add_argument("--csv", action="store_true", help="the table as comma-separated values")
     made.add_argument("--output-dir", default="runs", help="where the searches were written")
-    made.add_argument("--tracking-uri", help="MLflow server or database; default: OUTPUT/mlflow.db")
+    add_flag(made, "MLflow server or database; default: OUTPUT/mlflow.db")
     made.add_argument("--experiment", default="dcml_tune", help="of MLflow")
     made.add_argument("--all", action="store_true", help="runs of other programs in the experiment, too")
     return made
@@ -58,14 +61,18 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     from dcml_tune.tracking.reading import read_runs
 
-    uri = arguments.tracking_uri or f"sqlite:///{Path(arguments.output_dir).expanduser().absolute() / 'mlflow.db'}"
-    if arguments.search is None:
+    output, search = output_directory(arguments.output_dir), None
+    if arguments.search is not None:
+        directory = named_directory("SEARCH", arguments.search, output)
+        output, search = directory.parent, directory.name
+    uri = tracking_uri(arguments.tracking_uri, output)
+    if search is None:
         rows, columns = _searches(read_runs(uri, arguments.experiment, everyones=arguments.all), arguments.metric)
     else:
-        runs = read_runs(uri, arguments.experiment, search=arguments.search)
+        runs = read_runs(uri, arguments.experiment, search=search)
         if not runs:
             known = [run.key for run in read_runs(uri, arguments.experiment) if run.role == "search"]
-            raise SettingError(unknown_name("search", arguments.search, known))
+            raise SettingError(unknown_name("search", search, known))
         rows, columns = _trials(runs, arguments.metric, uri)
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     rows = [row for row in rows if all(_holds(row, each, names) for each in arguments.filter)]
@@ -237,8 +244,9 @@ def _print(rows: list[Row], columns: list[str], arguments: Any) -> None:
     terminal = sys.stdout.isatty()
     table = Table(*columns, box=box.HEAVY_HEAD if terminal else box.SIMPLE_HEAD)
     for each in cells:
-        table.add_row(*each)
-    Console(width=None if terminal else 10_000, highlight=False).print(table, no_wrap=not terminal, crop=False)
+        table.add_row(*(printable(redact(cell)) for cell in each))
+    console = Console(width=None if terminal else 10_000, highlight=False, markup=False, emoji=False)
+    console.print(table, no_wrap=not terminal, crop=False)
     if not rows:
         print("no runs")
 

@@ -8,14 +8,16 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dcml_tune import __version__, tracebacks
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.quantities import shown
-from dcml_tune.stored import printable
+from dcml_tune.redaction import redact
+from dcml_tune.stored import is_shown, printable
 from dcml_tune.streams import make_lenient
 
 BAD_INPUT = 2
@@ -33,6 +35,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
         self.add_argument("--version", action="version", version=f"dcml_tune {__version__}")
+
+    def parse_args(  # type: ignore[override] # argparse has overloads for namespaces of one's own
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse; a word that cannot be shown, written to a file and pasted is refused before anything else."""
+        for word in sys.argv[1:] if args is None else args:
+            if not all(map(is_shown, word)):
+                fail(
+                    f"{word}: holds a control character or bytes that are not UTF-8; rename what it means, or give a link to it"
+                )
+        return super().parse_args(args, namespace)
 
     def given(self, argv: list[str]) -> dict[str, Any]:
         """The arguments that a command line gives, without defaults. The parser is spent then: make a new one."""
@@ -52,8 +65,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line and exit with the status of bad input."""
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    """Print one line, without passwords, and exit with the status of bad input."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())  # only ends of lines: a name may hold two spaces
+    print(f"error: {printable(redact(line))}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 
@@ -158,3 +172,12 @@ def settings_to_flags(settings: dict[str, Any]) -> list[str]:
 def command(module: str, *words: str) -> str:
     """A command to paste: this interpreter, a module, quoted words."""
     return shlex.join([sys.executable, "-m", module, *words])
+
+
+def dashboard_command(study: str) -> str:
+    """The command that opens a study in Optuna's dashboard.
+
+    Args:
+        study: its SQLAlchemy address.
+    """
+    return shlex.join([str(Path(sys.executable).parent / "optuna-dashboard"), study])

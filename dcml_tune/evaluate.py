@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
+from dcml_tune.paths import CHECKPOINT, STORES, TRIALS, absolute
 from dcml_tune.quantities import whole
+from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
     from dcml_tune.data import DataSet, EvaluationSet
@@ -50,7 +53,7 @@ def parser() -> Parser:
     made.add_argument("--allow-partial", action="store_true", help="of a data set; published values are left out then")
     made.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
     made.add_argument("--output-dir", default="runs", help="whose image store is used, or made")
-    made.add_argument("--tracking-uri", help="where MLflow runs are looked up; default: OUTPUT/mlflow.db")
+    add_flag(made, "where MLflow runs are looked up; default: OUTPUT/mlflow.db")
     made.add_argument("--device", help="such as cpu or cuda:1; default: the GPU where there is one")
     made.add_argument("--json", action="store_true", help="one JSON document, with all digits")
     return made
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     from dcml_tune.plan import writable
 
-    output = writable(Path(arguments.output_dir))
+    output = writable(arguments.output_dir)
     with tempfile.TemporaryDirectory() as away:
         named = [each for name in arguments.models for each in _located(name, arguments, output, Path(away))]
         models = [_Model.load(name, place, arguments) for name, place in named]
@@ -126,24 +129,27 @@ def _located(name: str, arguments: Namespace, output: Path, away: Path) -> Itera
     """Name and directory of each model that a word of the command line means."""
     from dcml_tune.model import best_model
 
+    absolute("MODEL", name)  # refuses what is no path
     place = Path(name).expanduser()
+    if not place.is_dir() and "/" not in name and os.path.isdir(output / name):
+        place = output / name
     if not place.exists() and re.fullmatch(r"[0-9a-f]{32}", name):
         from dcml_tune.tracking.reading import model_of_run
 
-        uri = arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}"
+        uri = tracking_uri(arguments.tracking_uri, output)
         yield name, model_of_run(name, uri=uri, target=away / name)
-    elif (place / "trials").is_dir():
-        finals = sorted(each.name for each in (place / "trials").glob("final-*") if best_model(each))
+    elif (place / TRIALS).is_dir():
+        finals = sorted(each.name for each in (place / TRIALS).glob("final-*") if best_model(each))
         found = [each for each in finals if "-seed-" not in each]  # the first seed of each setting
         if not found:
-            some = [each.name for each in sorted((place / "trials").iterdir()) if best_model(each)]
+            some = [each.name for each in sorted((place / TRIALS).iterdir()) if best_model(each)]
             raise SettingError(
                 f"{name}: the search has not retrained its winner; give one of its trials, such as "
-                f"{place / 'trials' / (some or ['KEY'])[0]}"
+                f"{place / TRIALS / (some or ['KEY'])[0]}"
             )
-        yield from ((str(place / "trials" / each), place / "trials" / each) for each in found)
-    elif (place / "checkpoint").is_dir():
-        yield name, place / "checkpoint"
+        yield from ((str(place / TRIALS / each), place / TRIALS / each) for each in found)
+    elif (place / CHECKPOINT).is_dir():
+        yield name, place / CHECKPOINT
     elif place.is_dir():
         yield name, place
     else:
@@ -186,7 +192,7 @@ def _measure(model: _Model, sets: tuple[EvaluationSet, ...], arguments: Namespac
     config = model.config
 
     def embed(images: Any) -> Any:
-        return embed_images(network, images, config, output / "store", penultimate=model.penultimate)
+        return embed_images(network, images, config, output / STORES, penultimate=model.penultimate)
 
     official = config.dataset == "vid"
     for found in final_measures(embed, sets, official=official, clusterings=arguments.clusterings):
@@ -220,7 +226,7 @@ def _print(results: Results, published: list[PublishedResult], dataset: DataSet)
     from rich.table import Table
 
     terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 10_000, highlight=False)
+    console = Console(width=None if terminal else 10_000, highlight=False, markup=False, emoji=False)
     first = results[0][1][0].name
     for place, found in enumerate(results[0][1]):
         names = [name for name in found.measures if not name.endswith("_std")]

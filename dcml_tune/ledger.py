@@ -16,7 +16,9 @@ from typing import Any
 
 from filelock import FileLock
 
-NAME = "test-ledger.jsonl"
+from dcml_tune.paths import LEDGER
+
+NAME = LEDGER
 """Of the file, in the output directory."""
 
 

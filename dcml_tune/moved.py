@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.config import SettingError
 from dcml_tune.files import TornFileError
+from dcml_tune.paths import ARTIFACTS, SPOOL, sqlite_address, sqlite_file
 from dcml_tune.stored import Stored, checked, parse
 
 if TYPE_CHECKING:
     from dcml_tune.data import DataSet, Identity
-
-ARTIFACTS = "mlartifacts"
-"""Directory, beside the database in the output directory, where MLflow keeps files of an SQLite store."""
 
 
 class _Target(Stored):
@@ -29,7 +26,7 @@ def output_before(directory: Path, asked: dict[str, Any]) -> Path | None:
     known = asked.get("output")
     if known is None:
         try:
-            root = checked(_Target, parse((directory / "tracking" / "target.json").read_bytes())).artifact_root
+            root = checked(_Target, parse((directory / SPOOL / "target.json").read_bytes())).artifact_root
         except (OSError, ValueError, TornFileError):
             return None
         known = str(Path(root).parent) if root and Path(root).name == ARTIFACTS else None
@@ -45,8 +42,9 @@ def follow(asked: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
     """
     flags, space = dict(asked["flags"]), dict(asked["space"])
     flags["space"] = _moved(flags.get("space"), old, new)
-    if database := re.fullmatch(r"(sqlite:///)(/.*)", flags["tracking_uri"] or ""):
-        flags["tracking_uri"] = f"{database[1]}{_moved(database[2], old, new)}"
+    file = sqlite_file(flags["tracking_uri"] or "")
+    if file is not None and (moved := _moved(str(file), old, new)) not in (None, str(file)):
+        flags["tracking_uri"] = sqlite_address(Path(str(moved)))
     images = {"dataset_dir": _moved(asked["settings"].get("dataset_dir"), old, new)}
     settings, space["published"] = with_images(asked["settings"], images), with_images(space["published"], images)
     return {**asked, "flags": flags, "settings": settings, "space": space}

@@ -7,7 +7,6 @@ there, too. Source: the flags of the original's script, as docs/settings.md list
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from dcml_tune.commandline import truth
@@ -71,15 +70,10 @@ def dataset_of(arguments: argparse.Namespace) -> str:
 
 
 def run_name(arguments: argparse.Namespace) -> str | None:
-    """The run's name by --name, or by --log-dir and --experiment-id; None if none of them is given.
-
-    Raises:
-        SettingError: for a name that is no name of a folder.
-    """
-    name = arguments.name or "-".join(part for part in (arguments.log_dir, arguments.experiment) if part)
-    if name and (Path(name).name != name or name.startswith(".")):
-        raise SettingError(f"name {name}: must be the name of a folder, without slashes; say where by --output-dir")
-    return name or None
+    """The run's name by --name, or by --log-dir and --experiment-id; None if none of them is given."""
+    if arguments.name is not None:
+        return str(arguments.name)
+    return "-".join(part for part in (arguments.log_dir, arguments.experiment) if part) or None
 
 
 def device_of(arguments: argparse.Namespace) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -15,9 +16,21 @@ from dcml_tune.confirmation import CONTROLS, Contender, Unit, contenders, units
 from dcml_tune.effects import without_effect
 from dcml_tune.files import TornFileError, free_bytes, read_sealed, readable_size
 from dcml_tune.moved import follow, images_then_and_now, output_before, refuse_missing_images, with_images
+from dcml_tune.paths import (
+    STORES,
+    STUDY,
+    TRIALS,
+    absolute,
+    named_directory,
+    new_directory,
+    output_directory,
+    study_address,
+)
 from dcml_tune.quantities import seconds, size
 from dcml_tune.record import Record, refuse_existing
+from dcml_tune.redaction import redact
 from dcml_tune.resources import AUTO
+from dcml_tune.tracking.addresses import absolute_uri, tracking_uri
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -55,17 +68,20 @@ def given_plan(arguments: Any, given: dict[str, Any]) -> Plan:
     from dcml_tune import data
     from search_spaces import load_space
 
+    output = output_directory(arguments.output_dir)
+    if arguments.name is not None:
+        refuse_existing(new_directory(output, arguments.name))
     settings = given_settings(arguments)
     of_data = {name: value for name, value in settings.items() if name in _OF_DATA}
     data.load(TrialConfig(dataset=arguments.dataset, **of_data))
     space = load_space(arguments.dataset, arguments.space)
     if settings.get("dataset_dir"):
-        settings["dataset_dir"] = str(Path(settings["dataset_dir"]).expanduser().absolute())
+        settings["dataset_dir"] = str(absolute("--dataset-dir", settings["dataset_dir"]))
     settings = {"dataset": arguments.dataset, **settings}
     name = arguments.name or f"{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    output = writable(Path(arguments.output_dir))
-    refuse_existing(output / name)
-    return Plan(arguments, settings, space, output / name, given=given)
+    directory = new_directory(writable(arguments.output_dir), name)
+    refuse_existing(directory)
+    return Plan(arguments, settings, space, directory, given=given)
 
 
 def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
@@ -77,22 +93,24 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
     """
     from search_spaces import load_space
 
-    name = arguments.extend or arguments.resume
-    output = writable(Path(arguments.output_dir))
-    record = Record.open(output / name)
+    flag, word = ("--resume", arguments.resume) if arguments.extend is None else ("--extend", arguments.extend)
+    directory = named_directory(flag, word, output_directory(arguments.output_dir))
+    record = Record.open(directory)
+    writable(directory.parent)
     record.hold()
     old = output_before(record.directory, record.asked)
-    asked = record.asked if old is None else follow(record.asked, old, output)
+    asked = record.asked if old is None else follow(record.asked, old, directory.parent)
     if "dataset_dir" in given:
-        images = {"dataset_dir": str(Path(arguments.dataset_dir).expanduser().absolute())}
+        images = {"dataset_dir": str(absolute("--dataset-dir", arguments.dataset_dir))}
         space_now = {**asked["space"], "published": with_images(asked["space"]["published"], images)}
         asked = {**asked, "settings": with_images(asked["settings"], images), "space": space_now}
+    name = record.name
     refuse_missing_images(name, asked["settings"])
     _refuse_changes(name, asked, given, extends=arguments.extend is not None)
     if record.state.status == "finished" and arguments.extend is None:
         raise SettingError(
             f"--resume {name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
-            f"by --extend {name} --num-samples {asked['flags']['num_samples']}"
+            f"by --extend {shlex.quote(name)} --num-samples {asked['flags']['num_samples']}"
         )
     flags = {**asked["flags"], **{flag: getattr(arguments, flag) for flag in _MAY_CHANGE}}
     if "tracking_uri" in given:  # the record holds it without its password
@@ -105,7 +123,7 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
     space, wider = _recorded_space(name, asked["space"]), None
     if arguments.extend is not None and given.get("space"):
         wider = load_space(asked["settings"]["dataset"], arguments.space)
-        flags["space"] = str(Path(arguments.space).expanduser().absolute())
+        flags["space"] = str(absolute("--space", arguments.space))
     resumed = type(arguments)(**{**vars(arguments), **flags, "dataset": asked["settings"]["dataset"]})
     extra = arguments.num_samples if arguments.extend is not None else 0
     plan = Plan(resumed, asked["settings"], space, record.directory, record=record, planned=planned + extra,
@@ -127,20 +145,18 @@ def _recorded_space(name: str, facts: dict[str, Any]) -> SearchSpace:
 
 def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, extends: bool) -> None:
     """A search goes on as it began: a flag may be repeated, and not changed."""
-    from dcml_tune.tracking import absolute_uri, redact
-
     known = {**asked["flags"], **asked["settings"], "name": name}
+    if known.get("tracking_uri"):
+        known["tracking_uri"] = absolute_uri(known["tracking_uri"])  # version 0.1 wrote it as it was given
     for flag, value in {**given, **given_settings(Namespace(**given))}.items():
         if flag in (*_MAY_CHANGE, "dataset_dir") or (flag in ("num_samples", "space") and extends):
             continue
         if flag == "gpus_per_trial" and value == AUTO and asked.get("measured") is not None:
             continue  # it was measured once, and is a number since
         if flag == "space" and value:
-            value = str(Path(value).expanduser().absolute())
+            value = str(absolute("--space", value))
         if flag == "tracking_uri" and value:
             value = redact(value)
-            if redact(absolute_uri(value)) == known.get(flag):
-                continue
         if value != known.get(flag):
             raise SettingError(
                 f"{'DATASET' if flag == 'dataset' else '--' + flag.replace('_', '-')} {value}: search {name} began with {known.get(flag, 'its default')}; leave "
@@ -194,19 +210,17 @@ class Plan:
         """
         from dcml_tune import backbones
         from dcml_tune.clustering import check_backend
-        from dcml_tune.tracking import absolute_uri
         from dcml_tune.trainer import TrialData
 
         self.arguments, self.settings, self.directory, self.record = arguments, settings, directory, record
         self.dataset, self.output, self.name = settings["dataset"], directory.parent, directory.name
-        self.trials = directory / "trials"
+        self.trials = directory / TRIALS
         self.deadline: float | None = None
         self.seconds = seconds(arguments.time_budget) if arguments.time_budget else None
         self.trial_timeout = seconds(arguments.trial_timeout) if arguments.trial_timeout else None
         budget = size(arguments.checkpoint_budget) if arguments.checkpoint_budget else None
-        given_uri = absolute_uri(arguments.tracking_uri) if arguments.tracking_uri else None
-        self.uri = given_uri or f"sqlite:///{self.output / 'mlflow.db'}"
-        self.study = f"sqlite:///{directory / 'optuna.db'}"
+        self.uri = tracking_uri(arguments.tracking_uri and absolute_uri(arguments.tracking_uri), self.output)
+        self.study = study_address(directory)
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
         self.changes: dict[str, Any] = {}
@@ -230,7 +244,7 @@ class Plan:
         self.model_bytes = 4 * numbers
         self.keep_models = self._models_within(budget) if budget else None
         self._check_disk(base)
-        self.data = TrialData.open(base, self.output / "store", verify=True)
+        self.data = TrialData.open(base, self.output / STORES, verify=True)
         self.identity = self.data.identity(base)
         if record is None:
             space = space.restricted(settings, self.data.cannot_train)
@@ -423,7 +437,7 @@ class Plan:
         """Refuse a search that would fill the disk."""
         from dcml_tune.trainer import TrialData
 
-        stores = TrialData.needed_bytes(base, self.output / "store")
+        stores = TrialData.needed_bytes(base, self.output / STORES)
         need = stores + self.checkpoint_bytes() + _RESERVE
         free = free_bytes(self.output)
         if self.record is None and need > free:
@@ -451,15 +465,13 @@ class Plan:
 
     def begin(self) -> Record:
         """Write down what was asked for, and that this process runs it."""
-        from dcml_tune.tracking import redact
-
         known = {"data": self.identity.compared, "test": self.identity.test, "test_sizes": self.identity.test_sizes,
                  "output": str(self.output), "name": self.name}  # fmt: skip
         if self.record is None:
             flags = {n: v for n, v in vars(self.arguments).items() if n not in TrialConfig.model_fields}
             flags = {n: v for n, v in flags.items() if n not in _MAY_CHANGE}
             flags["tracking_uri"] = redact(self.uri) if flags["tracking_uri"] else None
-            flags["space"] = str(Path(flags["space"]).expanduser().absolute()) if flags["space"] else None
+            flags["space"] = str(absolute("--space", flags["space"])) if flags["space"] else None
             asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json(), "metrics": self.metrics}
             asked |= {"measured": self.measured} if self.measured is not None else {}
             self.record = Record.create(self.directory, {**asked, **known})
@@ -512,7 +524,7 @@ class Plan:
 
     def suspend(self) -> None:
         """Let trials that were running wait for a resume."""
-        if (self.directory / "optuna.db").exists():
+        if (self.directory / STUDY).exists():
             self.searcher()
 
     def begin_stage(self, record: Record, *, searches: bool) -> None:
@@ -543,7 +555,7 @@ class Plan:
         shares = self.shares
         return Run(
             search=self.name,
-            stores=str(self.output / "store"),
+            stores=str(self.output / STORES),
             threads=shares.threads_per_trial,
             gpu_fraction=shares.gpus_per_trial or 1.0,
             metric=self.metric,
@@ -619,13 +631,13 @@ def compared_by(asked: list[str] | None, config: TrialConfig) -> list[str]:
     return found
 
 
-def writable(directory: Path) -> Path:
+def writable(text: str | Path) -> Path:
     """An output directory, made and absolute.
 
     Raises:
-        SettingError: if it cannot be written.
+        SettingError: if it cannot be written, or no search can lie there.
     """
-    directory = directory.expanduser().absolute()
+    directory = output_directory(str(text))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".writable-{os.getpid()}"

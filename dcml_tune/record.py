@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -267,5 +268,7 @@ def refuse_existing(directory: Path) -> None:
         SettingError: if the directory of a search or run is there already.
     """
     if directory.exists():
-        resume = f"go on with it by --resume {directory.name}, or " if (directory / _ASKED).exists() else ""
+        resume = (
+            f"go on with it by --resume {shlex.quote(directory.name)}, or " if (directory / _ASKED).exists() else ""
+        )
         raise SettingError(f"--name {directory.name}: {directory} exists; {resume}choose another name")

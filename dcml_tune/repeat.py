@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import given_settings
 from dcml_tune.config import SettingError, TrialConfig, brief
+from dcml_tune.paths import absolute
 from dcml_tune.tracking import environment_tags
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _config(run: StoredRun, dataset_dir: str | None) -> TrialConfig:
         )
     settings = given_settings(Namespace(**known))
     if dataset_dir is not None:
-        settings["dataset_dir"] = str(Path(dataset_dir).expanduser().absolute())
+        settings["dataset_dir"] = str(absolute("--dataset-dir", dataset_dir))
     return TrialConfig(**settings)
 
 

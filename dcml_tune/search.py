@@ -12,17 +12,20 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dcml_tune import original, tracebacks
-from dcml_tune.commandline import Parser, add_settings, command, run_command, settings_to_flags
+from dcml_tune.commandline import Parser, add_settings, command, dashboard_command, run_command, settings_to_flags
 from dcml_tune.config import SettingError, TrialConfig, brief
 from dcml_tune.confirmation import CONTROLS, PUBLISHED, Contender, Raced, Unit, race
 from dcml_tune.files import write_sealed
 from dcml_tune.interruption import SearchStopped, signal_handled, signals_wait, stopped_by_signals
+from dcml_tune.paths import SPOOL, STORES, TRIALS, named_directory, output_directory
 from dcml_tune.plan import Plan, given_plan, resumed_plan
 from dcml_tune.quantities import as_text, seconds, size, whole
 from dcml_tune.record import Record, all_records
+from dcml_tune.redaction import redact
 from dcml_tune.resources import gpus_per_trial
 from dcml_tune.stored import printable
 from dcml_tune.studies import direction
+from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
     from trainables import DivideAndConquer
@@ -95,13 +98,14 @@ def parser() -> Parser:
     )
     made.add_argument("--output-dir", default="runs", help="where everything is written")
     made.add_argument("--name", help="name of the search; default: data set and time")
-    made.add_argument("--resume", nargs="?", const="", metavar="NAME", help="go on with an interrupted search; "
+    made.add_argument("--resume", nargs="?", const="", metavar="NAME", help="go on with an interrupted search, by its name or "
+                      "the path of its directory; "
                       "without a name: list them. No other flag is needed but --output-dir")  # fmt: skip
     made.add_argument("--extend", metavar="NAME", help="add --num-samples trials to a search, and go on with it; "
                       "--space may widen what is searched")  # fmt: skip
     made.add_argument("--repeat-trial", metavar="RUN", help="train SEARCH/KEY again, from its record alone, and compare what it "
                       "measures; status 0 if all is identical")  # fmt: skip
-    made.add_argument("--tracking-uri", help="MLflow server; default: OUTPUT/mlflow.db")
+    add_flag(made, "MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--ray-address", help="a running Ray cluster; default: a local one of its own")
     made.add_argument("--quiet", action="store_true", help="a line an epoch instead of a live table")
     made.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
@@ -118,7 +122,7 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
     """
     arguments, given = parser().parse_args(argv), parser().given(argv)
     if arguments.resume == "":
-        return _list(Path(arguments.output_dir).expanduser().absolute())
+        return _list(output_directory(arguments.output_dir))
     with stopped_by_signals():
         try:
             if arguments.repeat_trial is not None:
@@ -134,12 +138,15 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
 
 def _repeat(arguments: Any) -> int:
     from dcml_tune.repeat import repeat
-    from dcml_tune.tracking import absolute_uri
 
-    output = Path(arguments.output_dir).expanduser().absolute()
-    uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
+    output, name = output_directory(arguments.output_dir), arguments.repeat_trial.rstrip("/")
+    search, _, key = name.rpartition("/")
+    if search:  # else MLflow's id of a run
+        directory = named_directory("--repeat-trial", search.removesuffix(f"/{TRIALS}"), output)
+        output, name = directory.parent, f"{directory.name}/{key}"
+    uri = tracking_uri(arguments.tracking_uri, output)
     moved_to = getattr(arguments, "dataset_dir", None)
-    return repeat(arguments.repeat_trial, uri=uri, stores=output / "store", dataset_dir=moved_to)
+    return repeat(name, uri=uri, stores=output / STORES, dataset_dir=moved_to)
 
 
 def _checked(arguments: Any, given: dict[str, Any]) -> Plan:
@@ -156,13 +163,13 @@ def _list(output: Path) -> int:
     """Say which searches can be resumed."""
     records, damaged = all_records(output)
     for line in damaged:
-        print(printable(line))
+        print(printable(redact(line)))
     open_ones = [record for record in records if record.state.status != "finished"]
     for record in open_ones:
         try:
             _say_open(record)
         except Exception as error:  # what is wrong with one says nothing of the others
-            print(printable(f"{record.name}: cannot be looked at ({type(error).__name__}: {error})"))
+            print(printable(redact(f"{record.name}: cannot be looked at ({type(error).__name__}: {error})")))
     if not open_ones:
         print(f"no search in {output} can be resumed; {len(records)} are finished")
     return WHOLE
@@ -178,7 +185,7 @@ def _say_open(record: Record) -> None:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.changed))
     why = f" ({state.reason})" if state.reason else ""
     ended = f"{state.ended} of {state.planned} trials ended"
-    print(printable(f"{record.name}: {status}{why}, {ended}{best}, last seen {when}"))
+    print(printable(redact(f"{record.name}: {status}{why}, {ended}{best}, last seen {when}")))
     if status != "running":
         print("  " + printable(_resume(record)))
 
@@ -198,7 +205,7 @@ def _end_dead(record: Record) -> None:
         return
     try:
         if record.state.status == "running":
-            end_dead(record.directory / "tracking", reason="the process of the search is gone")
+            end_dead(record.directory / SPOOL, reason="the process of the search is gone")
             record.update(status="interrupted", reason="its process is gone")
     except Exception as error:  # what is wrong with its files must end no other search
         log.warning("%s", printable(f"search {record.name}: its runs cannot be ended in MLflow ({error})"))
@@ -484,6 +491,7 @@ class _Search:
 
         signal_handled()
         disconnect()
+        reason = redact(reason)
         if self.progress is not None:
             self.progress.interrupt(reason)
         with suppress(Exception):  # a full disk: the next process does it first of all
@@ -548,7 +556,7 @@ class _Search:
         runs = [run for run in (self.tracker.run_id(f"{plan.name}/{trial.key}") for trial in trials) if run]
         if self.tracker.experiment_id and runs:
             print("  compare the trials: " + compare_url(plan.uri, self.tracker.experiment_id, runs))
-        print(f"open the Optuna dashboard:\n  {Path(sys.executable).parent / 'optuna-dashboard'} {plan.study}")
+        print(f"open the Optuna dashboard:\n  {dashboard_command(plan.study)}")
 
 
 def _shown(metric: str, value: float) -> str:

@@ -82,16 +82,17 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(each if _is_shown(each) else each.encode("unicode_escape").decode() for each in text)
+    return "".join(each if is_shown(each) else each.encode("unicode_escape").decode() for each in text)
+
+
+def is_shown(character: str) -> bool:
+    """Whether `printable` leaves a character as it is."""
+    return unicodedata.category(character) not in _NOT_SHOWN
 
 
 @lru_cache(maxsize=256)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-def _is_shown(character: str) -> bool:
-    return unicodedata.category(character) not in _NOT_SHOWN
 
 
 def _complaint(error: ValidationError) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from dcml_tune.config import SettingError
+from dcml_tune.paths import STUDY
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -32,7 +33,7 @@ def read_study(directory: Path) -> list[FrozenTrial]:
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    files = [file for file in (directory / "optuna.db", directory / "optuna.db.copy") if file.is_file()]
+    files = [file for file in (directory / STUDY, directory / f"{STUDY}.copy") if file.is_file()]
     if not files:
         raise SettingError("is not there yet")
     for file in files:

@@ -9,6 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
+from dcml_tune.redaction import redact
 from dcml_tune.stored import printable
 
 _LONGEST = 300
@@ -38,7 +39,7 @@ def keep(error: BaseException) -> Path | None:
         The file; None if none can be written.
     """
     global _file
-    text = _redact("".join(traceback.format_exception(error)))
+    text = redact("".join(traceback.format_exception(error)))
     for directory in (_directory, Path(tempfile.gettempdir())):
         if directory is None:
             continue
@@ -72,10 +73,4 @@ def _said(error: BaseException) -> str:
         return type(error).__name__
     # Ray puts the traceback of another process into its message, which ends with that error's own line.
     line = lines[-1] if "Traceback (most recent call last)" in str(error) else lines[0]
-    return f"{type(error).__name__}: {_redact(line)}"[:_LONGEST]
-
-
-def _redact(text: str) -> str:
-    from dcml_tune.tracking.addresses import redact
-
-    return redact(text)
+    return f"{type(error).__name__}: {redact(line)}"[:_LONGEST]

@@ -19,8 +19,10 @@ from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
 from dcml_tune.effects import without_effect
 from dcml_tune.files import CANNOT_WRITE
 from dcml_tune.interruption import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
+from dcml_tune.paths import CHECKPOINT, STORES, absolute, named_directory, new_directory
 from dcml_tune.plan import writable
 from dcml_tune.record import refuse_existing
+from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
     from dcml_tune.tracking import Tracker
@@ -39,8 +41,9 @@ def parser() -> Parser:
     made.add_argument("dataset", nargs="?", help="cub (default), cars, sop, inshop, vid, emoji (embedded) or folder")
     made.add_argument("--output-dir", default="runs", help="where everything is written")
     made.add_argument("--name", help="name of the run; default: data set and time")
-    made.add_argument("--resume", metavar="NAME", help="go on with an interrupted run; only --output-dir is needed")
-    made.add_argument("--tracking-uri", help="MLflow server; default: OUTPUT/mlflow.db")
+    made.add_argument("--resume", metavar="NAME", help="go on with an interrupted run, by its name or the path of its "
+                      "directory; only --output-dir is needed")  # fmt: skip
+    add_flag(made, "MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--score-test", action="store_true", help="score the test classes once, at the end")
     add_settings(made, exclude=("dataset",))
     original.add_flags(made)
@@ -50,8 +53,9 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Train, track, and write the checkpoint."""
     arguments = parser().parse_args(argv)
-    output = writable(Path(arguments.output_dir))
-    run = _Run.resumed(arguments, output, argv) if arguments.resume else _Run.new(arguments, output)
+    output = writable(arguments.output_dir)
+    resumes = arguments.resume is not None
+    run = _Run.resumed(arguments, output, argv) if resumes else _Run.new(arguments, output)
     for line in run.head():
         print(line, flush=True)
     return run.run()
@@ -73,16 +77,15 @@ class _Run:
     def __init__(self, name: str, config: TrialConfig, arguments: argparse.Namespace, output: Path) -> None:
         """Check everything, open the data and build the model."""
         from dcml_tune.clustering import check_backend
-        from dcml_tune.tracking import absolute_uri
         from dcml_tune.trainer import Trainer, TrialData
 
         check_backend(config.backend)
         device = original.device_of(arguments)
         self.name, self.config, self.arguments, self.output = name, config, arguments, output
-        self.checkpoint = output / name / "checkpoint"
-        self.uri = absolute_uri(arguments.tracking_uri or f"sqlite:///{output / 'mlflow.db'}")
-        TrialData.open(config, output / "store", verify=True)
-        self.trainer: Trainer = Trainer(config, stores=output / "store", device=device, name=name)
+        self.checkpoint = output / name / CHECKPOINT
+        self.uri = tracking_uri(arguments.tracking_uri, output)
+        TrialData.open(config, output / STORES, verify=True)
+        self.trainer: Trainer = Trainer(config, stores=output / STORES, device=device, name=name)
         self.wandb = self._wandb()
         self.untrained: dict[str, float] = {}
         """Measures before training, for step 0 of the curves."""
@@ -92,10 +95,10 @@ class _Run:
         """A run that begins."""
         config = _config(arguments)
         name = original.run_name(arguments) or f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-        refuse_existing(output / name)
+        refuse_existing(new_directory(output, name))
         from dcml_tune.trainer import trained_model
 
-        given = trained_model(Path(arguments.checkpoint), config) if arguments.checkpoint else None
+        given = trained_model(absolute("--checkpoint", arguments.checkpoint), config) if arguments.checkpoint else None
         run = cls(name, config, arguments, output)
         run.untrained = run.trainer.untrained() if run.trainer.compares else {}
         if given is not None:
@@ -115,14 +118,15 @@ class _Run:
         if others:
             flag = sorted(others)[0].replace("_", "-")
             raise SettingError(f"--{flag}: a run goes on with the settings it began with; leave it out")
-        directory = output / arguments.resume / "checkpoint"
+        begun = named_directory("--resume", arguments.resume, output)
+        directory, output = begun / CHECKPOINT, begun.parent
         if not Trainer.is_saved(directory):
             raise SettingError(
                 f"--resume {arguments.resume}: no interrupted run of this name in {output}; give the name of one, or "
                 "--output-dir"
             )
         config = Trainer.saved_config(directory)
-        run = cls(arguments.resume, config, arguments, output)
+        run = cls(begun.name, config, arguments, output)
         run.trainer.load(run.checkpoint)
         return run
 

@@ -23,7 +23,8 @@ from mlflow.artifacts import download_artifacts
 
 from dcml_tune import tracking
 from dcml_tune.config import SettingError
-from dcml_tune.tracking import Tracker, best_model, end_dead, flush, redact, redact_command
+from dcml_tune.redaction import redact, redact_command
+from dcml_tune.tracking import Tracker, best_model, end_dead, flush
 
 RECALL = "val/recall_at_1"
 
@@ -950,7 +951,8 @@ def test_importing_the_module_imports_neither_mlflow_nor_ray():
         ("http://ann:se@cret@host:5000", "http://***@host:5000"),
         ("http://ann:se/cret@host:5000", "http://***@host:5000"),
         ("postgresql://ann:secret@db/mlflow", "postgresql://***@db/mlflow"),
-        ("see http://host:5000/a@b", "see http://host:5000/a@b"),
+        ("http://ann:12/se'c r\"et@host:5000", "http://***@host:5000"),
+        ("see http://host:5000/a@b", "see http://***@b"),  # a password may look like a path
         ("sqlite:////home/a@b:c/mlflow.db", "sqlite:////home/a@b:c/mlflow.db"),
         ("https://host/?token=abc&page=2", "https://host/?token=***&page=2"),
         ("HTTPSConnectionPool: https://t0ken@host failed", "HTTPSConnectionPool: https://***@host failed"),

@@ -14,12 +14,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from dcml_tune.config import SettingError
+from dcml_tune.paths import sqlite_address, sqlite_file
 from dcml_tune.studies import KEY, Direction
 from search_spaces.space import SearchSpace
 
 log = logging.getLogger(__name__)
-
-_PREFIX = "sqlite:///"
 
 
 def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.Study:
@@ -33,7 +32,7 @@ def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.S
     Raises:
         SettingError: if the file is damaged and there is no copy that is whole.
     """
-    file = _file(storage)
+    file = sqlite_file(storage)
     if file is not None and file.exists() and not _is_whole(file):
         _restore(file)
     return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
@@ -47,7 +46,7 @@ def adapt_study(storage: str, name: str, space: SearchSpace) -> None:
     Raises:
         SettingError: as `open_study`.
     """
-    file = _file(storage)
+    file = sqlite_file(storage)
     if file is None or not file.exists():
         return
     if not _is_whole(file):
@@ -59,7 +58,7 @@ def adapt_study(storage: str, name: str, space: SearchSpace) -> None:
         return
     fresh = file.with_suffix(".db.new")
     fresh.unlink(missing_ok=True)
-    made = optuna.create_study(study_name=name, storage=f"{_PREFIX}{fresh}", directions=old.directions)
+    made = optuna.create_study(study_name=name, storage=sqlite_address(fresh), directions=old.directions)
     for key, value in old.user_attrs.items():
         made.set_user_attr(key, value)
     made.add_trials(adapted)
@@ -92,7 +91,7 @@ def _is_same(trial: FrozenTrial, adapted: FrozenTrial) -> bool:
 
 def copy_study(storage: str) -> None:
     """Copy the study's file beside it, whole or not at all."""
-    file = _file(storage)
+    file = sqlite_file(storage)
     if file is None:
         return
     fresh = file.with_suffix(".db.new")
@@ -124,10 +123,6 @@ def _is_whole(file: Path) -> bool:
             return bool(connection.execute("PRAGMA quick_check").fetchall() == [("ok",)])
     except sqlite3.DatabaseError:
         return False
-
-
-def _file(storage: str) -> Path | None:
-    return Path(storage.removeprefix(_PREFIX)) if storage.startswith(_PREFIX) else None
 
 
 def _copy(file: Path) -> Path:

@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.paths import named_directory
 from dcml_tune.record import Record
 from dcml_tune.studies import KEY, read_study
 from search_spaces.space import Feasible, SearchSpace
@@ -49,7 +50,7 @@ def warm_start(
     values differ for that reason, too, and only the best settings are taken.
 
     Args:
-        names: of the searches.
+        names: of the searches, or paths of their directories.
         output: directory that holds them.
         data: fingerprints of the images, by this version and by earlier ones.
         metrics: by which trials are compared.
@@ -66,10 +67,11 @@ def warm_start(
 
 
 def _known(output: Path, name: str, data: Collection[str], metrics: list[str]) -> Record:
+    directory = named_directory("--warm-start", name, output)
     try:
-        record = Record.open(output / name)
+        record = Record.open(directory)
     except SettingError as error:
-        raise SettingError(f"--warm-start {name}: {str(error).removeprefix(f'--resume {name}: ')}") from None
+        raise SettingError(f"--warm-start {name}: {str(error).removeprefix(f'--resume {directory.name}: ')}") from None
     if record.asked["data"] not in data:
         here = next(iter(data))
         raise SettingError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcml_tune.commandline import BAD_INPUT, Parser, add_settings, given_settings, run_command
 from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.paths import STORES, output_directory
 
 if TYPE_CHECKING:
     from dcml_tune.data import DataSet, ImageList, Inspection
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> int:
     config = TrialConfig(**{**given_settings(arguments), "dataset": arguments.dataset})
     dataset = data.load(config.changed(allow_partial=True, strict=False))
     builds = not arguments.check_only and _usable(config)
-    seen = _build(config, dataset, Path(arguments.output_dir)) if builds else _decode(dataset)
+    output = output_directory(arguments.output_dir)
+    seen = _build(config, dataset, output) if builds else _decode(dataset)
     published = COUNTS.get(dataset.name, {})
     found = {
         "dataset": dataset.name,
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
         "unreadable": seen.unreadable,
         "departures": seen.departures,
         "problems": _problems(config, seen.unreadable),
-        "stores": str(Path(arguments.output_dir).absolute() / "store") if builds else None,
+        "stores": str(output / STORES) if builds else None,
     }
     _print(found, arguments)
     return BAD_INPUT if found["problems"] else 0
@@ -115,7 +117,7 @@ def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Inspection:
     from dcml_tune.files import free_bytes, readable_size
     from dcml_tune.plan import writable
 
-    stores = writable(output) / "store"
+    stores = writable(output) / STORES
     wanted: list[tuple[ImageList, data.Kind]] = [(dataset.train, config.image_store), (dataset.train, "evaluation")]
     wanted += [(images, "evaluation") for images in dataset.test_lists]
     sizes = {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dcml_tune.commandline import Parser, run_command
+from dcml_tune.paths import named_directory, output_directory
+from dcml_tune.tracking.addresses import add_flag
 
 
 def parser() -> Parser:
@@ -14,11 +14,9 @@ def parser() -> Parser:
         description="Write OUTPUT/NAME/report/index.html, a page that needs no network, and its figures beside it. The "
         "search is only read: it may be finished, interrupted or running.",
     )
-    made.add_argument("name", help="of the search")
+    made.add_argument("name", help="of the search, or the path of its directory")
     made.add_argument("--output-dir", default="runs", help="where the searches were written")
-    made.add_argument(
-        "--tracking-uri", help="MLflow server or database; default: that of the search, or OUTPUT/mlflow.db"
-    )
+    add_flag(made, "MLflow server or database; default: that of the search, or OUTPUT/mlflow.db")
     made.add_argument("--no-pictures", action="store_true", help="leave out queries, their neighbours and clusters")
     return made
 
@@ -27,11 +25,11 @@ def main(argv: list[str]) -> int:
     """Write the page and say where it is."""
     arguments = parser().parse_args(argv)
     from dcml_tune.report import write_report
-    from dcml_tune.report.facts import known_search, tracking_uri
+    from dcml_tune.report.facts import known_search, recorded_uri
 
-    directory = known_search(Path(arguments.output_dir).expanduser().absolute(), arguments.name)
+    directory = known_search(named_directory("NAME", arguments.name, output_directory(arguments.output_dir)))
     page = write_report(
-        directory, uri=arguments.tracking_uri or tracking_uri(directory), pictures=not arguments.no_pictures
+        directory, uri=arguments.tracking_uri or recorded_uri(directory), pictures=not arguments.no_pictures
     )
     print(f"open in a browser: {page.as_uri()}")
     return 0

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from dcml_tune.config import SettingError, TrialConfig, unknown_name
 from dcml_tune.files import TornFileError, read_sealed
 from dcml_tune.model import best_model
+from dcml_tune.paths import TRIALS, mlflow_address
 from dcml_tune.record import Record, all_records
+from dcml_tune.redaction import redact
 from dcml_tune.report.page import NOTHING
 from dcml_tune.studies import KEY, read_study
+from dcml_tune.tracking.addresses import absolute_uri
 
 if TYPE_CHECKING:
     import optuna
@@ -142,7 +145,7 @@ class Facts:
     @property
     def model(self) -> Path | None:
         """Directory of the best trial's model; None if it was not kept."""
-        return None if self.best is None else best_model(self.directory / "trials" / self.best.key)
+        return None if self.best is None else best_model(self.directory / TRIALS / self.best.key)
 
     def run(self, key: str) -> StoredRun | None:
         """The run of a trial in MLflow."""
@@ -184,14 +187,14 @@ class Facts:
         return made
 
 
-def known_search(output: Path, name: str) -> Path:
-    """The directory of a search.
+def known_search(directory: Path) -> Path:
+    """The directory, if it is that of a search.
 
     Raises:
-        SettingError: if there is none of this name.
+        SettingError: if it is not.
     """
-    directory = output / name
-    if not name or not (directory / "search.json").is_file():
+    output, name = directory.parent, directory.name
+    if not (directory / "search.json").is_file():
         known = [record.name for record in all_records(output)[0]]
         if not known:
             raise SettingError(f"{output}: holds no search; give --output-dir")
@@ -199,10 +202,10 @@ def known_search(output: Path, name: str) -> Path:
     return directory
 
 
-def tracking_uri(directory: Path) -> str:
+def recorded_uri(directory: Path) -> str:
     """Where a search was tracked: the store that it was given, or that of its output directory."""
     uri = _record(directory).asked["flags"].get("tracking_uri")
-    return uri if uri and "***" not in uri else f"sqlite:///{directory.parent / 'mlflow.db'}"
+    return absolute_uri(uri) if uri and "***" not in uri else mlflow_address(directory.parent)
 
 
 def read_facts(directory: Path, uri: str) -> Facts:
@@ -287,7 +290,7 @@ def _attempt(read: Callable[[], T], problems: list[str], what: str) -> T | None:
     try:
         return read()
     except Exception as error:  # the page says so, and shows the rest
-        problems.append(f"{what} cannot be read: {' '.join(str(error).split()) or type(error).__name__}.")
+        problems.append(f"{what} cannot be read: {redact(' '.join(str(error).split())) or type(error).__name__}.")
         return None
 
 

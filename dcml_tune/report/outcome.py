@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from dcml_tune import ledger
-from dcml_tune.commandline import command, settings_to_flags
+from dcml_tune.commandline import command, dashboard_command, settings_to_flags
 from dcml_tune.config import PAPER_LABEL, brief
 from dcml_tune.files import TornFileError, read_sealed
+from dcml_tune.paths import TRIALS, mlflow_address, study_address
+from dcml_tune.redaction import redact
 from dcml_tune.report.drawing import Album, axes, in_percent
 from dcml_tune.report.facts import Facts, Trial, moment, read_lines
 from dcml_tune.report.page import NOTHING, Commands, Figure, Section, Table, percent, points
@@ -198,7 +199,7 @@ def _scores(facts: Facts) -> dict[str, dict[str, float]]:
         measures = _test_measures(run.metrics)
         if run.role not in _NOT_SCORED and measures:
             found[run.key.rpartition("/")[2]] = measures
-    for file in sorted((facts.directory / "trials").glob("*/result.json")):
+    for file in sorted((facts.directory / TRIALS).glob("*/result.json")):
         if file.parent.name not in found and (measures := _read_measures(file)):
             found[file.parent.name] = measures
     return found
@@ -257,12 +258,11 @@ def commands(facts: Facts, album: Album) -> Section:
     asked, output = facts.record.asked, ["--output-dir", str(facts.output)]
     settings = {name: value for name, value in asked["settings"].items() if name != "dataset"}
     words = [str(asked["settings"]["dataset"]), *_flags(asked["flags"]), *settings_to_flags(settings), *output]
-    dashboard = f"{Path(sys.executable).parent / 'optuna-dashboard'} sqlite:///{facts.directory / 'optuna.db'}"
     shown = {
         "This search": command("dcml_tune.search", *words),
         "This page again": command("dcml_tune.report", facts.name, *output, *_elsewhere(facts)),
         "MLflow": ui_command(facts.uri),
-        "Optuna's dashboard": dashboard,
+        "Optuna's dashboard": dashboard_command(study_address(facts.directory)),
     }
     return Section(title="Commands", parts=[Commands(shown)])
 
@@ -280,7 +280,4 @@ def _flags(flags: dict[str, Any]) -> list[str]:
 
 def _elsewhere(facts: Facts) -> list[str]:
     """The flag for an MLflow store that is not the search's usual one."""
-    from dcml_tune.tracking import redact
-
-    usual = f"sqlite:///{facts.output / 'mlflow.db'}"
-    return [] if facts.uri == usual else ["--tracking-uri", redact(facts.uri)]
+    return [] if facts.uri == mlflow_address(facts.output) else ["--tracking-uri", redact(facts.uri)]

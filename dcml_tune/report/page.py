@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, StrictUndefined
 
+from dcml_tune.redaction import redact
+from dcml_tune.stored import printable
+
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""
 
@@ -75,10 +78,19 @@ class Section:
 
 
 def render(**content: Any) -> str:
-    """The page as HTML; what is put into it is escaped."""
+    """The page as HTML; what is put into it is escaped, and holds no password."""
     template = files(__package__).joinpath(_TEMPLATE).read_text()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     return environment.from_string(template).render(**content)
+
+
+def _shown(value: Any) -> Any:
+    """What is put into the page: text without passwords and control characters."""
+    if not isinstance(value, str) or value.startswith("data:"):
+        return value
+    return "\n".join(map(printable, redact(value).split("\n")))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

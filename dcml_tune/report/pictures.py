@@ -20,6 +20,7 @@ from dcml_tune import data, model
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.machine import usable_cores
 from dcml_tune.model import MaskedEmbedder
+from dcml_tune.paths import STORES
 from dcml_tune.report.division import read_division
 from dcml_tune.report.drawing import Album, Pixels
 from dcml_tune.report.facts import Facts
@@ -43,7 +44,7 @@ def pictures(facts: Facts, album: Album) -> Section:
     if facts.best is None or facts.model is None:
         section.say("The model of the best trial was not kept, or there is none yet, so nothing can be embedded.")
         return section
-    stores = facts.output / "store"
+    stores = facts.output / STORES
     if not _is_stored(facts.best.config, stores):
         section.say(f"{stores} does not hold the images of this search, and a report builds no store.")
         return section

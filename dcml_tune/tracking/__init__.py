@@ -49,7 +49,9 @@ from filelock import FileLock, Timeout
 from dcml_tune import __version__, tracebacks
 from dcml_tune.config import SettingError
 from dcml_tune.files import write_whole
-from dcml_tune.tracking.addresses import absolute_uri, compare_url, redact, redact_command, ui_command
+from dcml_tune.paths import ARTIFACTS, SPOOL, mlflow_address, sqlite_file
+from dcml_tune.redaction import redact, redact_command
+from dcml_tune.tracking.addresses import absolute_uri, compare_url, tracking_uri, ui_command
 
 __all__ = [
     "Tracker",
@@ -59,8 +61,7 @@ __all__ = [
     "end_dead",
     "environment_tags",
     "flush",
-    "redact",
-    "redact_command",
+    "tracking_uri",
     "ui_command",
 ]
 
@@ -143,8 +144,8 @@ class Tracker:
         self._spool = _Spool(directory)
         self._delivery = _Delivery(directory, uri, experiment, artifact_root)
         self._delivery.write_target()
-        if uri.startswith("sqlite:"):
-            _open_store(self._delivery)
+        if (file := sqlite_file(uri)) is not None:
+            _open_store(self._delivery, file)
         self._cannot_keep = False
         self._wake, self._closing, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._wake.set()  # what an earlier process left behind
@@ -158,8 +159,8 @@ class Tracker:
         Without `uri` it is the SQLite store `output/mlflow.db`.
         """
         output = output.resolve()
-        store = uri or f"sqlite:///{output / 'mlflow.db'}"
-        return cls(store, experiment, directory=output / name / "tracking", artifact_root=output / "mlartifacts")
+        store = uri or mlflow_address(output)
+        return cls(store, experiment, directory=output / name / SPOOL, artifact_root=output / ARTIFACTS)
 
     @_guarded
     def start(
@@ -755,9 +756,8 @@ class _Delivery:
         from mlflow.exceptions import MlflowException
 
         place = None
-        if self.uri.startswith("sqlite:///"):
-            root = self.artifact_root or Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
-            place = root.as_uri()
+        if (file := sqlite_file(self.uri)) is not None:
+            place = (self.artifact_root or file.parent / ARTIFACTS).as_uri()
         try:
             client.create_experiment(self.experiment, place)
         except MlflowException as error:
@@ -1044,9 +1044,8 @@ def _is_newer(model: Any, record: Record) -> bool:
     return int(model.tags.get(_TIME, 0)) > int(record["time"])
 
 
-def _open_store(delivery: _Delivery) -> None:
+def _open_store(delivery: _Delivery, path: Path) -> None:
     """Make an SQLite store and its experiment, one process at a time."""
-    path = Path(delivery.uri.removeprefix("sqlite:///"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):

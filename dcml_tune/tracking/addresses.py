@@ -1,66 +1,112 @@
-"""Addresses of tracking servers and databases, and text that may hold their passwords."""
+"""Addresses of tracking servers and databases."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 from dcml_tune.config import SettingError
+from dcml_tune.paths import mlflow_address, sqlite_address, sqlite_file
+from dcml_tune.redaction import redact
 
-
-def redact(text: str) -> str:
-    """An address, or any text with addresses in it, without passwords and tokens.
-
-    Example:
-        >>> redact("http://ann:secret@host:5000/?token=abc&page=1")
-        'http://***@host:5000/?token=***&page=1'
-    """
-    return _NAMED_SECRET.sub(r"\1***", _LOGIN.sub("***@", text))
-
-
-# What stands before the @ of an address. The second form is a password that has a slash in it, which no port has.
-_LOGIN = re.compile(r"(?<=://)(?:[^\s/?#'\"]*|[^\s/@:'\"]*:(?!\d+(?:/|\s|$))[^\s@'\"]*)@")
-_SECRET_NAME = r"[\w.-]*(?:token|password|passwd|secret|credential|api[-_]?key|access[-_]?key)[\w-]*"
-_NAMED_SECRET = re.compile(rf"(?i)((?<![\w.-]){_SECRET_NAME}=)[^&\s#'\"]+")
-
-
-def redact_command(argv: Sequence[str]) -> str:
-    """A command as one would type it, without passwords and tokens.
-
-    Example:
-        >>> redact_command(["search", "--api-token", "abc", "--nb-clusters=4"])
-        "search --api-token '***' --nb-clusters=4"
-    """
-    flag = re.compile(rf"(?i)--?{_SECRET_NAME}")
-    before = ["", *argv]
-    words = ["***" if flag.fullmatch(last) else redact(word) for last, word in zip(before, argv, strict=False)]
-    return shlex.join(words)
+_WEB = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_DATABRICKS = ("databricks", "databricks-uc")
 
 
 def absolute_uri(uri: str) -> str:
-    """The address with the path of an SQLite file made absolute: trials run in other directories.
+    """The address of a tracking store, with the path of an SQLite file made absolute: trials run in other directories.
 
     Raises:
-        SettingError: if it is neither a web address nor that of a database.
+        SettingError: if it is of no kind that MLflow takes, or its login is written so that a part of it means something
+            else.
     """
-    if "://" not in uri or uri.startswith("file:"):
-        raise SettingError(
-            f"tracking-uri={redact(uri)}: must be http(s)://HOST:PORT or sqlite:///FILE; MLflow no longer takes a directory"
-        )
-    prefix, path = "sqlite:///", uri.removeprefix("sqlite:///")
-    if not uri.startswith(prefix) or path in ("", ":memory:"):
+    scheme, separator, rest = uri.partition("://")
+    kind = scheme.lower().partition("+")[0]
+    if uri in _DATABRICKS or (separator and scheme in _DATABRICKS):
         return uri
-    return f"{prefix}{Path(path).resolve()}"
+    if separator and scheme.lower() in _WEB:
+        return _web(f"{scheme.lower()}://{rest}")
+    if separator and kind in _DATABASES:
+        return _database(f"{scheme.lower()}://{rest}")
+    known = (
+        f"http(s)://HOST:PORT, sqlite:///FILE, {', '.join(f'{each}://' for each in _DATABASES[1:])}, {_DATABRICKS[0]}"
+    )
+    raise _refused(uri, f"must be one of {known}; MLflow no longer takes a directory")
+
+
+def add_flag(parser: argparse.ArgumentParser, about: str) -> None:
+    """Add --tracking-uri, which is checked and made absolute before anything else is done."""
+    parser.add_argument("--tracking-uri", action=_TrackingUri, help=about)
+
+
+class _TrackingUri(argparse.Action):
+    """Not a type: argparse would repeat the address, with its password, in a message of its own."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, absolute_uri(str(values)))
+
+
+def tracking_uri(given: str | None, output: Path) -> str:
+    """The address that --tracking-uri gives, or that of the output directory's own store."""
+    return mlflow_address(output) if given is None else given
+
+
+def _web(uri: str) -> str:
+    """A web address whose login, if it has one, stands where it belongs."""
+    try:
+        parts = urlsplit(uri)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, None
+    if parts is None or not host or "@" in parts.path + parts.query + parts.fragment or "\\" in parts.netloc:
+        raise _refused(
+            uri,
+            "must be http(s)://HOST:PORT; in a user or password write / as %2F, @ as %40, ? as %3F, # as %23, \\ as %5C",
+        )
+    if parts.query or parts.fragment:
+        raise _refused(
+            uri,
+            "nothing may follow a ? or #; give a token or password in MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_PASSWORD",
+        )
+    return uri
+
+
+def _database(uri: str) -> str:
+    """The SQLAlchemy address of a database; that of an SQLite file is made absolute."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(uri)
+        file = sqlite_file(uri)
+    except SettingError as error:
+        raise SettingError(f"tracking-uri={error}") from None
+    except (ArgumentError, ValueError):
+        raise _refused(
+            uri, "is no SQLAlchemy address, DIALECT://USER:PASSWORD@HOST:PORT/DATABASE; write it so"
+        ) from None
+    if file is None:
+        return uri
+    options = uri.partition("?")[2]
+    return sqlite_address(file.resolve()) + (f"?{options}" if options else "")
+
+
+def _refused(uri: str, why: str) -> SettingError:
+    return SettingError(f"tracking-uri={redact(uri)}: {why}")
 
 
 def ui_command(uri: str) -> str:
     """The command that opens the MLflow UI of a database, or the address of a server."""
-    if uri.startswith("http"):
+    if uri.startswith((*_WEB, *_DATABRICKS)):
         return without_login(uri)
     store = redact(absolute_uri(uri))
     return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", "5000"])

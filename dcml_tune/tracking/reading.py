@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dcml_tune.config import SettingError
+from dcml_tune.paths import sqlite_file
+from dcml_tune.redaction import redact
 from dcml_tune.tracking import KEY, REASON, ROLE, SEARCH, STATE, _client, _safe_key, _short
-from dcml_tune.tracking.addresses import absolute_uri, redact
+from dcml_tune.tracking.addresses import absolute_uri
 
 _PAGE = 1000
 
@@ -102,10 +104,12 @@ def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
                 f"run {run_id}: has logged no model; give one that has ended, or a checkpoint's directory"
             )
         newest = max(models, key=lambda model: int(model.tags.get("dcml.step", 0)))
-        place = newest.artifact_location.removeprefix("file://")
-        if Path(place).is_dir():
-            return Path(place)
         import mlflow
+        from mlflow.utils.file_utils import local_file_uri_to_path
+
+        place = Path(local_file_uri_to_path(newest.artifact_location))  # type: ignore[no-untyped-call]
+        if place.is_dir():
+            return place
 
         mlflow.set_tracking_uri(absolute_uri(uri))
         return Path(mlflow.artifacts.download_artifacts(f"models:/{newest.model_id}", dst_path=str(target)))
@@ -120,8 +124,8 @@ def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
 def _open(uri: str) -> Any:
     """A client of a store that is there."""
     whole = absolute_uri(uri)
-    file = whole.removeprefix("sqlite:///")
-    if file != whole and not Path(file).is_file():
+    file = sqlite_file(whole)
+    if file is not None and not file.is_file():
         raise SettingError(f"{file}: no MLflow store there; give --output-dir or --tracking-uri")
     return _client(whole)
 
