@@ -8,34 +8,62 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcml_tune.config import TrialConfig
+from dcml_tune.data.copies import Copy, find_copy
+from dcml_tune.data.image_folder import class_folders, is_image, names_in
 from dcml_tune.data.images import DataSet
-from dcml_tune.data.published import Listing, assemble, bad_line, find, read_lines
+from dcml_tune.data.lists import bad_line, image_path, read_lines
+from dcml_tune.data.published import Listing, assemble
 
 _SIDES = ("train", "query", "gallery")
 
+Row = tuple[str, str, str]
+"""Path, item and side of an image."""
+
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of in-shop/Eval/list_eval_partition.txt: a count, a header, then path, item and status.
+    """List the images of list_eval_partition.txt: a count, a header, then path, item and status.
 
     Columns are any number of spaces apart. Test images are queries, searched in a gallery.
 
     Raises:
-        SettingError: for a line of another form, and as `published.find` and `published.assemble`.
+        SettingError: for a line of another form, and as `copies.find_copy` and `published.assemble`.
     """
-    file = find(config, "in-shop", "Eval", "list_eval_partition.txt")
-    rows = [_row(file, line) for line in read_lines(file, header=2)]
+    copy = find_copy(config)
+    root, rows = _of_list(copy) if copy.layout.key == "list" else _of_folders(copy)
     items = sorted({item for _, item, _ in rows})
     label = {item: place for place, item in enumerate(items)}
     train, queries, gallery = ([(path, label[item]) for path, item, of in rows if of == side] for side in _SIDES)
     listing = Listing(
         class_names=tuple(items), train=train, tests=(("test", queries, gallery),), ks=(1, 10, 20, 30, 50)
     )
-    return assemble(config, file.parent.parent, listing)
+    return assemble(config, root, listing, copy.notes)
 
 
-def _row(file: Path, line: str) -> tuple[str, str, str]:
+def _of_list(copy: Copy) -> tuple[Path, list[Row]]:
+    """The list calls the folder of images `img`; larger images of the same names lie in `img_highres`."""
+    file, images = copy.parts["list"], copy.parts["images"]
+    rows = [_row(file, line) for line in read_lines(file, is_header=_is_header)]
+    return images.parent, [(f"{images.name}/{path.removeprefix('img/')}", item, side) for path, item, side in rows]
+
+
+def _is_header(line: str) -> bool:
+    return line.isdecimal() or line.lower().startswith("image_name")
+
+
+def _row(file: Path, line: str) -> Row:
     """Path, which may hold spaces, item and status."""
     words = line.rsplit(maxsplit=2)
     if len(words) < 3 or words[2] not in _SIDES:
         raise bad_line(file, line, "`path item_id train|query|gallery`")
-    return words[0], words[1], words[2]
+    return image_path(file, line, words[0]), words[1], words[2]
+
+
+def _of_folders(copy: Copy) -> tuple[Path, list[Row]]:
+    """A folder a side, with a folder an item."""
+    rows = []
+    for side in _SIDES:
+        place = copy.parts[side].relative_to(copy.base).as_posix()
+        for item in class_folders(copy.parts[side]):
+            images = filter(is_image, names_in(copy.parts[side] / item))
+            rows += [(f"{place}/{item}/{name}", item, side) for name in images]
+    return copy.base, rows

@@ -1,4 +1,4 @@
-"""What the published data sets have in common: where a copy lies, what it must hold, and what is done about the rest.
+"""What the published data sets have in common: what a copy must hold, and what is done about the rest.
 
 Counts are those of the publications that the data sets come from; VehicleID's lists are counted in vehicles, because
 copies with different numbers of images are about.
@@ -6,15 +6,14 @@ copies with different numbers of images are about.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.data.folder import directory
+from dcml_tune.data.folders import Folders
 from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, Indices, named
 
 Entries = Sequence[tuple[str, int]]
@@ -35,14 +34,6 @@ COUNTS: dict[str, dict[str, int]] = {
 }
 """What a whole copy holds, by what `counts` calls it."""
 
-_LAYOUT = {
-    "cub": "cub-200-2011/images/CLASS/*.jpg",
-    "cars": "cars196/cars_annos.mat and cars196/car_ims/*.jpg",
-    "sop": "sop/Ebay_train.txt, sop/Ebay_test.txt and sop/CATEGORY_final/*.JPG",
-    "inshop": "in-shop/Eval/list_eval_partition.txt and in-shop/img/...",
-    "vid": "vehicle-id/VehicleID_V1.0/train_test_split/*.txt and vehicle-id/VehicleID_V1.0/image/*.jpg",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
@@ -58,64 +49,22 @@ class Listing:
     """Super-class of each training image, by path."""
 
 
-def find(config: TrialConfig, *parts: str) -> Path:
-    """The path of a file or folder of a data set below `dataset_dir`.
-
-    Raises:
-        SettingError: if it is not there; the message says the layout, and which directory to give if it is nearby.
-    """
-    root = directory(config)
-    wanted = root.joinpath(*parts)
-    if wanted.exists():
-        return wanted
-    raise SettingError(
-        f"dataset_dir={config.dataset_dir}: {'/'.join(parts)} is not there; data set {config.dataset} lies as "
-        f"{_LAYOUT[config.dataset]} in the directory that is given{_nearby(root, parts)}"
-    )
-
-
-def _nearby(root: Path, parts: Sequence[str]) -> str:
-    """Which directory was probably meant."""
-    above = [parent for parent in root.parents[: len(parts)] if parent.joinpath(*parts).exists()]
-    with os.scandir(root) as entries:
-        inside = [Path(entry.path) for entry in entries if entry.is_dir() and Path(entry.path, *parts).exists()]
-    meant = [*above, *sorted(inside)]
-    return f"; give {meant[0]}" if meant else "; give that directory"
-
-
-def read_lines(path: Path, *, header: int = 0) -> list[str]:
-    """The lines of a list, but for the first ones and empty ones.
-
-    Raises:
-        SettingError: if it cannot be read as text.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()[header:]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path}: cannot be read ({error}); put the list of the data set there") from None
-    return [line.strip() for line in lines if line.strip()]
-
-
-def bad_line(path: Path, line: str, rule: str) -> SettingError:
-    """What to say of a line that is not as the format has it."""
-    return SettingError(f"{path}: the line {line!r} is not {rule}; put the list of the data set there")
-
-
-def assemble(config: TrialConfig, root: Path, listing: Listing) -> DataSet:
+def assemble(config: TrialConfig, root: Path, listing: Listing, notes: Sequence[str] = ()) -> DataSet:
     """The data set that a listing describes, as far as it is there.
 
     Args:
         config: says whether a partial copy is allowed, and single images are.
         root: what the paths of the listing are relative to.
-        listing: see there.
+        listing: see there; names may be spelled in other case on the disk.
+        notes: lines about the copy, to be shown first.
 
     Raises:
         SettingError: if images are missing or the counts are not the published ones, and `allow_partial` is not set;
             if no class is left to train or to test on.
     """
-    there = _files(root, listing)
-    missing = [path for path in _paths(listing) if path not in there]
-    whole = _with(listing, there) if missing else listing
+    spelled = _spelled(root, listing)
+    missing = [path for path, found in spelled.items() if found is None]
+    whole = listing if all(path == found for path, found in spelled.items()) else _with(listing, spelled)
     dataset = _dataset(config.dataset, root, whole)
     problems = [f"{what}: found {found:,}, published {known:,}" for what, found, known in differences(dataset)]
     if missing:
@@ -126,13 +75,13 @@ def assemble(config: TrialConfig, root: Path, listing: Listing) -> DataSet:
             "--allow-partial"
         )
     _refuse_empty(dataset, root)
-    notes = [f"partial copy: {'; '.join(problems)}"] if problems else []
+    partial = [f"partial copy: {'; '.join(problems)}"] if problems else []
     return DataSet(
         name=dataset.name,
         class_names=dataset.class_names,
         train=dataset.train,
         tests=dataset.tests,
-        notes=(*notes, *_single(config, dataset)),
+        notes=(*notes, *partial, *_single(config, dataset)),
     )
 
 
@@ -161,28 +110,22 @@ def _paths(listing: Listing) -> Iterable[str]:
     return dict.fromkeys(path for entries in lists for path, _ in entries)
 
 
-def _files(root: Path, listing: Listing) -> set[str]:
-    """The files that are in the folders of the listed images."""
-    folders = dict.fromkeys(os.path.dirname(path) for path in _paths(listing))
-    there: set[str] = set()
-    for folder in folders:
-        try:
-            with os.scandir(root / folder) as entries:
-                there.update(f"{folder}/{entry.name}" if folder else entry.name for entry in entries)
-        except OSError:  # the folder is missing, and so are its images
-            continue
-    return there
+def _spelled(root: Path, listing: Listing) -> dict[str, str | None]:
+    """Each listed path as it is spelled on the disk; None where it is not there."""
+    disk = Folders()
+    return {path: disk.spelled(root, path) for path in _paths(listing)}
 
 
-def _with(listing: Listing, there: set[str]) -> Listing:
-    """The listing of what is there."""
+def _with(listing: Listing, spelled: Mapping[str, str | None]) -> Listing:
+    """The listing of what is there, as it is spelled there."""
 
     def kept(entries: Entries) -> Entries:
-        return [entry for entry in entries if entry[0] in there]
+        found = ((spelled[path], label) for path, label in entries)
+        return [(path, label) for path, label in found if path is not None]
 
     tests = tuple((name, kept(q), None if g is None else kept(g)) for name, q, g in listing.tests)
-    return Listing(class_names=listing.class_names, train=kept(listing.train), tests=tests, ks=listing.ks,
-                   super_of=listing.super_of)  # fmt: skip
+    supers = None if listing.super_of is None else {spelled[path] or path: of for path, of in listing.super_of.items()}
+    return replace(listing, train=kept(listing.train), tests=tests, super_of=supers)
 
 
 def _dataset(name: str, root: Path, listing: Listing) -> DataSet:

@@ -8,32 +8,63 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcml_tune.config import TrialConfig
+from dcml_tune.data.copies import Copy, find_copy
+from dcml_tune.data.image_folder import images_by_class
 from dcml_tune.data.images import DataSet
-from dcml_tune.data.published import Entries, Listing, assemble, bad_line, find, read_lines
+from dcml_tune.data.lists import bad_line, image_path, read_lines
+from dcml_tune.data.published import Entries, Listing, assemble
+
+NB_TRAIN_CLASSES = 11_318
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of sop/Ebay_train.txt and Ebay_test.txt: a header, then image_id class_id super_class_id path.
+    """List the images of Ebay_train.txt and Ebay_test.txt: a header, then image_id class_id super_class_id path.
 
-    Held-out classes are stratified by super-class.
+    Held-out classes are stratified by super-class; in copies without the lists there are none.
 
     Raises:
-        SettingError: for a line of another form, and as `published.find` and `published.assemble`.
+        SettingError: for a line of another form, and as `copies.find_copy` and `published.assemble`.
     """
-    lists = [find(config, "sop", f"Ebay_{side}.txt") for side in ("train", "test")]
-    (train, supers), (test, _) = (_entries(file) for file in lists)
+    copy = find_copy(config)
+    if copy.layout.key == "lists":
+        (train, supers), (test, _) = (_entries(copy.parts[side]) for side in ("train", "test"))
+        root, super_of, notes = _root(copy, train), supers, copy.notes
+    else:
+        root, (train, test), super_of = copy.base, _of_folders(copy), None
+        notes = (
+            *copy.notes,
+            "without the lists the super-classes are not known: held-out classes are not stratified by them",
+        )
     names = tuple(str(number) for number in range(1, max((label for _, label in [*train, *test]), default=0) + 2))
-    listing = Listing(class_names=names, train=train, tests=(("test", test, None),), ks=(1, 10, 100), super_of=supers)
-    return assemble(config, lists[0].parent, listing)
+    listing = Listing(class_names=names, train=train, tests=(("test", test, None),), ks=(1, 10, 100), super_of=super_of)
+    return assemble(config, root, listing, notes)
 
 
 def _entries(file: Path) -> tuple[Entries, dict[str, int]]:
     """Path and label (class_id - 1) of each image, and the super-class of each path."""
     entries, supers = [], {}
-    for line in read_lines(file, header=1):
+    for line in read_lines(file, is_header=lambda line: line.lower().startswith("image_id")):
         words = line.split(maxsplit=3)  # the path may hold spaces
-        if len(words) < 4 or not all(word.isdigit() for word in words[:3]):
+        if len(words) < 4 or not all(word.isdecimal() for word in words[:3]):
             raise bad_line(file, line, "`image_id class_id super_class_id path`")
-        entries.append((words[3], int(words[1]) - 1))
-        supers[words[3]] = int(words[2])
+        path = image_path(file, line, words[3])
+        entries.append((path, int(words[1]) - 1))
+        supers[path] = int(words[2])
     return entries, supers
+
+
+def _root(copy: Copy, entries: Entries) -> Path:
+    """What the paths of the lists are relative to: the copy's folder, or the folder `images` in it."""
+    images = copy.parts.get("images")
+    folder = entries[0][0].split("/")[0] if entries else ""
+    return copy.base if images is None or (copy.base / folder).exists() else images
+
+
+def _of_folders(copy: Copy) -> tuple[Entries, Entries]:
+    entries = [
+        (path, number - 1)
+        for number, paths in images_by_class("sop", copy.base, copy.parts.values()).items()
+        for path in paths
+    ]
+    train = [entry for entry in entries if entry[1] < NB_TRAIN_CLASSES]
+    return train, entries[len(train) :]

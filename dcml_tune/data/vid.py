@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcml_tune.config import TrialConfig
+from dcml_tune.data.copies import find_copy
 from dcml_tune.data.images import DataSet
-from dcml_tune.data.published import Listing, assemble, bad_line, find, read_lines
+from dcml_tune.data.lists import bad_line, image_path, read_lines
+from dcml_tune.data.published import Listing, assemble
 
 SIZES = ("2400", "1600", "800")
 """Vehicles of the test lists, which are the names of the test sets; published results are of the first."""
@@ -22,12 +24,11 @@ def read(config: TrialConfig) -> DataSet:
     vehicle, is `dcml_tune.evaluate`'s.
 
     Raises:
-        SettingError: for a line of another form, and as `published.find` and `published.assemble`.
+        SettingError: for a line of another form, and as `copies.find_copy` and `published.assemble`.
     """
-    base = find(config, "vehicle-id", "VehicleID_V1.0")
-    lists = [find(config, "vehicle-id", "VehicleID_V1.0", "train_test_split", f"{name}.txt")
-             for name in ("train_list", *(f"test_list_{size}" for size in SIZES))]  # fmt: skip
-    rows = [_rows(file) for file in lists]
+    copy = find_copy(config)
+    images = copy.parts["images"]
+    rows = [_rows(copy.parts[name], images.name) for name in ("train", *SIZES)]
     vehicles = sorted({vehicle for own in rows for _, vehicle in own}, key=int)
     label = {vehicle: place for place, vehicle in enumerate(vehicles)}
     train, *tests = ([(path, label[vehicle]) for path, vehicle in own] for own in rows)
@@ -37,15 +38,15 @@ def read(config: TrialConfig) -> DataSet:
         tests=tuple((size, own, None) for size, own in zip(SIZES, tests, strict=True)),
         ks=(1, 5),
     )
-    return assemble(config, base, listing)
+    return assemble(config, images.parent, listing, copy.notes)
 
 
-def _rows(file: Path) -> list[tuple[str, str]]:
+def _rows(file: Path, folder: str) -> list[tuple[str, str]]:
     """Path and vehicle of each image."""
     rows = []
     for line in read_lines(file):
         image, *vehicle = line.split()
-        if len(vehicle) != 1 or not vehicle[0].isdigit():
+        if len(vehicle) != 1 or not vehicle[0].isdecimal():
             raise bad_line(file, line, "`image vehicle`")
-        rows.append((f"image/{image.removesuffix('.jpg')}.jpg", vehicle[0]))
+        rows.append((image_path(file, line, f"{folder}/{image.removesuffix('.jpg')}.jpg"), vehicle[0]))
     return rows

@@ -1,0 +1,171 @@
+"""The search for a copy of a published data set: it is known by what is in it.
+
+A copy lies at `dataset_dir` or up to two folders below. Its folder may have any name, and names may differ in upper and
+lower case.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.data.folder import directory
+from dcml_tune.data.folders import Folders
+from dcml_tune.data.images import named
+from dcml_tune.data.layouts import LAYOUTS, OWN, Layout, Parts
+from dcml_tune.stored import printable
+
+DEEPEST = 2
+"""Folders below `dataset_dir` that are looked into."""
+
+# Folders of a level that are looked into, so that a directory of a million folders is no matter of minutes.
+_MOST_FOLDERS = 5_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A copy that was found."""
+
+    layout: Layout
+    base: Path
+    """The folder that the layout's paths are relative to."""
+    parts: Parts
+    """What is there of the layout's parts and extras."""
+    notes: tuple[str, ...] = ()
+    """Lines to show to the user: which copy was taken, and why."""
+
+
+def find_copy(config: TrialConfig) -> Copy:
+    """The copy of the data set that the configuration names.
+
+    Nearer ones come before those further below. Among several that are equally near, the one called as the original code
+    has it is taken, with a note.
+
+    Raises:
+        SettingError: if there is none, if it is not complete, or if there are several.
+    """
+    root = directory(config)
+    tree = _Tree()
+    incomplete: list[tuple[Copy, list[str]]] = []
+    for folders in tree.levels(root):
+        found = [each for folder in folders for each in _copies(config.dataset, folder, tree)]
+        whole = [copy for copy, missing in found if not missing]
+        if whole:
+            return _choose(config, root, whole)
+        incomplete += found
+    if incomplete:
+        raise _incomplete(config, *max(incomplete, key=_likeness))
+    raise _none(config, root, tree)
+
+
+def _copies(dataset: str, folder: Path, tree: _Tree) -> Iterator[tuple[Copy, list[str]]]:
+    """The copy that a folder is, with the names of the parts that are missing; of all layouts where none is complete."""
+    found = []
+    for layout in LAYOUTS[dataset]:
+        parts = tree.parts(folder, layout.parts)
+        missing = [name for name in layout.parts if name not in parts]
+        if missing and not any(name in parts for name in layout.known_by):
+            continue
+        if not _holds(layout, folder, parts):
+            continue
+        found.append((Copy(layout=layout, base=folder, parts={**parts, **tree.parts(folder, layout.extras)}), missing))
+        if not missing:
+            found = found[-1:]
+            break
+    yield from found
+
+
+def _holds(layout: Layout, folder: Path, parts: Parts) -> bool:
+    """Whether the parts are those of the data set; what cannot be read is not."""
+    try:
+        return layout.holds(folder, parts)
+    except OSError:
+        return False
+
+
+def _choose(config: TrialConfig, root: Path, whole: list[Copy]) -> Copy:
+    """One of several complete copies, with what is to be said of it."""
+    own_places = (root / OWN[config.dataset], root / Path(OWN[config.dataset]).parts[0])
+    own = [copy for copy in whole if copy.base in own_places]
+    places = {copy.base.resolve(): copy for copy in reversed(whole)}  # one copy may have several names
+    if len(places) > 1 and not own:
+        raise SettingError(
+            f"dataset_dir={config.dataset_dir}: holds {len(places)} copies of {config.dataset}: "
+            f"{named(sorted(str(copy.base) for copy in places.values()))}; give one of them with --dataset-dir"
+        )
+    taken = (own or whole)[0]
+    others = sorted(str(copy.base) for place, copy in places.items() if place != taken.base.resolve())
+    notes = [] if own and not others else [f"{config.dataset} is read from {taken.base} ({taken.layout.title})"]
+    if others:
+        notes.append(f"other copies of {config.dataset} are not used: {named(others)}")
+    return replace(taken, notes=tuple(notes))
+
+
+def _likeness(found: tuple[Copy, list[str]]) -> tuple[int, int]:
+    """How much a folder looks like a copy: parts that are there, and those of them that are called as in the archive."""
+    copy, _ = found
+    archived = [
+        name for name, spellings in copy.layout.parts.items() if copy.parts.get(name) == copy.base / spellings[0]
+    ]
+    return len(copy.parts), len(archived)
+
+
+def _incomplete(config: TrialConfig, copy: Copy, missing: list[str]) -> SettingError:
+    wanted = [copy.layout.parts[name][0] for name in missing]
+    place = (copy.base / wanted[0]).parent
+    return SettingError(
+        f"{config.dataset} in {copy.base}: {named(wanted)} is not there, and the copy cannot be read without; "
+        f"{copy.layout.remedy} ({_beside(place if place.is_dir() else copy.base, Path(wanted[0]).name)})"
+    )
+
+
+def _none(config: TrialConfig, root: Path, tree: _Tree) -> SettingError:
+    """What to say where no copy was found; one that lies above, up to three folders, is named."""
+    titles = "; or ".join(layout.title for layout in LAYOUTS[config.dataset])
+    above = [
+        parent for parent in root.parents[:3] for copy, missing in _copies(config.dataset, parent, tree) if not missing
+    ]
+    hint = f"give {above[0]}" if above else "give the folder that holds one"
+    if not above and any(path.suffix == ".parquet" for place in (root, root / "data") for path in place.glob("*")):
+        hint = "Parquet files of Hugging Face hold the images in themselves: write them out as image files first"
+    return SettingError(
+        f"dataset_dir={config.dataset_dir}: no copy of {config.dataset} is there, or up to {DEEPEST} folders below; {hint}, or "
+        f"one of the layouts of docs/data-sets.md: {titles} ({_beside(root, OWN[config.dataset].split('/')[0])})"
+    )
+
+
+def _beside(folder: Path, wanted: str) -> str:
+    """What a folder holds, those names first that are most like the one that is missing."""
+    with os.scandir(folder) as entries:
+        there = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+    near = difflib.get_close_matches(wanted, there, n=3, cutoff=0.5)
+    rest = [name for name in there if name not in near]
+    return f"{folder} holds {printable(named([*near, *rest], limit=6))}" if there else f"{folder} is empty"
+
+
+class _Tree:
+    """The folders in which a copy may lie."""
+
+    def __init__(self) -> None:
+        self._disk = Folders()
+
+    def levels(self, root: Path) -> Iterator[list[Path]]:
+        """The directory itself, the folders in it, and those in them, but not too many."""
+        level = [root]
+        for _ in range(DEEPEST + 1):
+            yield level
+            level = list(islice((below for folder in level for below in self._disk.below(folder)), _MOST_FOLDERS))
+
+    def parts(self, base: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Path]:
+        """Those of some paths that are there, by what they are."""
+        found = {}
+        for name, spellings in wanted.items():
+            there = (self._disk.spelled(base, each) for each in spellings)
+            if (first := next((path for path in there if path is not None), None)) is not None:
+                found[name] = base / first
+        return found
