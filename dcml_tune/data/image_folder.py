@@ -57,7 +57,7 @@ def _labelled(dataset: str, root: Path, folder: Path) -> dict[str, str]:
         }
     rows = read_table(table)
     column = class_column(dataset, rows)
-    return {(below / row["file_name"]).as_posix(): str(row.get(column)) for row in rows}
+    return {(below / row["file_name"]).as_posix(): str(row.get(column or "")) for row in rows}
 
 
 def holds_classes(dataset: str, folder: Path) -> bool:
