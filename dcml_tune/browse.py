@@ -17,6 +17,7 @@ from dcml_tune.paths import named_directory, output_directory
 from dcml_tune.quantities import whole
 from dcml_tune.redaction import redact
 from dcml_tune.stored import printable
+from dcml_tune.studies import first_best
 from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _trial(run: StoredRun, metric: str, uri: str) -> Row:
     name = next((f"{on}/{metric}" for on in ("val", "paper", "test") if f"{on}/{metric}" in run.metrics), None)
     points = curve(uri, run.run_id, name) if name else []
     trained = [point for point in points if point[0] > 0]
-    best = max(trained, key=lambda point: point[1], default=None)
+    best = first_best(trained, lambda point: point[1])
     shown = {
         "name": run.key.rpartition("/")[2],
         "kind": run.role,

@@ -23,6 +23,8 @@ Values = Mapping[str, Mapping[str, float]]
 ALPHA = 0.05
 POWER = 0.8
 _MOST = 10_000  # pairs; more are as good as never
+TIE = 1e-9
+"""Values that differ by less are equal: shares of fewer than a billion images differ by more, or by rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,10 @@ class Difference:
 class Comparison:
     """Settings that were measured on the same units; not every setting has to have every unit.
 
+    Attributes:
+        values: those that are compared.
+        left_out: a line for each setting or value that is not.
+
     Example:
         >>> values = {"a": {"seed 1": 0.50, "seed 2": 0.60}, "b": {"seed 1": 0.48, "seed 2": 0.57}}
         >>> round(Comparison(values).difference("a", "b").mean, 3)
@@ -59,9 +65,11 @@ class Comparison:
         """Fit setting + unit + noise.
 
         Args:
-            values: as `Values`; settings without a value are left out.
+            values: as `Values`; settings without a value are left out, and so are values that are no finite numbers and
+                settings that share no unit, not even through others, with most of the rest.
         """
-        self.values = {setting: dict(units) for setting, units in values.items() if units}
+        self.left_out: list[str] = []
+        self.values = self._connected(self._finite(values))
         settings, units = list(self.values), list(dict.fromkeys(u for each in self.values.values() for u in each))
         rows = [(s, u, value) for s, each in self.values.items() for u, value in each.items()]
         design = np.zeros((len(rows), len(settings) + len(units)))
@@ -74,24 +82,64 @@ class Comparison:
         self._effects, self._inverse = fitted, inverse
         self._freedom = len(rows) - int(np.linalg.matrix_rank(design)) if rows else 0
         rest = float(np.sum((y - design @ fitted) ** 2))
-        self._noise = math.sqrt(rest / self._freedom) if self._freedom > 0 else None
+        self._noise = _exact(math.sqrt(rest / self._freedom)) if self._freedom > 0 else None
         self._units = float(np.mean(fitted[len(settings) :])) if rows else 0.0
+
+    def _finite(self, values: Values) -> dict[str, dict[str, float]]:
+        """The values that are numbers."""
+        for setting, units in values.items():
+            self.left_out += [
+                f"{setting}, {unit}: left out of the comparison, as its value is {value}"
+                for unit, value in units.items()
+                if not math.isfinite(value)
+            ]
+        finite = {s: {u: value for u, value in each.items() if math.isfinite(value)} for s, each in values.items()}
+        return {setting: units for setting, units in finite.items() if units}
+
+    def _connected(self, values: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """The largest group of settings that can be compared, if only through others; of equal ones the first."""
+        groups: list[tuple[set[str], set[str]]] = []
+        for setting, units in values.items():
+            joined = [group for group in groups if group[1] & units.keys()]
+            groups = [group for group in groups if group not in joined]
+            groups.append(
+                ({setting}.union(*(names for names, _ in joined)), set(units).union(*(of for _, of in joined)))
+            )
+        places = list(values)
+        largest = max(groups, key=lambda each: (len(each[0]), -min(map(places.index, each[0]))), default=(set(), set()))
+        self.left_out += [
+            f"{setting}: left out of the comparison, as no other setting was measured on the same units"
+            for setting in values
+            if setting not in largest[0]
+        ]
+        return {setting: units for setting, units in values.items() if setting in largest[0]}
 
     @property
     def best(self) -> str | None:
         """The setting with the highest mean, as it would be if all had all units; of equal ones the first."""
-        return max(self._at, key=self.mean, default=None)
+        highest = max(map(self.mean, self._at), default=0.0)
+        return next((setting for setting in self._at if highest - self.mean(setting) < TIE), None)
+
+    def pairs(self, one: str, other: str) -> int:
+        """Units that both have; 0 for a setting that is left out."""
+        return len(self.values.get(one, {}).keys() & self.values.get(other, {}).keys())
 
     def mean(self, setting: str) -> float:
         """Mean of a setting, as it would be if it had all units."""
         return float(self._effects[self._at[setting]]) + self._units
 
     def difference(self, one: str, other: str) -> Difference:
-        """The first minus the second, with its 95 % interval (Student's t)."""
+        """The first minus the second, with its 95 % interval (Student's t).
+
+        Raises:
+            ValueError: if there is no unit that both have.
+        """
+        if self.pairs(one, other) == 0:
+            raise ValueError(f"{one} and {other} have no unit in common; ask `pairs` before")
         mean, error = self._contrast(one, other)
         half = None if error is None else float(t.ppf(1 - ALPHA / 2, self._freedom)) * error
         return Difference(
-            pairs=len(self.values[one].keys() & self.values[other].keys()),
+            pairs=self.pairs(one, other),
             mean=mean,
             low=None if half is None else mean - half,
             high=None if half is None else mean + half,
@@ -114,7 +162,7 @@ class Comparison:
         lost = []
         for setting in self._at:
             mean, error = self._contrast(best, setting)
-            if setting != best and error is not None and mean > bound * error:
+            if self.pairs(best, setting) and error is not None and setting != best and mean > bound * error:
                 lost.append(setting)
         return lost
 
@@ -124,7 +172,12 @@ class Comparison:
         contrast[self._at[one]], contrast[self._at[other]] = 1, -1
         variance = max(0.0, float(contrast @ self._inverse @ contrast))
         error = None if self._noise is None else self._noise * math.sqrt(variance)
-        return float(contrast @ self._effects), error
+        return _exact(float(contrast @ self._effects)), error
+
+
+def _exact(value: float) -> float:
+    """A difference, or 0 for what rounding has left of none."""
+    return 0.0 if abs(value) < TIE else value
 
 
 def pairs_needed(mean: float, spread: float) -> int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.config import SEEDS
+from dcml_tune.studies import by_launch, first_best
 
 if TYPE_CHECKING:
     from trainables.optuna_searcher import KnownTrial
@@ -24,6 +25,8 @@ class Contender:
     config: dict[str, Any]
     value: float | None = None
     """What it reached in the search; None if it was not tried there, or failed."""
+    key: str | None = None
+    """Of its trial in the search; None if it was not tried there, or failed."""
     epochs: int | None = None
     """After how many epochs it was best in the search; None if it was not run there to its end."""
 
@@ -52,14 +55,13 @@ def contenders(trials: list[KnownTrial], published: dict[str, Any], most: int) -
         published: settings of the published point.
         most: number of trials beside the controls.
     """
-    valued = sorted(
-        (t for t in trials if t.has_ended and t.best is not None), key=lambda t: t.best or 0.0, reverse=True
-    )
+    tried = sorted((t for t in trials if t.has_ended and t.best is not None), key=lambda trial: by_launch(trial.key))
+    valued = sorted(tried, key=lambda trial: trial.best or 0.0, reverse=True)  # equal ones keep their order
     known: dict[tuple[tuple[str, str], ...], Contender] = {}
     for trial in valued:
         config = dict(trial.config)
         epochs = trial.best_epoch if trial.state == "done" else None
-        made = Contender(name=trial.key, config=config, value=trial.best, epochs=epochs)
+        made = Contender(name=trial.key, config=config, value=trial.best, key=trial.key, epochs=epochs)
         known.setdefault(_frozen(config), made)
     controls = [(PUBLISHED, published)]
     if published["nb_clusters"] != 1:
@@ -67,9 +69,7 @@ def contenders(trials: list[KnownTrial], published: dict[str, Any], most: int) -
     same = {name: known.pop(_frozen(config), None) for name, config in controls}
     found = list(known.values())[:most]
     for name, config in controls:
-        tried = same[name]
-        value, epochs = (tried.value, tried.epochs) if tried else (None, None)
-        found.append(Contender(name=name, config=config, value=value, epochs=epochs))
+        found.append(replace(same[name] or Contender(name=name, config=config), name=name, config=config))
     return found
 
 
@@ -104,12 +104,15 @@ class Raced:
 
     @property
     def winner(self) -> Contender:
-        """The best of the race; where nothing was run, the best of the search."""
+        """The best of the race; where nothing was run, the best of the search. Of equal ones the first that was tried."""
         from dcml_tune.comparison import Comparison
 
-        best = Comparison({name: each for name, each in self.values.items() if name not in self.dropped}).best
-        by_name = {each.name: each for each in self.contenders}
-        return by_name[best] if best else max(self.contenders, key=lambda each: each.value or 0.0)
+        tried = sorted(self.contenders, key=lambda each: (each.key is None, by_launch(each.key or "")))
+        values = self.values
+        best = Comparison({each.name: values[each.name] for each in tried if each.name not in self.dropped}).best
+        if best is None:
+            return first_best(tried, lambda each: each.value) or tried[0]
+        return next(each for each in tried if each.name == best)
 
     def epochs(self, contender: Contender) -> int | None:
         """After how many epochs the mean of a contender's curves is highest; None: all of them."""
@@ -117,7 +120,8 @@ class Raced:
         if not curves:
             return contender.epochs
         means = [sum(values) / len(curves) for values in zip(*curves, strict=True)]
-        return 1 + means.index(max(means))
+        best = first_best(range(len(means)), lambda epoch: means[epoch])
+        return None if best is None else 1 + best
 
 
 Run = tuple[Contender, Unit]

@@ -24,7 +24,7 @@ from dcml_tune.record import Record, all_records
 from dcml_tune.redaction import redact
 from dcml_tune.resources import gpus_per_trial
 from dcml_tune.stored import printable
-from dcml_tune.studies import direction
+from dcml_tune.studies import direction, first_best
 from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
@@ -587,8 +587,7 @@ def _published(plan: Plan) -> list[str]:
 
 def best_trial(trials: list[KnownTrial]) -> KnownTrial | None:
     """The trial with the best value; of equal ones the first."""
-    valued = [trial for trial in trials if trial.has_ended and trial.best is not None]
-    return max(valued, key=lambda trial: trial.best or 0.0, default=None)
+    return first_best((trial for trial in trials if trial.has_ended), lambda trial: trial.best)
 
 
 if __name__ == "__main__":

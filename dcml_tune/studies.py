@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import quote
 
 from dcml_tune.config import SettingError
@@ -12,10 +14,30 @@ from dcml_tune.paths import STUDY
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+T = TypeVar("T")
+
 KEY = "dcml.key"
 """Attribute of a trial that was launched: its key in the search."""
 
 Direction = Literal["minimize", "maximize"]
+
+
+def first_best(found: Iterable[T], value: Callable[[T], float | None]) -> T | None:
+    """The one with the highest value, and of equal ones the first; None if none has a value.
+
+    All that say which trial, epoch or setting is the best do so by this. NaN is no value.
+    """
+    best: T | None = None
+    for each in found:
+        new = value(each)
+        if new is not None and not math.isnan(new) and (best is None or new > value(best)):  # type: ignore[operator]
+            best = each
+    return best
+
+
+def by_launch(key: str) -> tuple[int, str]:
+    """What trials are sorted by: 000, 001, ... and 1000 after 999."""
+    return len(key), key
 
 
 def direction(metric: str) -> Direction:

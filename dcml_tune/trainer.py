@@ -399,7 +399,7 @@ class Trainer(Updates):
             self.best = self._now(None)
             return
         self.history.append(value)
-        if self.best is None or self.best.value is None or value > self.best.value:
+        if self.best is None or self.best.value is None or math.isnan(self.best.value) or value > self.best.value:
             self.best = self._now(value)
         measures[f"{self.metric}_best"] = cast(float, self.best.value)
         measures["epoch_best"] = float(self.best.epoch)

@@ -27,19 +27,19 @@ def verdict(
     """
     winner, on_test = raced.winner.name, test_measure(raced.metric, test)
     scored = {name: {seed: each[on_test] for seed, each in runs.items()} for name, runs in test.items()}
+    by_place = {HELD_OUT: Comparison(raced.values), TEST: Comparison(scored)}
+    controls = [control for control in CONTROLS if control != winner]
     comparisons = [
         {"control": control, "on": place, **_facts(comparison.difference(winner, control))}
-        for place, values in ((HELD_OUT, raced.values), (TEST, scored))
-        for comparison in [Comparison(values)]
-        for control in CONTROLS
-        if control != winner and values.get(control) and values.get(winner)
+        for place, comparison in by_place.items()
+        for control in controls
+        if comparison.pairs(winner, control)
     ]
-    held_out = Comparison(raced.values)
     searched = {each.name: each.value for each in raced.contenders}
     gap = []
     for name in dict.fromkeys([winner, *CONTROLS]):
-        validation = held_out.mean(name) if raced.values.get(name) else searched.get(name)
-        measured = Comparison(scored).mean(name) if scored.get(name) else None
+        validation = by_place[HELD_OUT].mean(name) if name in by_place[HELD_OUT].values else searched.get(name)
+        measured = by_place[TEST].mean(name) if name in by_place[TEST].values else None
         if validation is not None or measured is not None:
             gap.append({"setting": "winner" if name == winner else name, "validation": validation, "test": measured})
     gap.append({"setting": "untrained", **untrained})
@@ -47,7 +47,12 @@ def verdict(
         "metric": raced.metric,
         "test_metric": on_test,
         "winner": key,
-        "lines": [*_of_race(raced), *map(_line, comparisons), *_of_gap(gap)],
+        "lines": [
+            *_of_race(raced),
+            *map(_line, comparisons),
+            *(line for place, comparison in by_place.items() for line in _not_compared(raced, place, comparison)),
+            *_of_gap(gap),
+        ],
         "comparisons": comparisons,
         "gap": gap,
     }
@@ -66,15 +71,31 @@ def _facts(found: Difference) -> dict[str, Any]:
     return {"difference": facts.pop("mean"), **facts, "found": found.found}
 
 
+def _not_compared(raced: Raced, place: str, comparison: Comparison) -> list[str]:
+    """What was measured and is not compared, and why."""
+    winner = raced.winner.name
+    alone = [
+        f"winner - {control}, {place}: not compared, as nothing that both were measured on is left"
+        for control in CONTROLS
+        if control != winner
+        and {control, winner} <= comparison.values.keys()
+        and comparison.pairs(winner, control) == 0
+    ]
+    return [*(f"{place}: {line}" for line in comparison.left_out), *alone]
+
+
 def _of_race(raced: Raced) -> list[str]:
     winner = raced.winner.name
     if not raced.results:
         return [f"the winner is {_called(winner)}, by the search alone: nothing was confirmed"]
-    mean = Comparison(raced.values).mean(winner)
-    lines = [
-        f"the winner is {_called(winner)}: {100 * mean:.1f} % of {raced.metric} on further held-out classes "
-        f"({len(raced.values[winner])} folds and seeds)"
-    ]
+    compared = Comparison(raced.values)
+    if winner not in compared.values:
+        lines = [f"the winner is {_called(winner)}, by the search alone: no run of the confirmation has a value"]
+    else:
+        lines = [
+            f"the winner is {_called(winner)}: {100 * compared.mean(winner):.1f} % of {raced.metric} on further held-out "
+            f"classes ({len(compared.values[winner])} folds and seeds)"
+        ]
     if winner in CONTROLS:
         lines.append("the search found nothing better than its controls")
     for number in sorted(set(raced.dropped.values())):

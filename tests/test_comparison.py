@@ -94,3 +94,58 @@ def test_pairs_that_are_needed_at_the_ends():
     assert pairs_needed(0.0, 1.0) is None
     assert pairs_needed(1e-4, 1.0) is None
     assert pairs_needed(0.1, 0.0) == 2
+
+
+def test_equal_settings_are_never_better():
+    """Whatever the values are, rounding finds no difference between equal ones, and drops nobody."""
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        units = {f"u{number}": value for number, value in enumerate(rng.random(rng.integers(2, 7)))}
+        found = Comparison({"a": units, "b": dict(units)})
+        difference = found.difference("a", "b")
+        assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
+        assert (difference.found, difference.needed) == ("no difference found", None)
+        assert (found.best, found.beaten(3)) == ("a", [])
+        assert Comparison({"b": units, "a": dict(units)}).best == "b"
+
+
+def test_a_difference_of_one_image_is_found():
+    """Where nothing else differs: one of a hundred million."""
+    one = {f"u{number}": number / 7 for number in range(4)}
+    found = Comparison({"a": {unit: value + 1e-8 for unit, value in one.items()}, "b": one})
+    assert found.difference("a", "b").found == "better"
+    assert found.beaten(1) == ["b"]
+
+
+def test_settings_that_share_no_unit_are_not_compared():
+    """One that nothing connects with the rest is left out with a line; two that only others connect get no interval."""
+    values = drawn({"a": 0.0, "b": 0.1, "c": 0.2}, 4)
+    apart = {"a": values["a"], "b": values["b"], "alone": {"elsewhere": 9.0}}
+    found = Comparison(apart)
+    assert (found.best, found.pairs("a", "alone")) == ("b", 0)
+    assert found.left_out == ["alone: left out of the comparison, as no other setting was measured on the same units"]
+    with pytest.raises(ValueError, match="no unit in common"):
+        found.difference("a", "alone")
+    chain = {
+        "a": {u: values["a"][u] for u in ("u0", "u1")},
+        "b": values["b"],
+        "c": {u: values["c"][u] for u in ("u2", "u3")},
+    }
+    found = Comparison(chain)
+    assert (found.left_out, found.pairs("a", "c")) == ([], 0)
+    with pytest.raises(ValueError, match="no unit in common"):
+        found.difference("a", "c")
+    assert found.difference("a", "b").pairs == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_no_number_ends_no_comparison(bad):
+    """It is left out with a line; all others are compared as if it had not been measured."""
+    values = drawn({"a": 0.02, "b": 0.0, "c": 0.01}, 5)
+    without = {name: {u: v for u, v in units.items() if (name, u) != ("b", "u1")} for name, units in values.items()}
+    values["b"]["u1"] = bad
+    found, expected = Comparison(values), Comparison(without)
+    assert found.difference("a", "b") == expected.difference("a", "b")
+    assert found.left_out == [f"b, u1: left out of the comparison, as its value is {bad}"]
+    nothing = Comparison({"a": {"u": bad}, "b": {"u": bad}})
+    assert (nothing.best, nothing.values, len(nothing.left_out)) == (None, {}, 2)

@@ -1,9 +1,12 @@
 import json
+import math
 from statistics import mean
 
 import pytest
 
 from dcml_tune.confirmation import NO_DIVISION, PUBLISHED, Raced, Unit, contenders, race, units
+from dcml_tune.search import best_trial
+from dcml_tune.studies import by_launch, first_best
 from dcml_tune.verdict import verdict
 from trainables.optuna_searcher import KnownTrial
 
@@ -173,3 +176,55 @@ def test_vehicleid_is_judged_by_its_own_measure():
     assert verdict(raced, "001", {"001": runs}, {"validation": None, "test": None})["test_metric"] == (
         "test/official_recall_at_1"
     )
+
+
+EQUAL = [
+    trial("000", [0.5, 0.6]),  # the published setting
+    trial("001", [0.6, 0.6], masking_lambda=0.1),
+    trial("002", [0.6, 0.6], nb_clusters=1),  # no division
+]
+
+
+def test_of_equal_trials_the_first_is_the_best_everywhere():
+    """In the search, without a confirmation, and in one that finds them equal, too; also the order of 1000 trials."""
+    found = contenders(EQUAL, POINT, 2)
+    assert best_trial(EQUAL).key == "000"
+    assert [(each.name, each.key) for each in found] == [("001", "001"), (PUBLISHED, "000"), (NO_DIVISION, "002")]
+    assert race(found, [], metric=METRIC, results=Runs({}), is_over=lambda: False).winner.name == PUBLISHED
+    runs = Runs(dict.fromkeys(["001", PUBLISHED, NO_DIVISION], 0.6), noise=0.0)
+    assert race(found, units(3, 1, 0), metric=METRIC, results=runs, is_over=lambda: False).winner.name == PUBLISHED
+    later = contenders([trial("1000", [0.6], masking_lambda=0.3), trial("999", [0.6], masking_lambda=0.2)], POINT, 2)
+    assert [each.name for each in later][:2] == ["999", "1000"]
+    raced = Raced(contenders=later, units=[], results={}, dropped={}, metric=METRIC)
+    assert raced.winner.name == "999"
+
+
+def test_first_best():
+    """NaN and None are no values, wherever they stand."""
+    values = [math.nan, None, 0.1, 0.3, 0.3, math.nan, 0.2]
+    assert first_best(range(len(values)), lambda place: values[place]) == 3
+    assert first_best([math.nan, None], lambda value: value) is None
+    assert first_best([0.0, -1.0], lambda value: value) == 0.0
+    assert sorted(["1000", "999", "000"], key=by_launch) == ["000", "999", "1000"]
+
+
+def test_the_verdict_says_what_is_not_compared():
+    """A run without a number, and a control that was measured on other units: a line each, and no interval."""
+    runs = Runs({"001": 0.6, "002": 0.5, PUBLISHED: 0.58, NO_DIVISION: 0.4}, noise=0.002)
+    raced = race(four(), units(3, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    broken = next(key for key in raced.results if key[0] == PUBLISHED)
+    raced.results[broken][f"{METRIC}_best"] = math.nan
+    test = {**final("001", 0.52, 0.53), **final(PUBLISHED, 0.5, 0.51)}
+    test[NO_DIVISION] = {"seed 8": test[PUBLISHED]["seed 0"]}
+    found = verdict(raced, "001", test, {"validation": None, "test": None})
+    places = [(each["control"], each["on"]) for each in found["comparisons"]]
+    assert places == [(PUBLISHED, "held-out classes"), (NO_DIVISION, "held-out classes"), (PUBLISHED, "test classes")]
+    assert (
+        f"held-out classes: {PUBLISHED}, {broken[1]}: left out of the comparison, as its value is nan" in found["lines"]
+    )
+    assert any(line.startswith("test classes: no division: left out of the comparison") for line in found["lines"])
+    assert all(math.isfinite(each["difference"]) for each in found["comparisons"])
+    for result in raced.results.values():
+        result[f"{METRIC}_best"] = math.nan
+    found = verdict(raced, "001", {}, {"validation": None, "test": None})
+    assert found["lines"][0] == "the winner is trial 001, by the search alone: no run of the confirmation has a value"

@@ -310,11 +310,11 @@ def test_nothing_is_lost_or_doubled_when_a_delivery_is_killed(store, experiment,
 
 
 def test_the_best_model_of_a_search_is_one_query_away(store, experiment, tmp_path):
-    """The logged model with the highest measure, of that search and role, with its files."""
+    """The logged model with the highest measure, of equal ones the first trial's, of that search and role, with its files."""
     tracker = Tracker(store, experiment, directory=tmp_path / "spool")
     for search in ("a_b", "axb"):
         tracker.start(search, name=search, role="search")
-        for trial, value in enumerate((0.3, 0.9 if search == "axb" else 0.7, 0.5)):
+        for trial, value in enumerate((0.3, 0.9 if search == "axb" else 0.7, 0.5, 0.7)):
             key, role = f"{search}/{trial}", "final" if trial == 2 else "trial"
             best = checkpoint(tmp_path / key, text=key)
             tracker.start(key, name=str(trial), role=role, parent=search)

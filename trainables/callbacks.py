@@ -21,6 +21,7 @@ from dcml_tune.files import free_bytes, readable_size
 from dcml_tune.interruption import SearchStopped, raise_if_signalled
 from dcml_tune.model import best_model
 from dcml_tune.schedule import EpochPlan
+from dcml_tune.studies import first_best
 from dcml_tune.tracking import Tracker
 from dcml_tune.trainer import Trainer
 from trainables.divide_and_conquer import FAILED, NOTE, RUN, SCORED_BEFORE, STOP_SEARCH, whole
@@ -140,9 +141,7 @@ class Progress(Callback):
         self.why_over, self.on_report, self.on_failure = why_over, on_report, on_failure
         self.rows: dict[str, dict[str, Any]] = {each.key: _row(each) for each in known or []}
         self.settle(known or [], trials)
-        self.best: float | None = max(
-            (row["best"] for row in self.rows.values() if row["best"] is not None), default=None
-        )
+        self.best: float | None = first_best((row["best"] for row in self.rows.values()), lambda value: value)
         self.untrained = untrained
         self.started = time.time()
         self._epochs_before = self.epochs
@@ -264,8 +263,7 @@ class Progress(Callback):
         self.tracker.metrics(key, int(result["epoch"]), values, when)
         row |= {"epoch": int(result["epoch"]), "last": result.get(self.metric), "result": dict(result)}
         row["best"] = result.get(f"{self.metric}_best")
-        if row["best"] is not None and (self.best is None or row["best"] > self.best):
-            self.best = row["best"]
+        self.best = first_best([self.best, row["best"]], lambda value: value)
         if self.best is not None and row["role"] == "trial":
             totals = {f"{self.metric}_best": self.best, "trials/done": float(self.ended)}
             self.tracker.metrics(self.search, self.epochs, totals, when)

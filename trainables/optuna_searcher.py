@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from dcml_tune.config import SEEDS, SettingError
-from dcml_tune.studies import KEY, direction
+from dcml_tune.studies import KEY, by_launch, direction, first_best
 from search_spaces.space import Feasible, SearchSpace
 from trainables.belief import BelievingSampler
 from trainables.divide_and_conquer import FAILED, RUN, STOP_SEARCH
@@ -142,7 +142,7 @@ class OptunaSearcher(Searcher):
         """The trials that were launched, in that order."""
         trials = self.study.get_trials(deepcopy=False)
         reasons = self.study.user_attrs
-        return sorted((self._known(t, reasons) for t in trials if KEY in t.user_attrs), key=lambda t: t.key)
+        return sorted((self._known(t, reasons) for t in trials if KEY in t.user_attrs), key=lambda t: by_launch(t.key))
 
     def suspend(self) -> None:
         """Let trials that are running wait for the next process."""
@@ -256,7 +256,8 @@ class OptunaSearcher(Searcher):
         """What a trial is worth in each metric, by what the study has of it now."""
         frozen = self.study._storage.get_trial(trial._trial_id)
         curve = frozen.intermediate_values
-        best = max(sorted(curve), key=lambda epoch: curve[epoch])
+        best = first_best(sorted(curve), lambda epoch: curve[epoch])
+        assert best is not None
         values = [curve[best]]
         for place, name in enumerate(self.metrics[1:]):
             others = {epoch: frozen.user_attrs[f"{_OTHERS}/{epoch}"][place] for epoch in curve}

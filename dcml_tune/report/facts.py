@@ -19,7 +19,7 @@ from dcml_tune.paths import TRIALS, mlflow_address
 from dcml_tune.record import Record, all_records
 from dcml_tune.redaction import redact
 from dcml_tune.report.page import NOTHING
-from dcml_tune.studies import KEY, read_study
+from dcml_tune.studies import KEY, by_launch, first_best, read_study
 from dcml_tune.tracking.addresses import absolute_uri
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Facts:
         if self.verdict is not None and self.verdict.get("winner") in by_key:
             return by_key[self.verdict["winner"]]
         ended = self.ended or list(by_key.values())
-        return max(ended, key=lambda trial: trial.best or 0.0, default=None)
+        return first_best(ended, lambda trial: trial.best)
 
     @property
     def varied(self) -> list[str]:
@@ -225,7 +225,7 @@ def read_facts(directory: Path, uri: str) -> Facts:
     return Facts(
         directory=directory,
         record=record,
-        trials=sorted(found or [], key=lambda trial: trial.key),
+        trials=sorted(found or [], key=lambda trial: by_launch(trial.key)),
         failed=sum(each.state.name == "FAIL" for each in known),
         runs=_attempt(lambda: _runs(uri, directory.name), problems, "MLflow") or [],
         problems=problems,

@@ -51,6 +51,7 @@ from dcml_tune.config import SettingError
 from dcml_tune.files import write_whole
 from dcml_tune.paths import ARTIFACTS, SPOOL, mlflow_address, sqlite_file
 from dcml_tune.redaction import redact, redact_command
+from dcml_tune.studies import by_launch, first_best
 from dcml_tune.tracking.addresses import absolute_uri, compare_url, tracking_uri, ui_command
 
 __all__ = [
@@ -75,6 +76,7 @@ P = ParamSpec("P")
 _THREAD = "dcml-tracking"
 _LAST_CHANCE_S = 5.0  # for a server that is away when the search ends
 _LINGER_S = 0.2  # records of so long are sent together
+_EQUAL = 100  # models that may share the highest value
 _BACK_OFF_S = (0.5, 30.0)  # between tries while the server is away: the first wait, doubled up to the last
 _TRIES_IF_UNCLEAR = 3  # of a record that fails for a reason that may or may not pass
 _WINDOW = 1000  # records between two marks of what was delivered
@@ -441,7 +443,9 @@ def _end_facts(before: str | None, status: str, reason: str | None) -> Record:
 def best_model(
     uri: str, experiment: str, search: str, metric: str = "val/recall_at_1_best", *, role: str = "trial"
 ) -> Any:
-    """The logged model (mlflow.entities.LoggedModel) of a search with the highest metric: one query.
+    """The logged model (mlflow.entities.LoggedModel) of a search with the highest metric, of equal ones the first trial's.
+
+    It is one query.
 
     Args:
         uri: of the store.
@@ -462,11 +466,13 @@ def best_model(
         [found.experiment_id],
         filter_string=f"tags.`{SEARCH}` = '{_safe_key(search)}' AND tags.`{ROLE}` = '{_safe_key(role)}'",
         order_by=[{"field_name": f"metrics.{metric}", "ascending": False}],
-        max_results=1,
+        max_results=_EQUAL,
     )
-    # A model without the metric comes last, and therefore first if none has it.
-    measured = [model for model in models if any(point.key == metric for point in model.metrics or [])]
-    return measured[0] if measured else None
+
+    def value(model: Any) -> float | None:
+        return next((float(point.value) for point in model.metrics or [] if point.key == metric), None)
+
+    return first_best(sorted(models, key=lambda model: by_launch(model.tags.get(KEY, ""))), value)
 
 
 def environment_tags(data_fingerprint: str, argv: Sequence[str]) -> dict[str, str]:
