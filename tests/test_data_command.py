@@ -73,6 +73,14 @@ def test_images_that_cannot_be_decoded_are_named(check, tmp_path):
     assert check("cub", "--allow-partial", "--skip-unreadable")[0] == 0
 
 
+def test_the_copy_that_was_found_is_said(tmp_path, capsys):
+    """With its layout."""
+    trees.cars_kaggle(trees.make_cars(tmp_path / "made"), tmp_path / "there")
+    assert main(["cars", "--dataset-dir", str(tmp_path / "there"), "--allow-partial", "--check-only"]) == 0
+    said = capsys.readouterr().out
+    assert f"cars is read from {tmp_path / 'there' / 'stanford_cars'} (cars_train/*.jpg" in said
+
+
 def test_check_only_builds_nothing(check, tmp_path):
     """And says what there is, as JSON when asked."""
     status, said, _ = check("vid", "--allow-partial", "--check-only", "--json")

@@ -182,11 +182,15 @@ def test_a_row_of_another_form_is_named(originals, tmp_path):
     whole = table.read_text()
     for row in ("no JSON", '{"label": "Cardinal"}', '{"file_name": "../../x.jpg", "label": "Cardinal"}', "[]"):
         table.write_text(f"{whole}\n{row}\n")
-        with pytest.raises(
-            SettingError, match=r"metadata\.jsonl: the line .* is not a row with the file_name"
-        ) as refused:
+        with pytest.raises(SettingError, match=r"part of cannot be read .*metadata\.jsonl, line 81: ") as refused:
             read("cub", tmp_path)
-        assert row[:10] in str(refused.value)
+        assert "\n" not in str(refused.value)
+    shutil.copytree(originals / "cub" / "cub-200-2011", tmp_path / "cub-200-2011")
+    assert read("cub", tmp_path).train.nb_classes == 12
+    shutil.rmtree(tmp_path / "cub-200-2011")
+    shutil.rmtree(tmp_path / "data" / "validation")
+    with pytest.raises(SettingError, match=r"what may be one cannot be read .*metadata\.jsonl, line 81: "):
+        read("cub", tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])

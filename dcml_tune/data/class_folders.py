@@ -33,7 +33,8 @@ SIDES = {
 }  # fmt: skip
 """Names of the folders of a split, in any case of letters, and the side that each means."""
 
-_LISTS = ("metadata.csv", "metadata.jsonl")
+LISTS = ("metadata.csv", "metadata.jsonl")
+"""Names of the lists of files and their classes."""
 _REMEDY = "put the images of each class into a folder of its own, or name file_name and label of each in metadata.csv"
 
 
@@ -68,7 +69,7 @@ def label(root: Path, tree: Tree) -> Labelled:
     """
     images = [path for path in (*tree.files, *tree.broken) if is_image(path)]
     sides = _sides(tree, images)
-    lists = [path for path in tree.files if posixpath.basename(path) in _LISTS and _is_at_top(path, sides)]
+    lists = [path for path in tree.files if posixpath.basename(path) in LISTS and _is_at_top(path, sides)]
     notes = []
     for path in lists:
         if rows := _rows(root, path):

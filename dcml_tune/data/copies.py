@@ -56,7 +56,7 @@ def find_copy(config: TrialConfig) -> Copy:
         found = [each for folder in folders for each in _copies(config.dataset, folder, tree)]
         whole = [copy for copy, missing in found if not missing]
         if whole:
-            return _choose(config, root, whole)
+            return _choose(config, root, whole, tree)
         incomplete += found
     if incomplete:
         raise _incomplete(config, *max(incomplete, key=_likeness))
@@ -71,7 +71,7 @@ def _copies(dataset: str, folder: Path, tree: _Tree) -> Iterator[tuple[Copy, lis
         missing = [name for name in layout.parts if name not in parts]
         if missing and not any(name in parts for name in layout.known_by):
             continue
-        if not _holds(layout, folder, parts):
+        if not _holds(layout, folder, parts, tree):
             continue
         found.append((Copy(layout=layout, base=folder, parts={**parts, **tree.parts(folder, layout.extras)}), missing))
         if not missing:
@@ -80,15 +80,18 @@ def _copies(dataset: str, folder: Path, tree: _Tree) -> Iterator[tuple[Copy, lis
     yield from found
 
 
-def _holds(layout: Layout, folder: Path, parts: Parts) -> bool:
-    """Whether the parts are those of the data set; what cannot be read is not."""
+def _holds(layout: Layout, folder: Path, parts: Parts, tree: _Tree) -> bool:
+    """Whether the parts are those of the data set; what cannot be read is not, and is remembered."""
     try:
         return layout.holds(folder, parts)
-    except OSError:
+    except NotADirectoryError:
+        return False
+    except (OSError, SettingError) as error:
+        tree.unreadable.append((folder, str(error)))
         return False
 
 
-def _choose(config: TrialConfig, root: Path, whole: list[Copy]) -> Copy:
+def _choose(config: TrialConfig, root: Path, whole: list[Copy], tree: _Tree) -> Copy:
     """One of several complete copies, with what is to be said of it."""
     own_places = (root / OWN[config.dataset], root / Path(OWN[config.dataset]).parts[0])
     own = [copy for copy in whole if copy.base in own_places]
@@ -99,6 +102,9 @@ def _choose(config: TrialConfig, root: Path, whole: list[Copy]) -> Copy:
             f"{named(sorted(str(copy.base) for copy in places.values()))}; give one of them with --dataset-dir"
         )
     taken = (own or whole)[0]
+    part_of = [why for folder, why in tree.unreadable if taken.base.is_relative_to(folder)]
+    if part_of and not own:
+        raise SettingError(f"{config.dataset} in {taken.base}: what it is part of cannot be read ({part_of[0]})")
     others = sorted(str(copy.base) for place, copy in places.items() if place != taken.base.resolve())
     notes = [] if own and not others else [f"{config.dataset} is read from {taken.base} ({taken.layout.title})"]
     if others:
@@ -133,6 +139,8 @@ def _none(config: TrialConfig, root: Path, tree: _Tree) -> SettingError:
     hint = f"give {above[0]}" if above else "give the folder that holds one"
     if not above and any(path.suffix == ".parquet" for place in (root, root / "data") for path in place.glob("*")):
         hint = "Parquet files of Hugging Face hold the images in themselves: write them out as image files first"
+    if tree.unreadable:
+        hint = f"what may be one cannot be read ({tree.unreadable[0][1]})"
     return SettingError(
         f"dataset_dir={config.dataset_dir}: no copy of {config.dataset} is there, or up to {DEEPEST} folders below; {hint}, or "
         f"one of the layouts of docs/data-sets.md: {titles} ({_beside(root, OWN[config.dataset].split('/')[0])})"
@@ -153,6 +161,8 @@ class _Tree:
 
     def __init__(self) -> None:
         self._disk = Folders()
+        self.unreadable: list[tuple[Path, str]] = []
+        """Folders that may be copies and cannot be read, and why not."""
 
     def levels(self, root: Path) -> Iterator[list[Path]]:
         """The directory itself, the folders in it, and those in them, but not too many."""

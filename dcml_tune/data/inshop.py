@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dcml_tune.config import TrialConfig
 from dcml_tune.data.copies import Copy, find_copy
-from dcml_tune.data.image_folder import class_folders, is_image, names_in
+from dcml_tune.data.image_folder import images_below
 from dcml_tune.data.images import DataSet
 from dcml_tune.data.lists import bad_line, image_path, read_lines
 from dcml_tune.data.published import Listing, assemble
@@ -62,8 +62,5 @@ def _of_folders(copy: Copy) -> tuple[Path, list[Row]]:
     """A folder a side, with a folder an item."""
     rows = []
     for side in _SIDES:
-        place = copy.parts[side].relative_to(copy.base).as_posix()
-        for item in class_folders(copy.parts[side]):
-            images = filter(is_image, names_in(copy.parts[side] / item))
-            rows += [(f"{place}/{item}/{name}", item, side) for name in images]
+        rows += [(entry.path, entry.name, side) for entry in images_below(copy.base, copy.parts[side])]
     return copy.base, rows
