@@ -30,6 +30,7 @@ from dcml_tune.quantities import seconds, size
 from dcml_tune.record import Record, refuse_existing
 from dcml_tune.redaction import redact
 from dcml_tune.resources import AUTO
+from dcml_tune.study_file import mend
 from dcml_tune.tracking.addresses import absolute_uri, tracking_uri
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
             f"--resume {name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
             f"by --extend {shlex.quote(name)} --num-samples {asked['flags']['num_samples']}"
         )
+    mend(record.directory / STUDY, record.name)
     flags = {**asked["flags"], **{flag: getattr(arguments, flag) for flag in _MAY_CHANGE}}
     if "tracking_uri" in given:  # the record holds it without its password
         flags["tracking_uri"] = given["tracking_uri"]

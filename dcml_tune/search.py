@@ -25,6 +25,7 @@ from dcml_tune.redaction import redact
 from dcml_tune.resources import gpus_per_trial
 from dcml_tune.stored import printable
 from dcml_tune.studies import direction, first_best
+from dcml_tune.study_file import impatient
 from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
@@ -494,8 +495,10 @@ class _Search:
         reason = redact(reason)
         if self.progress is not None:
             self.progress.interrupt(reason)
-        with suppress(Exception):  # a full disk: the next process does it first of all
+        # Where it cannot be, because of a full disk or a study that is locked, the next process does it first of all.
+        with impatient(), suppress(Exception, SearchStopped):
             self.plan.suspend()
+        signal_handled()
         self.tracker.end(self.plan.name, "INTERRUPTED", reason=reason)
         left = self.tracker.close(_DELIVER_S["interrupted"])
         with suppress(OSError):  # a full disk: a status of running with a free lock says the same

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
-from urllib.parse import quote
 
 from dcml_tune.config import SettingError
 from dcml_tune.paths import STUDY
+from dcml_tune.study_file import copy_of, patiently, read_trials
+from dcml_tune.tracebacks import one_line
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -18,6 +20,8 @@ T = TypeVar("T")
 
 KEY = "dcml.key"
 """Attribute of a trial that was launched: its key in the search."""
+
+_PATIENCE_S = 10.0  # the copy is nearly as new
 
 Direction = Literal["minimize", "maximize"]
 
@@ -52,24 +56,16 @@ def read_study(directory: Path) -> list[FrozenTrial]:
         SettingError: if there is none that can be read.
     """
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    files = [file for file in (directory / STUDY, directory / f"{STUDY}.copy") if file.is_file()]
+    file = directory / STUDY
+    files = [each for each in (file, copy_of(file)) if each.is_file()]
     if not files:
         raise SettingError("is not there yet")
-    for file in files:
+    for each in files:
         try:
-            return optuna.load_study(study_name=directory.name, storage=_read_only(file)).get_trials(deepcopy=False)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, KeyError) as error:
-            if file == files[-1]:
-                raise SettingError(f"{file}: {error}") from None
+            return patiently(partial(read_trials, each, directory.name), each, patience=_PATIENCE_S)
+        except Exception as error:  # whatever is wrong with one, the other may be whole
+            if each == files[-1]:
+                raise SettingError(f"{each}: cannot be read ({one_line(error)})") from None
     raise AssertionError("unreachable")
-
-
-def _read_only(file: Path) -> str:
-    """The address of a database that nothing can be written to, whatever characters its path has."""
-    from sqlalchemy import URL
-
-    address = URL.create("sqlite", database=f"file:{quote(str(file))}", query={"mode": "ro", "uri": "true"})
-    return address.render_as_string()

@@ -50,10 +50,12 @@ class Guard(Callback):
         self.reasons: dict[str, str] = {}
         self._since: dict[str, float] = {}
         self._looked = 0.0
+        self._stepped: float | None = None
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look for signals, at the disk, and at the clocks of the trials."""
         raise_if_signalled()
+        self._forgive_pause()
         if time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
@@ -66,6 +68,13 @@ class Guard(Callback):
         for trial in trials:
             if trial.status == "RUNNING" and self._is_late(trial):
                 self._end(trial)
+
+    def _forgive_pause(self) -> None:
+        """The time that this process took between two steps, such as for a study that was locked, is no trial's fault."""
+        now = time.monotonic()
+        if self._stepped is not None and (pause := now - self._stepped) > _LOOK_S:
+            self._since = {trial: since + pause for trial, since in self._since.items()}
+        self._stepped = now
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's clock starts with its process."""

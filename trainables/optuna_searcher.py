@@ -22,12 +22,14 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from dcml_tune import tracebacks
 from dcml_tune.config import SEEDS, SettingError
 from dcml_tune.studies import KEY, by_launch, direction, first_best
+from dcml_tune.study_file import copy_study
 from search_spaces.space import Feasible, SearchSpace
 from trainables.belief import BelievingSampler
 from trainables.divide_and_conquer import FAILED, RUN, STOP_SEARCH
-from trainables.study import adapt_study, copy_study, open_study
+from trainables.study import adapt_study, open_study, study_file
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +207,7 @@ class OptunaSearcher(Searcher):
             key = f"{self._launched:03d}"
             trial.set_user_attr(KEY, key)
             self._launched += 1
-            self._guarded(copy_study, self.storage)
+            self._guarded(copy_study, study_file(self.storage))
             return self._dictionary(key, sampled)
         log.error("no setting that can work was found in %d draws, the last: %s", _TRIES, reason)
         return None
@@ -236,7 +238,7 @@ class OptunaSearcher(Searcher):
             self.on_trial_result(trial_id, result)  # Ray hands the last result over here alone
             ended = {"values": self._values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
             self._guarded(self.study.tell, trial.number, **ended)
-        self._guarded(copy_study, self.storage)
+        self._guarded(copy_study, study_file(self.storage))
 
     def explain(self, key: str, reason: str) -> None:
         """Keep why a trial failed, where only the driver knows. Optuna changes no trial that has ended."""
@@ -310,8 +312,8 @@ class OptunaSearcher(Searcher):
         """An exception in a searcher would end the whole search."""
         try:
             call(*arguments, **options)
-        except Exception:
-            log.warning("the Optuna study did not take a result", exc_info=True)
+        except Exception as error:
+            tracebacks.warn(log, "the Optuna study did not take a result", error)
 
 
 def _sampler(name: str, seed: int, startup: int) -> BaseSampler:

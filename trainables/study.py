@@ -1,24 +1,57 @@
-"""The Optuna study of a search: an SQLite file, and a copy of it that is whole when the file is not."""
+"""The Optuna study of a search while it runs: a storage that waits for its file, and studies in a wider space."""
 
 from __future__ import annotations
 
 import copy
-import logging
+import functools
 import os
-import sqlite3
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
 
-from dcml_tune.config import SettingError
+from dcml_tune.interruption import SearchStopped
 from dcml_tune.paths import sqlite_address, sqlite_file
 from dcml_tune.studies import KEY, Direction
+from dcml_tune.study_file import BUSY_S, complaint, copy_study, mend, patiently
 from search_spaces.space import SearchSpace
 
-log = logging.getLogger(__name__)
+
+class PatientStorage(RDBStorage):
+    """A storage whose file may be locked or unreadable for minutes; after that it stops the search, which can be resumed.
+
+    Each call is a transaction of its own, and one that failed has changed nothing: it is called again.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open the file, or make it."""
+        self.file = study_file(url)
+        super().__init__(url, engine_kwargs={"connect_args": {"timeout": BUSY_S}})
+
+
+def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: PatientStorage, *arguments: Any, **options: Any) -> Any:
+        try:
+            return patiently(lambda: method(self, *arguments, **options), self.file)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise SearchStopped(complaint(self.file, error)) from None
+
+    return call
+
+
+# All that a study, or the cache that Optuna puts between, calls.
+for _name, _method in vars(RDBStorage).items():
+    if callable(_method) and _name.startswith(
+        ("create_", "_create_new", "delete_", "get_", "_get_", "set_", "_set_trial")
+    ):
+        setattr(PatientStorage, _name, _patient(_method))
 
 
 def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.Study:
@@ -30,12 +63,12 @@ def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.S
         directions: of each of a trial's values.
 
     Raises:
-        SettingError: if the file is damaged and there is no copy that is whole.
+        SettingError: as `dcml_tune.study_file.mend`.
     """
-    file = sqlite_file(storage)
-    if file is not None and file.exists() and not _is_whole(file):
-        _restore(file)
-    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    file = study_file(storage)
+    mend(file, name)
+    opened = patiently(lambda: PatientStorage(storage), file)
+    return optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
 
 
 def adapt_study(storage: str, name: str, space: SearchSpace) -> None:
@@ -46,12 +79,11 @@ def adapt_study(storage: str, name: str, space: SearchSpace) -> None:
     Raises:
         SettingError: as `open_study`.
     """
-    file = sqlite_file(storage)
-    if file is None or not file.exists():
+    file = study_file(storage)
+    mend(file, name)
+    if not file.exists():
         return
-    if not _is_whole(file):
-        _restore(file)
-    old = optuna.load_study(study_name=name, storage=storage)
+    old = optuna.load_study(study_name=name, storage=patiently(lambda: PatientStorage(storage), file))
     trials = old.get_trials(deepcopy=False)
     adapted = [_adapted(trial, space) for trial in trials]
     if all(_is_same(*pair) for pair in zip(trials, adapted, strict=True)):
@@ -63,7 +95,14 @@ def adapt_study(storage: str, name: str, space: SearchSpace) -> None:
         made.set_user_attr(key, value)
     made.add_trials(adapted)
     os.replace(fresh, file)
-    copy_study(storage)
+    copy_study(file)
+
+
+def study_file(storage: str) -> Path:
+    """The file of a study's address."""
+    file = sqlite_file(storage)
+    assert file is not None, "studies are SQLite files"
+    return file
 
 
 def _adapted(trial: FrozenTrial, space: SearchSpace) -> FrozenTrial:
@@ -87,43 +126,3 @@ def _mix(old: BaseDistribution | None, new: BaseDistribution) -> bool:
 
 def _is_same(trial: FrozenTrial, adapted: FrozenTrial) -> bool:
     return trial.params == adapted.params and trial.distributions == adapted.distributions
-
-
-def copy_study(storage: str) -> None:
-    """Copy the study's file beside it, whole or not at all."""
-    file = sqlite_file(storage)
-    if file is None:
-        return
-    fresh = file.with_suffix(".db.new")
-    try:
-        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(fresh)) as target:
-            source.backup(target)
-        os.replace(fresh, _copy(file))
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _restore(file: Path) -> None:
-    copy, damaged = _copy(file), file.with_suffix(".db.damaged")
-    if not copy.exists() or not _is_whole(copy):
-        raise SettingError(
-            f"{file}: the Optuna study is damaged and has no copy; put the file back, or start a new search (the trials' "
-            "checkpoints and their MLflow runs are still there)"
-        )
-    log.warning("%s: the Optuna study is damaged; its copy takes its place, and it is kept as %s", file, damaged.name)
-    os.replace(file, damaged)
-    for rest in (file.with_name(f"{file.name}-journal"), file.with_name(f"{file.name}-wal")):
-        rest.unlink(missing_ok=True)  # they belong to the damaged file
-    file.write_bytes(copy.read_bytes())
-
-
-def _is_whole(file: Path) -> bool:
-    try:
-        with closing(sqlite3.connect(file)) as connection:
-            return bool(connection.execute("PRAGMA quick_check").fetchall() == [("ok",)])
-    except sqlite3.DatabaseError:
-        return False
-
-
-def _copy(file: Path) -> Path:
-    return file.with_suffix(".db.copy")
