@@ -62,6 +62,7 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Load all models, then measure one after the other, and print."""
     arguments = parser().parse_args(argv)
+    from dcml_tune.data.remains import store_tests
     from dcml_tune.plan import writable
 
     output = writable(arguments.output_dir)
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
     if arguments.untrained:
         models.append(models[0].before_training())
     if arguments.which == "test":
+        lines = [line for model in models for line in store_tests(model.config, dataset, output / STORES)]
+        print(*dict.fromkeys(lines), sep="\n", end="\n" if lines else "", file=sys.stderr)
         print(_entered(models, dataset, output), file=sys.stderr, flush=True)
     results = [(model, list(_measure(model, sets, arguments, output))) for model in models]
     published = _published(dataset, arguments)

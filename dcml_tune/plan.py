@@ -212,6 +212,7 @@ class Plan:
         """
         from dcml_tune import backbones
         from dcml_tune.clustering import check_backend
+        from dcml_tune.data.remains import store_tests
         from dcml_tune.trainer import TrialData
 
         self.arguments, self.settings, self.directory, self.record = arguments, settings, directory, record
@@ -248,6 +249,8 @@ class Plan:
         self._check_disk(base)
         self.data = TrialData.open(base, self.output / STORES, verify=True)
         self.identity = self.data.identity(base)
+        scores = self.scores_test or base.protocol == "paper"
+        self.test_lines = store_tests(base, self.data.dataset, self.output / STORES, verify=True) if scores else []
         if record is None:
             space = space.restricted(settings, self.data.cannot_train)
         if wider is not None:
@@ -368,7 +371,8 @@ class Plan:
         lines = [
             f"search {self.name}: {d.dataset.counts()}",
             *d.dataset.notes,
-            *d.notes(),
+            *d.notes(self.base),
+            *self.test_lines,
             f"  {held} training classes are held out to compare trials, {trains} train; test classes stay sealed"
             if self.base.protocol == "held_out"
             else f"  {PAPER_LABEL}; {trains} classes train",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dcml_tune.clustering import kmeans
 from dcml_tune.data import EvaluationSet, ImageList
+from dcml_tune.data.remains import matched_queries
 from dcml_tune.evaluation import ami, nmi, retrieval_measures
 
 Labels = npt.NDArray[np.int64]
@@ -55,10 +56,12 @@ def final_measures(
     known = EmbeddedOnce(embed)
     for test in sets:
         queries, labels = known(test.queries)
-        if test.gallery is None:
+        others, other_labels = known(test.gallery) if test.gallery is not None else (None, None)
+        kept = matched_queries(test, labels, other_labels)
+        queries, labels = queries[torch.from_numpy(kept).to(queries.device)], labels[kept]
+        if others is None or other_labels is None:
             found = retrieval_measures(queries, labels, test.ks)
         else:
-            others, other_labels = known(test.gallery)
             found = retrieval_measures(queries, labels, test.ks, gallery=others, gallery_labels=other_labels)
             queries, labels = torch.cat([queries, others]), np.concatenate([labels, other_labels])
         if clusterings:

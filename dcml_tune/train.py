@@ -77,6 +77,7 @@ class _Run:
     def __init__(self, name: str, config: TrialConfig, arguments: argparse.Namespace, output: Path) -> None:
         """Check everything, open the data and build the model."""
         from dcml_tune.clustering import check_backend
+        from dcml_tune.data.remains import store_tests
         from dcml_tune.trainer import Trainer, TrialData
 
         check_backend(config.backend)
@@ -84,7 +85,9 @@ class _Run:
         self.name, self.config, self.arguments, self.output = name, config, arguments, output
         self.checkpoint = output / name / CHECKPOINT
         self.uri = tracking_uri(arguments.tracking_uri, output)
-        TrialData.open(config, output / STORES, verify=True)
+        opened = TrialData.open(config, output / STORES, verify=True)
+        scores = arguments.score_test or config.protocol == "paper"
+        self.test_lines = store_tests(config, opened.dataset, output / STORES, verify=True) if scores else []
         self.trainer: Trainer = Trainer(config, stores=output / STORES, device=device, name=name)
         self.wandb = self._wandb()
         self.untrained: dict[str, float] = {}
@@ -134,7 +137,8 @@ class _Run:
         """What is said before it trains."""
         config, trained = self.config, self.trainer.data
         arguments = self.arguments
-        lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes()]
+        lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes(config)]
+        lines += self.test_lines
         lines += without_effect(config, vars(arguments)) + original.without_meaning(arguments)
         if config.protocol == "paper":
             lines.append(PAPER_LABEL)

@@ -20,8 +20,7 @@ from torch import Tensor
 from dcml_tune import checkpoint, data
 from dcml_tune.clustering import recluster
 from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.data import EvaluationSet, ImageList, ImageStore
-from dcml_tune.data.decoding import departure_lines
+from dcml_tune.data import EvaluationSet, ImageList, ImageStore, remains
 from dcml_tune.data.loader import EVALUATION_BATCH, BatchLoader, ToDevice, evaluation_batches
 from dcml_tune.data.transforms import TrainTransform
 from dcml_tune.evaluation import retrieval_measures
@@ -91,6 +90,7 @@ class TrialData:
             for kind in _kinds(config)
         )
         images = dataset.train.take(originals.kept)
+        remains.of_train(config, dataset, originals).checked()
         train, held_out = data.hold_out_rows(
             images,
             share=config.held_out_share,
@@ -99,13 +99,19 @@ class TrialData:
             gallery=dataset.tests[0].gallery is not None,
         )
         labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
+        # Only now, so that the choice of the held-out classes does not depend on them.
+        matched = remains.matched(dataset.train.labels, images.labels)
+
+        def kept(rows: Indices) -> Indices:
+            return rows[matched[rows]]
+
         trial = cls(
             dataset=dataset,
             images=images,
             labels=labels,
-            train=train,
-            validation=held_out.queries if held_out else None,
-            gallery=held_out.gallery if held_out else None,
+            train=kept(train),
+            validation=kept(held_out.queries) if held_out else None,
+            gallery=kept(held_out.gallery) if held_out and held_out.gallery is not None else None,
             ks=_ks(dataset),
             originals=originals,
             views=views,
@@ -128,11 +134,9 @@ class TrialData:
         stores = self.views.directory.parent
         return data.Identity.of(self.dataset, stores, opens_test=config.protocol == "paper")
 
-    def notes(self) -> list[str]:
-        """What a user must know of the images: which cannot be decoded, and what was done to others."""
-        missing = len(self.dataset.train) - len(self.images)
-        lines = [f"left out {missing} of {len(self.dataset.train)} training images: not decodable"] if missing else []
-        return [*lines, *departure_lines(self.originals.departures, "training images")]
+    def notes(self, config: TrialConfig) -> list[str]:
+        """What a user must know of the training images: which cannot be decoded, and what was done to others."""
+        return remains.of_train(config, self.dataset, self.originals).lines
 
     def cannot_train(self, config: TrialConfig) -> str | None:
         """Why the classes that train are too few for some settings, or None.
@@ -351,7 +355,7 @@ class Trainer(Updates):
                 return measures
 
     def test(self, *, penultimate: bool = False) -> dict[str, float]:
-        """Measure the model on the test classes. Of a search, this is the only place that opens a test image.
+        """Measure the model on the test classes. Of a search, this is the only place that scores a test image.
 
         That it does is written into the ledger first.
 
@@ -359,7 +363,7 @@ class Trainer(Updates):
             penultimate: measure penultimate features instead of the embedding (for the untrained network).
 
         Raises:
-            OSError: if the ledger cannot be written; no test image was opened then.
+            OSError: if the ledger cannot be written; no test image was scored then.
         """
         dataset = self.data.dataset
         self.test_scored_before = enter(
@@ -374,6 +378,8 @@ class Trainer(Updates):
 
     def _test(self, test: EvaluationSet, embedded: EmbeddedOnce) -> dict[str, float]:
         (queries, labels), *gallery = (embedded(images) for images in test.lists)
+        kept = remains.matched_queries(test, labels, gallery[0][1] if gallery else None)
+        queries, labels = queries[torch.from_numpy(kept).to(queries.device)], labels[kept]
         found = retrieval_measures(
             queries,
             labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,7 +19,11 @@ from PIL import ExifTags, Image
 
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import inspect, load, open_or_build
+from dcml_tune.data.__main__ import main as data_command
 from dcml_tune.data.images import UnreadableImageError
+from dcml_tune.data.remains import matched, store_tests
+from dcml_tune.search import main as search_command
+from dcml_tune.trainer import TrialData
 
 RED = (250, 20, 30)
 WIDE = np.full((6, 10, 3), RED, np.uint8)
@@ -181,7 +186,8 @@ def test_each_has_its_outcome(tree: Path, tmp_path: Path) -> None:
             with pytest.raises(UnreadableImageError, match=rf"\(({wanted})"):
                 images.read(i)
     seen = inspect(images)
-    assert set(seen.unreadable) == set(store.left_out)
+    assert seen.kept.tolist() == store.kept.tolist()
+    assert set(seen.left_out) == set(store.left_out)
     assert seen.departures == store.departures == {"scaled": 5, "rotated": 3, "alpha": 2, "converted": 1, "frames": 3}
     with pytest.raises(UnreadableImageError, match=r"images cannot be decoded: .*--skip-unreadable"):
         open_or_build(images, tmp_path / "other", kind="evaluation", sz_resize=8, sz_crop=8)
@@ -379,13 +385,132 @@ def test_folders_that_cannot_be_read_are_refused_or_left_out(tmp_path: Path) -> 
     )
 
 
-def outcome(
-    command: Callable[[list[str]], int], words: list[str], capsys: pytest.CaptureFixture[str]
-) -> tuple[bool, str]:
-    """Whether a command accepts its input, and what it says."""
-    try:
-        accepted = command(words) == 0
-        said = ""
-    except SettingError as error:
-        accepted, said = False, str(error)
-    return accepted, said + "".join(capsys.readouterr())
+def rows(root: Path) -> None:
+    """Twelve classes of three images."""
+    grown(root, {f"{number:02d}": ["0.png", "1.png", "2.png"] for number in range(12)})
+
+
+def few(root: Path) -> None:
+    """A split of which two classes test."""
+    grown(root, {f"train/{number:02d}": ["0.png", "1.png", "2.png"] for number in range(10)})
+    grown(root, {f"test/{name}": TWO for name in "xy"})
+
+
+def damage(path: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def damaged(root: Path) -> None:
+        rows(root)
+        (root / path).unlink()
+        make(root / path)
+
+    return damaged
+
+
+def one_left(*folders: str, grow: Callable[[Path], None] = rows) -> Callable[[Path], None]:
+    """Of the images of some classes only the last can be decoded."""
+
+    def damaged(root: Path) -> None:
+        grow(root)
+        for folder in folders:
+            for path in sorted((root / folder).iterdir())[:-1]:
+                path.write_bytes(TORN)
+
+    return damaged
+
+
+SKIP = "--skip-unreadable"
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "accepted", "said"),
+    [
+        (rows, [], True, ""),
+        (damage("01/0.png", put(TORN)), [], False, "1 of 36 images cannot be decoded|1 of 18 images cannot be decoded"),
+        (damage("01/0.png", put(TORN)), [SKIP], True, "left out 1 of 18 training images: not decodable"),
+        (damage("11/0.png", put(TORN)), [], False, "of 36 images cannot be decoded|of 18 images cannot be decoded"),
+        (damage("11/0.png", put(TORN)), [SKIP], True, "left out 1 of 18 test images: not decodable"),
+        (damage("01/0.png", link("gone")), [], False, "No such file or directory"),
+        (damage("01/0.png", link("gone")), [SKIP], True, "left out 1 of 18 training images"),
+        (damage("11/0.png", link("gone")), [SKIP], True, "left out 1 of 18 test images"),
+        (damage("11/0.png", os.mkfifo), [], False, "is a FIFO, and no file"),
+        (damage("11/0.png", os.mkfifo), [SKIP], True, "left out 1 of 18 test images"),
+        (damage("01/0.png", save("PNG", exif=exif(6))), [], True, "1 training images: turned by their EXIF orientation"),
+        (one_left("02"), [SKIP], True, "left out 1 training classes keep no second image that can be decoded: 02"),
+        (one_left("07"), [SKIP], True, "left out 1 test classes keep no second image that can be decoded: 07"),
+        (one_left("02"), [SKIP, "--strict"], False, "1 training classes keep no second image that can be decoded: 02"),
+        (one_left("test/x", grow=few), [SKIP], False, "1 test classes are left, and two are the least"),
+        (rows, ["--train-classes", "2"], False, "val_share=0.2: 2 training classes are too few"),
+    ],
+)  # fmt: skip
+def test_data_accepts_what_a_search_accepts(
+    make: Callable[[Path], None],
+    words: list[str],
+    accepted: bool,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both say the same in the same words, before anything runs."""
+    make(tmp_path / "images")
+    given = ["folder", "--dataset-dir", str(tmp_path / "images"), "--sz-resize", "16", "--sz-crop", "16", *words]
+    tiny = [
+        "--arch",
+        "test_resnet",
+        "--weights",
+        "none",
+        "--sz-embedding",
+        "8",
+        "--nb-clusters",
+        "2",
+        "--batch-size",
+        "8",
+    ]
+    commands: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
+        "data": (data_command, [*given, "--check-only", "--output-dir", str(tmp_path / "data")]),
+        "search": (search_command, [*given, *tiny, "--dry-run", "--output-dir", str(tmp_path / "search")]),
+    }
+    for name, (command, line) in commands.items():
+        try:
+            status, error = command(line), ""
+        except SettingError as refused:
+            status, error = 2, str(refused)
+        text = error + "".join(capsys.readouterr())
+        assert (status == 0) == accepted, (name, text)
+        assert re.search(said, text), (name, text)
+
+
+def test_a_class_that_keeps_one_image_is_neither_trained_nor_scored(tmp_path: Path) -> None:
+    """It can only miss. The other held-out classes are those that would be held out anyway."""
+    one_left("02", "07")(tmp_path / "images")
+    settings = config(tmp_path / "images", skip_unreadable=True)
+    whole = grown(tmp_path / "whole", {f"{number:02d}": ["0.png", "1.png", "2.png"] for number in range(12)})
+    for seed in range(4):
+        found, other = (
+            TrialData.open(each.changed(split_seed=seed), tmp_path / "stores")
+            for each in (settings, config(whole, skip_unreadable=True))
+        )
+        assert found.validation is not None
+        assert other.validation is not None
+        assert 2 not in found.labels[[*found.train, *found.validation]]
+        assert set(other.labels[other.validation]) - {2} == set(found.labels[found.validation])
+    labels = np.array([0, 0, 1, 1, 2])
+    assert matched(labels, np.array([0, 1, 1, 2])).tolist() == [False, True, True, True], (
+        "a class that always had one stays"
+    )
+    assert matched(labels, labels, gallery=(np.array([0, 1]), np.array([1]))).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_a_damaged_test_image_is_found_before_the_ledger_is_written(tmp_path: Path) -> None:
+    """Decoding is no scoring: the store is built, and nothing else."""
+    damage("11/0.png", put(TORN))(tmp_path / "images")
+    settings = config(tmp_path / "images")
+    with pytest.raises(UnreadableImageError, match=r"11/0\.png"):
+        store_tests(settings, load(settings), tmp_path / "store")
+    assert not list(tmp_path.rglob("*ledger*"))
+    (tmp_path / "images" / "11" / "0.png").write_bytes(raw.png(WIDE, 2))
+    assert store_tests(settings, load(settings), tmp_path / "store") == []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,15 @@ from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.paths import STORES, output_directory
 
 if TYPE_CHECKING:
-    from dcml_tune.data import DataSet, ImageList, Inspection
+    from dcml_tune.data import DataSet, ImageList, ImageStore, Inspection
+    from dcml_tune.data.remains import Remains
+
+    Seen = dict[ImageList, ImageStore | Inspection]
 
 # The settings that say which images there are, and how they are stored.
 _SETTINGS = (
     "dataset_dir", "train_classes", "ratio_classes", "allow_partial", "skip_unreadable", "strict", "image_store",
-    "sz_resize", "sz_crop",
+    "sz_resize", "sz_crop", "val_share", "protocol",
 )  # fmt: skip
 
 
@@ -44,74 +46,68 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     from dcml_tune import data
     from dcml_tune.data.published import COUNTS, counts
+    from dcml_tune.data.remains import of_tests, of_train
 
     config = TrialConfig(**{**given_settings(arguments), "dataset": arguments.dataset})
-    dataset = data.load(config.changed(allow_partial=True, strict=False))
-    builds = not arguments.check_only and _usable(config)
+    dataset = data.load(config.changed(allow_partial=True, strict=False, skip_unreadable=True))
+    builds = not arguments.check_only and not _refusals(config)
     output = output_directory(arguments.output_dir)
     seen = _build(config, dataset, output) if builds else _decode(dataset)
     published = COUNTS.get(dataset.name, {})
+    sides = [of_train(config, dataset, seen[dataset.train]), of_tests(config, dataset, lambda images: seen[images])]
     found = {
         "dataset": dataset.name,
         "counts": [
             {"what": what, "found": number, "published": published.get(what)}
             for what, number in counts(dataset).items()
         ],
-        "notes": list(dataset.notes),
-        "unreadable": seen.unreadable,
-        "departures": seen.departures,
-        "problems": _problems(config, seen.unreadable),
+        "notes": [*dataset.notes, *(line for side in sides for line in side.lines)],
+        "unreadable": list(dict.fromkeys(name for each in seen.values() for name in each.left_out)),
+        "problems": _problems(config, dataset, seen, sides),
         "stores": str(output / STORES) if builds else None,
     }
     _print(found, arguments)
     return BAD_INPUT if found["problems"] else 0
 
 
-def _usable(config: TrialConfig) -> bool:
-    """Whether a search would take this copy, unless its images cannot be decoded."""
-    return not _problems(config, [])
-
-
-def _problems(config: TrialConfig, unreadable: list[str]) -> list[str]:
-    """What a search would refuse, with the remedy."""
+def _refusals(config: TrialConfig) -> list[str]:
+    """Why a search would not take this copy, before an image is decoded."""
     from dcml_tune import data
-    from dcml_tune.data.images import named
 
-    problems = []
     try:
         data.load(config)
     except SettingError as error:
+        return [str(error)]
+    return []
+
+
+def _problems(config: TrialConfig, dataset: DataSet, seen: Seen, sides: list[Remains]) -> list[str]:
+    """What a search would refuse, with the remedy; the functions that decide are those of a search."""
+    from dcml_tune import data
+    from dcml_tune.data.image_store import unreadable
+
+    problems = _refusals(config)
+    left_out = [name for each in seen.values() for name in each.left_out]
+    if left_out and not config.skip_unreadable:
+        return [*problems, str(unreadable(left_out, sum(map(len, seen))))]
+    problems += [side.problem for side in sides if side.problem is not None]
+    try:
+        images = dataset.train.take(seen[dataset.train].kept)
+        data.hold_out_rows(images, share=config.held_out_share, seed=config.split_seed)
+    except SettingError as error:
         problems.append(str(error))
-    if unreadable and not config.skip_unreadable:
-        problems.append(
-            f"{len(unreadable):,} images cannot be decoded: {named(unreadable, limit=3)}; repair or remove them, or leave "
-            "them out with --skip-unreadable"
-        )
     return problems
 
 
-def _decode(dataset: DataSet) -> Inspection:
+def _decode(dataset: DataSet) -> Seen:
     """Decode every image, and write nothing."""
     from dcml_tune import data
 
     lists = [("training images", dataset.train), *(("test images", images) for images in dataset.test_lists)]
-    found = [data.inspect(images, _progress(f"{what} are decoded")) for what, images in lists]
-    return _sum(found)
+    return {images: data.inspect(images, _progress(f"{what} are decoded")) for what, images in lists}
 
 
-def _sum(found: Iterable[Inspection]) -> Inspection:
-    """What was seen of several lists, as of one."""
-    from dcml_tune.data import Inspection
-
-    unreadable: dict[str, None] = {}
-    departures: Counter[str] = Counter()
-    for each in found:
-        unreadable |= dict.fromkeys(each.unreadable)
-        departures.update(each.departures)
-    return Inspection(list(unreadable), departures)
-
-
-def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Inspection:
+def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Seen:
     """Build the stores of a search's images; returns what was seen of them."""
     from dcml_tune import data
     from dcml_tune.files import free_bytes, readable_size
@@ -120,7 +116,7 @@ def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Inspection:
     stores = writable(output) / STORES
     wanted: list[tuple[ImageList, data.Kind]] = [(dataset.train, config.image_store), (dataset.train, "evaluation")]
     wanted += [(images, "evaluation") for images in dataset.test_lists]
-    sizes = {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
+    sizes: dict[str, Any] = {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
     need = sum(data.needed_bytes(images, stores, kind=kind, **sizes) for images, kind in wanted)
     if need > free_bytes(output):
         raise SettingError(
@@ -128,21 +124,13 @@ def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Inspection:
             f"{readable_size(free_bytes(output))} are free; free some space, choose another directory, or keep smaller images "
             "with --image-store small"
         )
-    found = []
+    found: Seen = {}
     for number, (images, kind) in enumerate(wanted, 1):
         report = _progress(f"image store {number} of {len(wanted)}")
-        store = data.open_or_build(
-            images,
-            stores,
-            kind=kind,
-            sz_resize=config.sz_resize,
-            sz_crop=config.sz_crop,
-            skip_unreadable=True,
-            progress=report,
-        )
-        if (images, kind) != wanted[0]:  # training images have two stores
-            found.append(data.Inspection(list(store.left_out), store.departures))
-    return _sum(found)
+        found[images] = data.open_or_build(
+            images, stores, kind=kind, skip_unreadable=True, progress=report, **sizes
+        )  # training images have two stores, of which one is enough to know
+    return found
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
@@ -171,8 +159,6 @@ def _print_table(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dcml_tune.data.decoding import departure_lines
-
     table = Table(found["dataset"], "found", "published", "", box=box.SIMPLE_HEAD)
     for each in found["counts"]:
         known = each["published"]
@@ -181,8 +167,6 @@ def _print_table(found: dict[str, Any]) -> None:
     Console(highlight=False).print(table)
     for note in found["notes"]:
         print(note)
-    for line in departure_lines(found["departures"]):
-        print(line)
     for name in found["unreadable"][:20]:
         print(f"cannot be decoded: {name}")
     if len(found["unreadable"]) > 20:

@@ -15,8 +15,9 @@ it later is found out: a change of meta.json, of index.npy or of a size whenever
 pixels by `open_or_build(verify=True)`.
 """
 
+from dcml_tune.data.image_store.builder import unreadable
 from dcml_tune.data.image_store.layout import VERSION, Kind
 from dcml_tune.data.image_store.opening import Inspection, inspect, needed_bytes, open_or_build
 from dcml_tune.data.image_store.reader import ImageStore
 
-__all__ = ["VERSION", "ImageStore", "Inspection", "Kind", "inspect", "needed_bytes", "open_or_build"]
+__all__ = ["VERSION", "ImageStore", "Inspection", "Kind", "inspect", "needed_bytes", "open_or_build", "unreadable"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from dcml_tune.data.image_store.builder import build, unreadable
@@ -19,7 +20,7 @@ from dcml_tune.data.image_store.reader import META, STAMP, ImageStore, state_of
 from dcml_tune.data.image_store.room import writing
 from dcml_tune.data.image_store.threads import SHORTAGE, Progress, attempt, map_threads, silent
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
-from dcml_tune.data.images import ImageList, named, why
+from dcml_tune.data.images import ImageList, Indices, named, why
 from dcml_tune.files import CANNOT_WRITE, readable_size, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -77,17 +78,21 @@ def open_or_build(
 class Inspection:
     """What decoding all images of a list brings to light."""
 
-    unreadable: list[str]
-    """Names of those that cannot be decoded, each with the reason."""
+    kept: Indices
+    """Positions of the images that can be decoded."""
+    left_out: list[str]
+    """Names of the others, each with the reason."""
     departures: dict[str, int]
-    """How many of the others had to be turned, scaled, ...; keys as in `decoding.DEPARTURES`."""
+    """How many had to be turned, scaled, ...; keys as in `decoding.DEPARTURES`."""
 
 
 def inspect(images: ImageList, progress: Progress | None = None) -> Inspection:
     """Decode all images of a list, and write nothing."""
     found = map_threads(lambda i: attempt(lambda: images.decode(i).departures), len(images), progress or silent)
-    unreadable = [f"{images.name(i)} ({each})" for i, each in enumerate(found) if isinstance(each, str)]
-    return Inspection(unreadable, Counter(key for each in found if not isinstance(each, str) for key in each))
+    kept = [i for i, each in enumerate(found) if not isinstance(each, str)]
+    left_out = [f"{images.name(i)} ({each})" for i, each in enumerate(found) if isinstance(each, str)]
+    departures = Counter(key for each in found if not isinstance(each, str) for key in each)
+    return Inspection(np.array(kept, dtype=np.int64), left_out, departures)
 
 
 def needed_bytes(

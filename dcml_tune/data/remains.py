@@ -1,0 +1,158 @@
+"""What remains of a data set without the images that cannot be decoded. One rule for search, train, evaluate and data.
+
+A class of several images that keeps one has no other image to be found, and could only miss: it is left out. So is a query
+whose class has lost its whole gallery. A class that has a single image in the whole copy is left to the reader of its data
+set: published protocols keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.data.decoding import departure_lines
+from dcml_tune.data.image_store import open_or_build
+from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, Indices, named
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Seen(Protocol):
+    """What an image store, or an inspection, says of a list of images."""
+
+    @property
+    def kept(self) -> Indices:
+        """Positions of the images that can be decoded."""
+
+    @property
+    def departures(self) -> Mapping[str, int]:
+        """Number of images by what was done to them."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What is said of one side of a data set."""
+
+    lines: list[str]
+    problem: str | None
+    """Why it cannot be used."""
+
+    def checked(self) -> list[str]:
+        """The lines.
+
+        Raises:
+            SettingError: if it cannot be used.
+        """
+        if self.problem is not None:
+            raise SettingError(self.problem)
+        return self.lines
+
+
+def matched(before: Indices, after: Indices, *, gallery: tuple[Indices, Indices] | None = None) -> Mask:
+    """Which of the images that can be decoded have another of their class to be found, or never had.
+
+    Args:
+        before: labels of all images.
+        after: labels of those that can be decoded.
+        gallery: the same of the images that they are searched in; None: in each other.
+
+    Example:
+        >>> matched(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 2])).tolist()
+        [False, True, True, True]
+    """
+    least = 2 if gallery is None else 1
+    had, has = (_frequent(labels, least) for labels in gallery or (before, after))
+    return ~np.isin(after, np.setdiff1d(had, has))
+
+
+def matched_queries(test: EvaluationSet, labels: Indices, gallery_labels: Indices | None) -> Mask:
+    """As `matched`, of the queries of a test set that can be decoded."""
+    gallery = None
+    if test.gallery is not None and gallery_labels is not None:
+        gallery = (test.gallery.labels, gallery_labels)
+    return matched(test.queries.labels, labels, gallery=gallery)
+
+
+def of_train(config: TrialConfig, dataset: DataSet, seen: Seen) -> Remains:
+    """What is said of the training images."""
+    images = dataset.train
+    after = images.labels[seen.kept]
+    kept = matched(images.labels, after)
+    lines = _lines("training images", [(images, seen)])
+    return _side(config, dataset, "training classes", lines, after, kept)
+
+
+def of_tests(config: TrialConfig, dataset: DataSet, seen_of: Callable[[ImageList], Seen]) -> Remains:
+    """What is said of the test images, all test sets together."""
+    found = {images: seen_of(images) for images in dataset.test_lists}
+    lines = _lines("test images", list(found.items()))
+    for test in dataset.tests:
+        if not all(images in found for images in test.lists):
+            continue  # a part of another set
+        labels, *gallery = (images.labels[found[images].kept] for images in test.lists)
+        kept = matched_queries(test, labels, gallery[0] if gallery else None)
+        side = _side(config, dataset, "test classes", lines, labels, kept)
+        lines = side.lines
+        if side.problem is not None:
+            return side
+    return Remains(lines, None)
+
+
+def store_tests(config: TrialConfig, dataset: DataSet, stores: Path, *, verify: bool = False) -> list[str]:
+    """Decode the test images into their stores, so that a damaged one is found before hours of training.
+
+    Decoding is no scoring: no model sees an image here.
+
+    Returns:
+        What is said of them.
+
+    Raises:
+        SettingError: if images cannot be decoded and are not to be left out, or too few classes remain.
+    """
+    return of_tests(
+        config,
+        dataset,
+        lambda images: open_or_build(
+            images,
+            stores,
+            kind="evaluation",
+            sz_resize=config.sz_resize,
+            sz_crop=config.sz_crop,
+            skip_unreadable=config.skip_unreadable,
+            verify=verify,
+        ),
+    ).checked()
+
+
+def _frequent(labels: Indices, least: int) -> Indices:
+    classes, sizes = np.unique(labels, return_counts=True)
+    frequent: Indices = classes[sizes >= least]
+    return frequent
+
+
+def _lines(what: str, lists: Sequence[tuple[ImageList, Seen]]) -> list[str]:
+    total = sum(len(images) for images, _ in lists)
+    missing = total - sum(len(seen.kept) for _, seen in lists)
+    counts = {
+        key: sum(seen.departures.get(key, 0) for _, seen in lists) for _, each in lists for key in each.departures
+    }
+    return [*([f"left out {missing:,} of {total:,} {what}: not decodable"] if missing else []),
+            *departure_lines(counts, what)]  # fmt: skip
+
+
+def _side(config: TrialConfig, dataset: DataSet, what: str, lines: list[str], after: Indices, kept: Mask) -> Remains:
+    lost = [dataset.class_names[label] for label in np.unique(after[~kept]).tolist()]
+    if lost:
+        text = f"{len(lost):,} {what} keep no second image that can be decoded: {named(lost)}"
+        if config.strict:
+            return Remains(lines, f"{dataset.name}: {text}; repair the images, or leave --strict out")
+        lines = [*lines, f"left out {text}"]
+    left = len(np.unique(after[kept]))
+    problem = f"{dataset.name}: {left} {what} are left, and two are the least; repair the images" if left < 2 else None
+    return Remains(lines, problem)
