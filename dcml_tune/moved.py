@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class _Target(Stored):
+    """What is needed of `tracking.lines.Target`."""
+
     artifact_root: str | None = None
 
 
@@ -42,12 +44,17 @@ def follow(asked: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
     """
     flags, space = dict(asked["flags"]), dict(asked["space"])
     flags["space"] = _moved(flags.get("space"), old, new)
-    file = sqlite_file(flags["tracking_uri"] or "")
-    if file is not None and (moved := _moved(str(file), old, new)) not in (None, str(file)):
-        flags["tracking_uri"] = sqlite_address(Path(str(moved)))
+    flags["tracking_uri"] = moved_address(flags["tracking_uri"] or "", old, new) or None
     images = {"dataset_dir": _moved(asked["settings"].get("dataset_dir"), old, new)}
     settings, space["published"] = with_images(asked["settings"], images), with_images(space["published"], images)
     return {**asked, "flags": flags, "settings": settings, "space": space}
+
+
+def moved_address(uri: str, old: Path, new: Path) -> str:
+    """The address of a database, with its path as it is now that a directory above it was moved."""
+    file = sqlite_file(uri)
+    moved = None if file is None else _moved(str(file), old, new)
+    return uri if moved is None or moved == str(file) else sqlite_address(Path(moved))
 
 
 def with_images(settings: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:

@@ -42,17 +42,21 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 from filelock import FileLock, Timeout
 
 from dcml_tune import __version__, tracebacks
 from dcml_tune.config import SettingError
 from dcml_tune.files import write_whole
+from dcml_tune.moved import moved_address, output_before
 from dcml_tune.paths import ARTIFACTS, SPOOL, mlflow_address, sqlite_file
 from dcml_tune.redaction import redact, redact_command
+from dcml_tune.stored import checked, parse
 from dcml_tune.studies import by_launch, first_best
 from dcml_tune.tracking.addresses import absolute_uri, compare_url, tracking_uri, ui_command
+from dcml_tune.tracking.lines import Mark, SpoolRecord, Target
+from dcml_tune.tracking.moved import repoint
 
 __all__ = [
     "Tracker",
@@ -348,7 +352,9 @@ class Tracker:
             if not self._cannot_keep:
                 log.warning("tracking: %s cannot be kept (%s); it is sent from where it lies", path, _short(error))
             self._cannot_keep = True
-            return {"original": str(path)}
+            # As seen from the spool, so that both can be moved together.
+            beside = path.is_relative_to(self._spool.directory.parent.absolute())
+            return {"original": os.path.relpath(path, self._spool.directory) if beside else str(path)}
         self._cannot_keep = False
         return kept
 
@@ -385,13 +391,19 @@ def flush(directory: Path, uri: str | None = None, *, timeout: float = 60.0) -> 
         SettingError: if there is no spool, or its address held a password and none was given.
     """
     try:
-        target = json.loads((directory / "target.json").read_text())
-    except (OSError, ValueError):
+        target = checked(Target, parse((directory / "target.json").read_bytes()))
+    except OSError:
         raise SettingError(f"{directory}: no records of a search there; check NAME and --output-dir") from None
-    if uri is None and "***" in target["uri"]:
-        raise SettingError(f"{target['uri']}: its password is not stored; give the whole address by --tracking-uri")
-    root = target["artifact_root"]
-    delivery = _Delivery(directory, absolute_uri(uri or target["uri"]), target["experiment"], root and Path(root))
+    except ValueError as error:
+        raise SettingError(f"{directory / 'target.json'}: {error}; put it back, or resume the search") from None
+    if uri is None and "***" in target.uri:
+        raise SettingError(f"{target.uri}: its password is not stored; give the whole address by --tracking-uri")
+    output = directory.absolute().parent.parent
+    old = output_before(directory.absolute().parent, {})
+    address, root = (uri or target.uri), target.artifact_root and Path(target.artifact_root)
+    if old is not None:
+        address, root = moved_address(address, old, output), output / ARTIFACTS
+    delivery = _Delivery(directory, absolute_uri(address), target.experiment, root or None)
     stop = threading.Event()
 
     def deliver() -> None:
@@ -623,11 +635,11 @@ def _line(number: int, record: Record) -> bytes:
     return f'{{"n":{number},"crc":{zlib.crc32(f"{number}:{text}".encode())},"record":{text}}}\n'.encode()
 
 
-_LINE = re.compile(rb'\{"n":(\d+),"crc":(\d+),"record":(\{.*\})\}\n')
+_LINE = re.compile(rb'\{"n":(\d{1,15}),"crc":(\d{1,10}),"record":(\{.*\})\}\n')
 
 
 def _read(path: Path, offset: int) -> Iterator[tuple[int, Record | None, int]]:
-    """Number, record (None if torn) and end position of each whole line from a position on."""
+    """Number, record (None if torn, or none that is known) and end position of each whole line from a position on."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -636,11 +648,20 @@ def _read(path: Path, offset: int) -> Iterator[tuple[int, Record | None, int]]:
             if not line.endswith(b"\n"):
                 return  # torn, or still being written
             offset += len(line)
-            match = _LINE.fullmatch(line)
-            if match and zlib.crc32(match[1] + b":" + match[3]) == int(match[2]):
-                yield int(match[1]), json.loads(match[3]), offset
-            else:
-                yield 0, None, offset
+            number, record = _parsed(line)
+            yield number, record, offset
+
+
+def _parsed(line: bytes) -> tuple[int, Record | None]:
+    match = _LINE.fullmatch(line)
+    if match is None or zlib.crc32(match[1] + b":" + match[3]) != int(match[2]):
+        return 0, None
+    try:
+        record: Record = parse(match[3])
+        checked(cast(Any, SpoolRecord), record)
+    except ValueError:  # a right checksum of wrong content
+        return 0, None
+    return int(match[1]), record
 
 
 def _write_line(file: FileIO, line: bytes) -> None:
@@ -665,10 +686,10 @@ def _read_mark(directory: Path) -> tuple[int, int]:
     Without a readable mark all is delivered again, which changes nothing.
     """
     try:
-        mark = json.loads((directory / "delivered.json").read_text())
-        return int(mark["offset"]), int(mark["n"])
-    except (OSError, ValueError, KeyError, TypeError):
+        mark = checked(Mark, parse((directory / "delivered.json").read_bytes()))
+    except (OSError, ValueError):
         return 0, 0
+    return mark.offset, mark.n
 
 
 def _link_or_copy(source: str | Path, target: str | Path) -> None:
@@ -757,19 +778,25 @@ class _Delivery:
         if found.lifecycle_stage == "deleted":
             raise SettingError(f"experiment {self.experiment!r} was deleted: `mlflow experiments restore` it first")
         self._client, self.experiment_id = client, found.experiment_id
+        if (file := sqlite_file(self.uri)) is not None:
+            repoint(file, found.artifact_location, self._root(file))
 
     def _make_experiment(self, client: Any) -> Any:
         from mlflow.exceptions import MlflowException
 
         place = None
         if (file := sqlite_file(self.uri)) is not None:
-            place = (self.artifact_root or file.parent / ARTIFACTS).as_uri()
+            place = self._root(file).as_uri()
         try:
             client.create_experiment(self.experiment, place)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker
                 raise
         return client.get_experiment_by_name(self.experiment)
+
+    def _root(self, file: Path) -> Path:
+        """Where a new experiment of an SQLite store has its files."""
+        return self.artifact_root or file.parent / ARTIFACTS
 
     def _deliver(self) -> None:
         while window := self._window():
@@ -1020,7 +1047,8 @@ class _Delivery:
 
     def _files(self, record: Record) -> Path | None:
         """Where the files of a record lie; None if its model was forgotten meanwhile."""
-        path = Path(record["original"]) if "original" in record else self.directory / "files" / record["file"]
+        place: str = record["original"] if "original" in record else f"files/{record['file']}"
+        path = self.directory / place
         if path.exists():
             return path
         if "file" in record and path.parent.exists():

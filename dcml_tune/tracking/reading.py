@@ -12,6 +12,7 @@ from dcml_tune.paths import sqlite_file
 from dcml_tune.redaction import redact
 from dcml_tune.tracking import KEY, REASON, ROLE, SEARCH, STATE, _client, _safe_key, _short
 from dcml_tune.tracking.addresses import absolute_uri
+from dcml_tune.tracking.moved import files_of
 
 _PAGE = 1000
 
@@ -104,12 +105,10 @@ def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
                 f"run {run_id}: has logged no model; give one that has ended, or a checkpoint's directory"
             )
         newest = max(models, key=lambda model: int(model.tags.get("dcml.step", 0)))
-        import mlflow
-        from mlflow.utils.file_utils import local_file_uri_to_path
-
-        place = Path(local_file_uri_to_path(newest.artifact_location))  # type: ignore[no-untyped-call]
-        if place.is_dir():
+        place = files_of(newest.artifact_location, sqlite_file(absolute_uri(uri)))
+        if place is not None:
             return place
+        import mlflow
 
         mlflow.set_tracking_uri(absolute_uri(uri))
         return Path(mlflow.artifacts.download_artifacts(f"models:/{newest.model_id}", dst_path=str(target)))
