@@ -10,8 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from dcml_tune.config import SettingError
+from dcml_tune.paths import mlflow_address
 from dcml_tune.tracking import Tracker, flush
-from dcml_tune.tracking.moved import files_of, local_path
+from dcml_tune.tracking.moved import files_of, local_path, repoint
 from dcml_tune.tracking.reading import model_of_run
 
 
@@ -44,59 +45,74 @@ def below(output):
     return (output / "mlartifacts").as_uri()
 
 
-@pytest.mark.parametrize("how", ["moved", "copied"])
-@pytest.mark.parametrize("name", ["runs", "r % ü?#'x"])
-def test_artifacts_follow_an_output_directory(tmp_path, how, name, caplog):
-    """Old ones are found, new ones are written beside them, and nothing is written to the old place."""
-    old, new = tmp_path / "here" / name, tmp_path / "there" / name
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """An output directory with a run, and its id; to be copied, since making a database takes seconds."""
+    output = tmp_path_factory.mktemp("template") / "runs"
+    return output, fill(output)
+
+
+@pytest.fixture(params=["runs", "r % ü?#'x"])
+def output(request, filled, tmp_path):
+    """An output directory of that kind, all of whose addresses are its own."""
+    place = shutil.copytree(filled[0], tmp_path / "here" / request.param)
+    Tracker.open(place, "s").close()
     (tmp_path / "there").mkdir()
-    run = fill(old)
-    before = sorted(path.name for path in old.rglob("*"))
-    old.rename(new) if how == "moved" else shutil.copytree(old, new)
+    return place
+
+
+def test_artifacts_follow_an_output_directory_that_was_moved(output, filled, tmp_path, caplog):
+    """Old ones are found, new ones are written beside them, and nothing is written to the old place."""
+    new = output.rename(tmp_path / "there" / output.name)
+    caplog.clear()
     again = fill(new, "t")
     assert f"are in {new / 'mlartifacts'} now; 3 addresses follow" in caplog.text
     assert all(address.startswith(below(new)) for address in addresses(new / "mlflow.db"))
-    client = MlflowClient(f"sqlite:///{new / 'mlflow.db'}")
-    for each in (run, again):
+    client = MlflowClient(mlflow_address(new))
+    for each in (filled[1], again):
         assert [file.path for file in client.list_artifacts(each, "facts")] == ["facts/model.json"]
-    if how == "moved":
-        assert not old.exists()
-    else:
-        assert sorted(path.name for path in old.rglob("*")) == before
-        assert all(address.startswith(below(old)) for address in addresses(old / "mlflow.db"))
+    assert not output.exists()
 
 
-def test_a_reader_finds_models_without_changing_the_store(tmp_path):
+def test_a_copy_has_artifacts_of_its_own(output, tmp_path):
+    """And the original keeps its own."""
+    before = sorted(path.name for path in output.rglob("*"))
+    new = shutil.copytree(output, tmp_path / "there" / output.name)
+    fill(new, "t")
+    assert all(address.startswith(below(new)) for address in addresses(new / "mlflow.db"))
+    assert all(address.startswith(below(output)) for address in addresses(output / "mlflow.db"))
+    assert sorted(path.name for path in output.rglob("*")) == before
+
+
+def test_a_reader_finds_models_without_changing_the_store(output, filled, tmp_path):
     """As `evaluate RUN` does, before anybody has resumed."""
-    run = fill(tmp_path / "old")
-    (tmp_path / "old").rename(tmp_path / "new")
-    before = addresses(tmp_path / "new" / "mlflow.db")
-    found = model_of_run(run, uri=f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}", target=tmp_path / "download")
+    new = output.rename(tmp_path / "there" / output.name)
+    before = addresses(new / "mlflow.db")
+    found = model_of_run(filled[1], uri=mlflow_address(new), target=tmp_path / "download")
     assert (found / "model.json").is_file()
-    assert found.is_relative_to(tmp_path / "new")
-    assert addresses(tmp_path / "new" / "mlflow.db") == before
+    assert found.is_relative_to(new)
+    assert addresses(new / "mlflow.db") == before
 
 
-def test_a_place_of_the_users_own_stays(tmp_path):
+def test_a_place_of_the_users_own_stays(output, filled, tmp_path):
     """The files of an experiment that a user put elsewhere are there still."""
-    output, own = tmp_path / "runs", tmp_path / "large disk" / "mlartifacts"
-    output.mkdir()
-    own.mkdir(parents=True)
-    MlflowClient(f"sqlite:///{output / 'mlflow.db'}").create_experiment("dcml_tune", own.as_uri())
-    fill(output)
-    assert all(address.startswith(own.as_uri()) for address in addresses(output / "mlflow.db"))
-    assert next(own.rglob("model.json")).is_file()
+    own = tmp_path / "large disk" / "mlartifacts"
+    own.parent.mkdir()
+    (output / "mlartifacts").rename(own)
+    repoint(output / "mlflow.db", (output / "mlartifacts").as_uri(), own)  # not beside the database: nothing is done
+    assert all(address.startswith(below(output)) for address in addresses(output / "mlflow.db"))
+    with closing(sqlite3.connect(output / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'dcml_tune'", (own.as_uri(),))
+    fill(output, "t")
+    assert sum(address.startswith(own.as_uri()) for address in addresses(output / "mlflow.db")) == 3
 
 
-def test_what_waits_is_delivered_at_the_new_place(tmp_path):
+def test_what_waits_is_delivered_at_the_new_place(output, tmp_path):
     """`flush` makes no database where the output directory was."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    fill(old)
-    with (old / "s" / "tracking" / "delivered.json").open("w") as file:
-        json.dump({"offset": 0, "n": 0}, file)
-    old.rename(new)
+    (output / "s" / "tracking" / "delivered.json").unlink()
+    new = output.rename(tmp_path / "there" / output.name)
     assert flush(new / "s" / "tracking") == 0
-    assert not old.exists()
+    assert not output.exists()
     assert all(address.startswith(below(new)) for address in addresses(new / "mlflow.db"))
 
 
@@ -117,49 +133,48 @@ def line(number, record):
 START = {"kind": "start", "key": "t", "time": 1, "name": "t", "role": "train", "parent": None, "params": {}, "tags": {}}
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {},
-        [],
-        {**START, "kind": "launch"},
-        {**START, "key": 5},
-        {**START, "tags": {"a": 1}},
-        {**START, "params": "x"},
-        {"kind": "metrics", "key": "t", "time": 1, "step": 1, "values": {"a": "high"}},
-        {"kind": "metrics", "key": "t", "time": 1, "step": 1.5, "values": {}},
-        {"kind": "metrics", "key": "t", "time": 10**30, "step": 1, "values": {}},
-        {"kind": "artifact", "key": "t", "time": 1, "artifact_path": None, "file": "../../victim/x"},
-        {"kind": "artifact", "key": "t", "time": 1, "artifact_path": None, "file": f"{'0' * 32}/."},
-        {"kind": "artifact", "key": "t", "time": 1, "artifact_path": None, "file": f"{'0' * 32}/.."},
-    ],
-)
-def test_a_record_with_a_right_checksum_and_wrong_content_is_skipped(tmp_path, record, caplog):
-    """It is named in the log, what follows is delivered, and nothing outside of the spool is touched."""
-    spool = tmp_path / "s" / "tracking"
+WRONG = [
+    {},
+    [],
+    {**START, "kind": "launch"},
+    {**START, "key": 5},
+    {**START, "tags": {"a": 1}},
+    {**START, "params": "x"},
+    {"kind": "metrics", "key": "t", "time": 1, "step": 1, "values": {"a": "high"}},
+    {"kind": "metrics", "key": "t", "time": 1, "step": 1.5, "values": {}},
+    {"kind": "metrics", "key": "t", "time": 10**30, "step": 1, "values": {}},
+    {"kind": "artifact", "key": "t", "time": 1, "artifact_path": None, "file": "../../victim/x"},
+    {"kind": "artifact", "key": "t", "time": 1, "artifact_path": None, "file": f"{'0' * 32}/."},
+    {"kind": "artifact", "key": "t", "time": 1, "artifact_path": None, "file": f"{'0' * 32}/.."},
+]
+
+
+def test_records_with_a_right_checksum_and_wrong_content_are_skipped(filled, tmp_path, caplog):
+    """They are named in the log, what follows is delivered, and nothing outside of the spool is touched."""
+    output = shutil.copytree(filled[0], tmp_path / "runs")
+    spool = output / "t" / "tracking"
     (spool / "files").mkdir(parents=True)
-    (tmp_path / "s" / "victim").mkdir()
-    (tmp_path / "s" / "victim" / "x").write_text("")
-    (spool / "spool.jsonl").write_bytes(line(1, record) + line(2, START))
-    tracker = Tracker.open(tmp_path, "s")
+    (output / "t" / "victim").mkdir()
+    (output / "t" / "victim" / "x").write_text("")
+    lines = [line(number, record) for number, record in enumerate(WRONG, 1)]
+    deep = '{"a":' * 50_000
+    lines.append(f'{{"n":99,"crc":{zlib.crc32(f"99:{deep}}}".encode())},"record":{deep}}}}}\n'.encode())
+    (spool / "spool.jsonl").write_bytes(b"".join(lines) + line(100, START))
+    tracker = Tracker.open(output, "t")
     tracker.metrics("t", 1, {"a": 0.5})
     assert tracker.close() == 0
-    assert "is skipped" in caplog.text
-    run = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(tracker.run_id("t"))
+    assert caplog.text.count("is skipped") == len(WRONG) + 1
+    run = MlflowClient(mlflow_address(output)).get_run(tracker.run_id("t"))
     assert run.data.metrics == {"a": 0.5}
-    assert (tmp_path / "s" / "victim" / "x").exists()
+    assert (output / "t" / "victim" / "x").exists()
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"offset": -1, "n": 0}', '{"offset": 1e300, "n": 0}', "[]", '{"offset": "0", "n": 0}']
-)
-def test_a_mark_that_cannot_be_sends_all_again(tmp_path, text):
+def test_a_mark_that_cannot_be_sends_all_again(filled, tmp_path):
     """Which changes nothing."""
-    fill(tmp_path)
-    (tmp_path / "s" / "tracking" / "delivered.json").write_text(text)
-    tracker = Tracker.open(tmp_path, "s")
-    tracker.metrics("s", 5, {"a": 1.0})
-    assert tracker.close() == 0
+    output = shutil.copytree(filled[0], tmp_path / "runs")
+    for text in ("[" * 100_000, '{"offset": -1, "n": 0}', '{"offset": 1e300, "n": 0}', "[]", '{"offset": "0", "n": 0}'):
+        (output / "s" / "tracking" / "delivered.json").write_text(text)
+        assert flush(output / "s" / "tracking") == 0
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{}", '{"uri": 5, "experiment": "e", "artifact_root": null}'])

@@ -400,10 +400,10 @@ def flush(directory: Path, uri: str | None = None, *, timeout: float = 60.0) -> 
         raise SettingError(f"{target.uri}: its password is not stored; give the whole address by --tracking-uri")
     output = directory.absolute().parent.parent
     old = output_before(directory.absolute().parent, {})
-    address, root = (uri or target.uri), target.artifact_root and Path(target.artifact_root)
+    address, root = target.uri, Path(target.artifact_root) if target.artifact_root else None
     if old is not None:
         address, root = moved_address(address, old, output), output / ARTIFACTS
-    delivery = _Delivery(directory, absolute_uri(address), target.experiment, root or None)
+    delivery = _Delivery(directory, absolute_uri(uri or address), target.experiment, root)
     stop = threading.Event()
 
     def deliver() -> None:
