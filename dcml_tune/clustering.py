@@ -35,6 +35,7 @@ MAX_ITERATIONS = 100
 # Iterations end when one lowers the objective by a smaller share than this. On made-up clusters that ended
 # 0.00 to 0.16 % above where 100 iterations lead (mean of 8 seeds; the worst 0.6 %), after 10 to 30 of them.
 LEAST_GAIN = 1e-4
+ADAPTIVE = "kmeans_adaptive_centroids"
 # Seeds tried until a clustering is acceptable.
 TRIES = 30
 # Entries of the largest matrix that assigning images to centroids holds at once (64 MiB of float32).
@@ -71,7 +72,7 @@ def recluster(
     """Compute the partition of an epoch anew: k-means, match, divide, drop single images.
 
     Whether an epoch reclusters is the plan's `recluster`; this function does it when it is called. With a
-    plan of one cluster all images are in it, and neither features nor singles matter.
+    plan of one cluster all images but those alone of their class are in it, and features do not matter.
 
     Args:
         features: (N, D) Unit rows in evaluation mode, penultimate features or embeddings.
@@ -88,9 +89,9 @@ def recluster(
     permutation, which undoes the matching for more than two clusters.
     """
     if plan.nb_clusters == 1:
-        # Two arrays: a checkpoint refuses to write one array under two names.
-        partition, assignment = np.zeros((2, len(features)), dtype=np.int64).copy()
-        return Clustering(partition=partition, assignment=assignment, nmi_previous=None)
+        everything = np.zeros(len(features), dtype=np.int64)
+        # `drop_singles` gives an array of its own: a checkpoint refuses to write one array under two names.
+        return Clustering(partition=drop_singles(everything, labels), assignment=everything, nmi_previous=None)
     nb_found = plan.nb_clusters // 2 if plan.divide else plan.nb_clusters
     seed = _seed(config, plan.epoch)
     assignment = _found(features, labels, nb_found, previous, config=config, seed=seed)
@@ -98,7 +99,8 @@ def recluster(
         assignment = match(previous, assignment)
     nmi_previous = None if previous is None else _agreement(previous, assignment)
     if plan.divide:
-        assignment = divide(features, assignment, labels, seed=seed, backend=config.backend)
+        spread = config.clustering_method == ADAPTIVE
+        assignment = divide(features, assignment, labels, seed=seed, backend=config.backend, spread=spread)
     return Clustering(partition=drop_singles(assignment, labels), assignment=assignment, nmi_previous=nmi_previous)
 
 
@@ -121,22 +123,27 @@ def _found(
     """The clusters that k-means finds, in its own order."""
     if k == 1:
         return np.zeros(len(features), dtype=np.int64)
-    adaptive = config.clustering_method == "kmeans_adaptive_centroids"
-    init = _adaptive_centroids(features, k, previous, seed) if adaptive else None
-    return cluster(features, labels, k, seed=seed, backend=config.backend, init=init)[0]
+    adaptive = config.clustering_method == ADAPTIVE
+    init = _means_of(previous, features, k) if adaptive and previous is not None else None
+    return cluster(features, labels, k, seed=seed, backend=config.backend, init=init, spread=adaptive)[0]
 
 
-def _adaptive_centroids(features: Features, k: int, previous: IntArray | None, seed: int) -> FloatArray:
-    """Where k-means starts: the previous clusters' means in the new features, or k-means++ without those."""
-    x = _as_tensor(features)
-    if previous is not None and previous.max(initial=-1) + 1 == k:
-        kept = np.flatnonzero(previous >= 0)
-        sums, counts = _sums(x[torch.from_numpy(kept)], torch.from_numpy(previous[kept]).to(x.device), k)
-        if bool((counts > 0).all()):
-            return cast(FloatArray, (sums / counts[:, None]).cpu().numpy())
+def _means_of(previous: IntArray, features: Features, k: int) -> FloatArray | None:
+    """The previous clusters' means in the new features; None unless these are k clusters, all with images."""
+    if previous.max(initial=-1) + 1 != k:
+        return None
+    x, kept = _as_tensor(features), np.flatnonzero(previous >= 0)
+    sums, counts = _sums(x[torch.from_numpy(kept)], torch.from_numpy(previous[kept]).to(x.device), k)
+    if not bool((counts > 0).all()):
+        return None
+    return cast(FloatArray, (sums / counts[:, None]).cpu().numpy())
+
+
+def _spread(features: Features, k: int, seed: int) -> FloatArray:
+    """Images that lie apart, k of them, as k-means++ draws them."""
     from sklearn.cluster import kmeans_plusplus  # a second of import that most trials never need
 
-    return cast(FloatArray, kmeans_plusplus(x.cpu().numpy(), k, random_state=seed % 2**32)[0])
+    return cast(FloatArray, kmeans_plusplus(_as_tensor(features).cpu().numpy(), k, random_state=seed % 2**32)[0])
 
 
 def cluster(
@@ -147,11 +154,12 @@ def cluster(
     seed: int,
     backend: str = "auto",
     init: FloatArray | None = None,
+    spread: bool = False,
 ) -> tuple[IntArray, FloatArray]:
     """K-means with the seeds `seed`, `seed + 1`, ... until the clusters are acceptable.
 
     After `TRIES` seeds the last clustering is taken, with a warning. `init` serves the first try alone,
-    since it would only repeat itself.
+    since it would only repeat itself. Other tries start from random images; with `spread` from k-means++.
 
     Returns:
         The partition (N,) and the centroids (k, D).
@@ -161,6 +169,8 @@ def cluster(
     """
     for attempt in range(TRIES):
         start = init if attempt == 0 else None
+        if start is None and spread:
+            start = _spread(features, k, seed + attempt)
         partition, centroids = kmeans(features, k, seed=seed + attempt, backend=backend, init=start)
         if acceptable(partition, labels, k):
             return partition, centroids
@@ -197,7 +207,13 @@ def _class_in_cluster(partition: IntArray, labels: npt.NDArray[np.generic]) -> t
 
 
 def divide(
-    features: Features, partition: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int, backend: str = "auto"
+    features: Features,
+    partition: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    seed: int,
+    backend: str = "auto",
+    spread: bool = False,
 ) -> IntArray:
     """Split every cluster in two by 2-means on its own images: the children of k are 2k and 2k + 1.
 
@@ -216,7 +232,7 @@ def divide(
             logger.warning("cluster %d holds %d images and cannot be divided", parent, len(members))
             continue
         own = x[torch.from_numpy(members).to(x.device)]
-        children[members] += cluster(own, classes[members], 2, seed=seed, backend=backend)[0]
+        children[members] += cluster(own, classes[members], 2, seed=seed, backend=backend, spread=spread)[0]
     return children
 
 

@@ -134,9 +134,9 @@ class TrialConfig(BaseModel):
     sz_embedding: Annotated[int, Field(ge=2, le=65_536)] = 512
     """Number of dimensions of the embedding."""
     init_method: str | None = None
-    """Initialisation of the embedding layer: None (torch's own), pt_splitted (torch's, for one slice a
-    cluster), xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out,
-    trunc_normal."""
+    """Initialisation of the embedding layer, for one slice of it a cluster: None (torch's own), pt_splitted (the
+    same), xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out (both with gain 1),
+    trunc_normal (deviation 0.1)."""
     masking_init: Literal["ones", "normal"] = "ones"
     """Masks start as ones, or as normal(0.9, 0.7)."""
     mask_relu: bool = True
@@ -161,13 +161,13 @@ class TrialConfig(BaseModel):
     nu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Weight of the pull of the trained beta towards zero in the margin loss."""
     lr_beta: Annotated[float, Field(ge=0, le=1e3)] = 0.0
-    """Learning rate of beta; above 0 there is one beta a class."""
+    """Learning rate of the margin loss's beta; above 0 there is one beta a class."""
     soft_loss: bool = False
     """Soft form log(1 + exp(d_ap - d_an)) of the triplet losses instead of the margin."""
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Initial scale of the similarities in the N-pairs loss."""
     lr_alpha: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    """Learning rate of alpha, as a multiple of base_lr."""
+    """Learning rate of alpha; unlike the multiples it does not follow base_lr."""
     masking_lambda: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Weight of the overlap of the masks in the loss."""
     sampler: Sampler = "easypeasy"
@@ -179,13 +179,13 @@ class TrialConfig(BaseModel):
     batch_sampler: BatchSampler = "balanced_old"
     """How the images of a batch are chosen."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 128
-    """Images in a batch."""
+    """Images in a batch, all copies counted."""
     num_samples_per_class: Annotated[int, Field(ge=1, le=32_768)] = 4
-    """Images of each class in a balanced batch."""
+    """Images of each class in a batch; randombatch takes any."""
     small_class_action: Literal["sample_other", "duplicate", "smaller_batch"] = "sample_other"
     """What adaptbalanced does where a class has too few images."""
     num_replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    """How often each batch is repeated in a step, each copy augmented anew."""
+    """How often a batch holds each of its images, each copy augmented anew: batch_size / num_replicas are different."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     """Processes that prepare batches; by default 4 with a GPU and none without. Has no effect on results."""
 
@@ -205,7 +205,7 @@ class TrialConfig(BaseModel):
     hierarchy_method: Literal["top_bot", "none", "bot_top"] = "top_bot"
     """top_bot divides from one cluster to nb_clusters; none starts with all of them; bot_top merges."""
     stop_recluster: bool = False
-    """Keep the partition once the number of clusters is final."""
+    """Keep the partition once the number of clusters is final; the backbone is not frozen any more either."""
     reassign_random: bool = False
     """Leave new clusters in the order in which k-means found them, instead of matching them to the previous."""
     clustering_method: Literal["kmeans", "kmeans_adaptive_centroids"] = "kmeans"
@@ -281,9 +281,9 @@ class TrialConfig(BaseModel):
                 "lower nb_clusters or mod_epoch, or start the phase later",
             ),
             (
-                phase != 0 or clusters == 1,
-                f"force_full_embedding_epoch=0: leaves no epoch for the nb_clusters={clusters} learners; "
-                "set nb_clusters=1 or start the phase later",
+                phase != 0 or clusters == 1 or self.hierarchy_method == "none",
+                f"force_full_embedding_epoch=0: leaves no epoch for the division into nb_clusters={clusters}; "
+                "set nb_clusters=1 or hierarchy_method=none, or start the phase later",
             ),
             (
                 reached < last,
@@ -297,17 +297,22 @@ class TrialConfig(BaseModel):
                 "else the backbone never trains; lower it or raise mod_epoch",
             ),
             (
-                self.batch_sampler == "randombatch" or self.batch_size % self.num_samples_per_class == 0,
+                self.batch_size % self.num_replicas == 0 and self.images_per_batch >= 2,
+                f"batch_size={self.batch_size}: must be a multiple of num_replicas={self.num_replicas}, at least twice as "
+                "much; change one of them",
+            ),
+            (
+                self.batch_sampler == "randombatch" or self.images_per_batch % self.num_samples_per_class == 0,
                 f"batch_size={self.batch_size}: must be a multiple of num_samples_per_class="
-                f"{self.num_samples_per_class}; change one of them",
+                f"{self.num_samples_per_class}{self._times_replicas}; change one of them",
             ),
             (
-                self.batch_sampler == "randombatch" or self.batch_size >= 2 * self.num_samples_per_class,
+                self.batch_sampler == "randombatch" or self.images_per_batch >= 2 * self.num_samples_per_class,
                 f"batch_size={self.batch_size}: must hold at least two classes of num_samples_per_class="
-                f"{self.num_samples_per_class} images; raise it",
+                f"{self.num_samples_per_class} images{self._times_replicas}; raise it",
             ),
             (
-                self.batch_sampler in ("randombatch", "npairs") or self.num_samples_per_class >= 2,
+                self.batch_sampler == "randombatch" or self.num_samples_per_class >= 2,
                 f"num_samples_per_class={self.num_samples_per_class}: must be at least 2, else there is no "
                 "positive pair in a batch; raise it",
             ),
@@ -356,6 +361,15 @@ class TrialConfig(BaseModel):
     def held_out_share(self) -> float:
         """Share of the training classes that are held out: `val_share`, and none with `protocol=paper`."""
         return 0.0 if self.protocol == "paper" else self.val_share
+
+    @property
+    def images_per_batch(self) -> int:
+        """Different images in a batch: `batch_size` without the copies."""
+        return self.batch_size // self.num_replicas
+
+    @property
+    def _times_replicas(self) -> str:
+        return f" times num_replicas={self.num_replicas}" if self.num_replicas > 1 else ""
 
     @property
     def nonzero_loss_cutoff(self) -> float:

@@ -43,9 +43,13 @@ def _of_masks(config: TrialConfig) -> list[Rule]:
     single = config.nb_clusters == 1
     still = single and config.masks_freeze_one_cluster  # one mask, which stays as it began
     plain = still and config.masking_init == "ones"  # and changes nothing
+    full = config.force_full_embedding_epoch == 0 and not single
+    summed = config.masks_sum_for_full_emb  # then the masks are multiplied into the full embedding, as they began
     return [
         (("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init", "mask_relu", "masks_freeze_one_cluster"),
          config.fixed_mask, "fixed_mask=True trains no masks"),
+        (("masking_lambda", "mask_lr_mult", "mask_wd_mult"), full, "force_full_embedding_epoch=0 trains no masks"),
+        (("mask_relu",), full and not summed, "force_full_embedding_epoch=0 uses no masks"),
         (("fixed_mask",), single, "nb_clusters=1 has one mask, of ones"),
         (("masking_lambda",), single, "nb_clusters=1 has no other mask to overlap with"),
         (("mask_lr_mult", "mask_wd_mult"), still, "nb_clusters=1 trains no masks unless masks_freeze_one_cluster=False"),
@@ -85,7 +89,6 @@ def _of_batches(config: TrialConfig) -> list[Rule]:
     sampler = config.batch_sampler
     return [
         (("small_class_action",), sampler != "adaptbalanced", f"batch_sampler={sampler} does not use it"),
-        (("num_samples_per_class",), sampler == "npairs", "batch_sampler=npairs takes two of each class"),
         (("num_samples_per_class",), sampler == "randombatch", "batch_sampler=randombatch takes any images"),
     ]
 

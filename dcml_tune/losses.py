@@ -83,7 +83,9 @@ def margin_loss(
 def triplet_loss(
     embeddings: Tensor, labels: Tensor, triplets: Triplets, *, margin: float, soft: bool = False
 ) -> Tensor:
-    """The positive should lie nearer than the negative, by a margin; mean over the triplets.
+    """The positive should lie nearer than the negative, by a margin; mean over the triplets that cost something.
+
+    (As in the original, and as pytorch-metric-learning's AvgNonZeroReducer.) In the soft form every triplet does.
 
     Args:
         embeddings: B x D, of unit length.
@@ -96,7 +98,8 @@ def triplet_loss(
     anchors, positives, negatives = triplets
     distances_BB = pairwise_distances(embeddings)
     gap_T = distances_BB[anchors, positives] - distances_BB[anchors, negatives]
-    return _hinge(gap_T, margin=margin, soft=soft).sum() / max(1, len(anchors))
+    losses_T = _hinge(gap_T, margin=margin, soft=soft)
+    return losses_T.sum() / (losses_T > 0).sum().clamp(min=1)
 
 
 def triplet_semihard_loss(embeddings: Tensor, labels: Tensor, *, margin: float, soft: bool = False) -> Tensor:
@@ -121,7 +124,8 @@ def triplet_semihard_loss(embeddings: Tensor, labels: Tensor, *, margin: float, 
     chosen = distances_BB.detach()
     same_BB = same_class(labels, embeddings.device)
     negatives = semihard(chosen[anchors], same_BB[anchors], chosen[anchors, positives])
-    return triplet_loss(embeddings, labels, (anchors, positives, negatives), margin=margin, soft=soft)
+    gap_P = distances_BB[anchors, positives] - distances_BB[anchors, negatives]
+    return _hinge(gap_P, margin=margin, soft=soft).mean()
 
 
 def triplet_all_loss(embeddings: Tensor, labels: Tensor, *, margin: float, soft: bool = False) -> Tensor:

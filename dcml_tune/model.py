@@ -181,24 +181,33 @@ def best_model(trial: Path) -> Path | None:
 
 
 def _initialise(layer: nn.Linear, config: TrialConfig) -> None:
-    """Initialise the embedding layer by `init_method`; torch's own way is there already."""
+    """Initialise the embedding layer by `init_method`: each cluster's slice as a layer of its own, as in the original.
+
+    Gains are those of a linear layer. Biases are torch's own, but 0.1 for trunc_normal.
+    """
     method = config.init_method or "pt_default"
     if method == "pt_default":
         return
+    sizes = [len(part) for part in np.array_split(np.arange(layer.out_features), config.nb_clusters)]
+    slices = [nn.Linear(layer.in_features, size) for size in sizes if size]
+    for part in slices:
+        _initialise_slice(part, method)
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([part.weight for part in slices]))
+        layer.bias.copy_(torch.cat([part.bias for part in slices]))
+
+
+def _initialise_slice(layer: nn.Linear, method: str) -> None:
+    """Draw the weights of a slice; torch's own way is there already."""
     if method == "pt_splitted":
-        parts = [
-            nn.Linear(layer.in_features, layer.out_features // config.nb_clusters) for _ in range(config.nb_clusters)
-        ]
-        with torch.no_grad():
-            layer.weight.copy_(torch.cat([part.weight for part in parts]))
-            layer.bias.copy_(torch.cat([part.bias for part in parts]))
         return
     if method.startswith("kaiming_normal"):
-        nn.init.kaiming_normal_(layer.weight, mode=method.removeprefix("kaiming_normal_"))  # type: ignore[arg-type]
+        mode = method.removeprefix("kaiming_normal_")
+        nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="linear")  # type: ignore[arg-type]
     elif method == "trunc_normal":
-        nn.init.trunc_normal_(layer.weight, std=0.01)
+        nn.init.trunc_normal_(layer.weight, std=0.1, a=-0.2, b=0.2)
+        nn.init.constant_(layer.bias, 0.1)
     else:
         kind, _, gain = method.rpartition("_")
         draw = nn.init.xavier_uniform_ if kind == "xavier_uniform" else nn.init.xavier_normal_
         draw(layer.weight, gain=float(gain))
-    nn.init.zeros_(layer.bias)

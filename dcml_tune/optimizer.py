@@ -18,10 +18,11 @@ def build_optimizer(model: MaskedEmbedder, criterion: MetricLoss, config: TrialC
     The fused implementation reads no step count on the host, so a step waits for nothing.
     """
     rate, decay = config.base_lr, config.weight_decay
+    loss_rate = config.lr_alpha if config.criterion == "npairs" else config.lr_beta
     groups: list[dict[str, Any]] = [
         _group("backbone", model.backbone, rate, decay),
         _group("embedding", model.embedding, rate * config.emb_lr_mult, decay),
-        _group("loss", criterion, config.lr_beta if config.lr_beta > 0 else rate * config.lr_alpha, 0.0),
+        _group("loss", criterion, loss_rate, 0.0),
         {"name": "masks", "params": [model.masks], "param_names": ["masks"]}
         | {"lr": rate * config.mask_lr_mult, "weight_decay": decay * config.mask_wd_mult},
     ]

@@ -52,13 +52,16 @@ class EpochPlan:
         final = epoch > config.epoch_of_full_division
         phase = config.force_full_embedding_epoch
         freezes = config.nb_clusters > 1 or config.freeze_without_division
+        # Freezing follows a reclustering: without one the backbone trains in all epochs of the period.
+        begun = epoch - epoch % config.mod_epoch
+        stopped = config.stop_recluster and config.nb_clusters > 1 and begun > config.epoch_of_full_division
         return cls(
             epoch=epoch,
             nb_clusters=clusters,
             recluster=due and max(clusters, before) > 1 and not (config.stop_recluster and final),
             divide=changes and clusters > before,
             merge=changes and clusters < before,
-            backbone_frozen=freezes and epoch % config.mod_epoch < config.mod_epoch_freeze,
+            backbone_frozen=freezes and not stopped and epoch % config.mod_epoch < config.mod_epoch_freeze,
             full_embedding=phase is not None and epoch >= phase,
             lr_factor=1.0 if config.lr_step is None else config.lr_gamma ** (epoch // config.lr_step),
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcml_tune import checkpoint, data
-from dcml_tune.clustering import recluster
+from dcml_tune.clustering import drop_singles, recluster
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore, remains
 from dcml_tune.data.loader import EVALUATION_BATCH, BatchLoader, ToDevice, evaluation_batches
@@ -215,7 +215,7 @@ class Trainer(Updates):
         )
         self.epoch = 0
         self.assignment: Indices | None = None
-        self.partition = np.zeros(len(self.data.train), dtype=np.int64)
+        self.partition = drop_singles(np.zeros(len(self.data.train)), self.data.labels[self.data.train])
         self.best: Best | None = None
         self.history: list[float] = []
         self.test_scored_before: int | None = None

@@ -39,8 +39,13 @@ def triplet_term(gap, margin, soft):
     return math.log(1 + math.exp(gap)) if soft else max(0.0, gap + margin)
 
 
-def triplet(x, y, triplets, margin, soft):
-    return mean([triplet_term(distance(x, a, p) - distance(x, a, n), margin, soft) for a, p, n in triplets])
+def triplet_terms(x, triplets, margin, soft):
+    return [triplet_term(distance(x, a, p) - distance(x, a, n), margin, soft) for a, p, n in triplets]
+
+
+def triplet(x, triplets, margin, soft):
+    """Over sampled triplets: the mean of those that cost something."""
+    return mean([term for term in triplet_terms(x, triplets, margin, soft) if term > 0])
 
 
 def semihard_negative(x, y, a, p):
@@ -53,11 +58,11 @@ def semihard_negative(x, y, a, p):
 def triplet_semihard(x, y, margin, soft):
     if len(set(y)) < 2:
         return 0.0
-    return triplet(x, y, [(a, p, semihard_negative(x, y, a, p)) for a, p in pairs(y)], margin, soft)
+    return mean(triplet_terms(x, [(a, p, semihard_negative(x, y, a, p)) for a, p in pairs(y)], margin, soft))
 
 
 def triplet_all(x, y, margin, soft):
-    return triplet(x, y, [(a, p, n) for a, p in pairs(y) for n in others(y, a)], margin, soft)
+    return mean(triplet_terms(x, [(a, p, n) for a, p in pairs(y) for n in others(y, a)], margin, soft))
 
 
 def npairs(x, y, alpha):

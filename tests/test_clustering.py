@@ -486,6 +486,30 @@ def test_adaptive_centroids_start_from_the_previous_clusters_in_the_new_features
     np.testing.assert_allclose(tried[0][1], [moved[before == j].mean(0) for j in range(3)], atol=1e-5)
 
 
+def test_adaptive_clusterings_without_previous_centroids_start_from_images_apart(tried):
+    """As in the original: further tries, and the division of each cluster in two, start from k-means++."""
+    features, own = groups(400, 12, 8, 4)
+    config = TrialConfig(nb_clusters=4, nb_epochs=9, mod_epoch=1, clustering_method="kmeans_adaptive_centroids")
+    recluster(features, own, EpochPlan.at(1, config), np.zeros(400, np.int64), config=config)
+    assert tried
+    images = {tuple(row) for row in features.tolist()}
+    for _, init in tried:
+        assert {tuple(row) for row in init.tolist()} <= images
+        assert (init[0] != init[1]).any()
+    tried.clear()
+    # Centroids of which no try is acceptable: two images to a class.
+    cluster(features[:8], np.arange(8), 2, seed=0, init=features[:2], spread=True)
+    assert [init is not None for _, init in tried] == [True] * clustering.TRIES
+
+
+def test_one_cluster_leaves_out_images_alone_of_their_class():
+    """As in the original; a loop over images says the same."""
+    labels = np.array([3, 1, 3, 7, 1, 1, 9])
+    found = recluster(np.eye(7), labels, EpochPlan.at(0, TrialConfig()), None, config=TrialConfig())
+    assert found.partition.tolist() == [0 if sum(y == labels) > 1 else -1 for y in labels]
+    assert found.assignment.tolist() == [0] * 7
+
+
 def test_features_may_be_tensors():
     """Tensors of features give what arrays of them give, through division and adaptive centroids."""
     features, own = groups(300, 12, 8, 5)

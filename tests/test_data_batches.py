@@ -166,14 +166,47 @@ def test_balanced_old_repeats_classes_and_images() -> None:
         assert all(count % 4 == 0 for count in counts.values())
 
 
-def test_npairs_takes_two_of_each() -> None:
-    """Batches of npairs are pairs of different classes; a class with one image is in none."""
-    labels = repeated([1, 2, 5, 7, 2, 9, 4, 4, 6, 2])
-    for batch in one_cluster(labels, config("npairs")):
-        counts = Counter(labels[batch].tolist())
-        assert len(set(batch.tolist())) == 16
-        assert set(counts.values()) == {2}
-        assert 0 not in counts
+@pytest.mark.parametrize("per_class", [2, 4])
+def test_npairs_batches_are_full(per_class: int) -> None:
+    """As in the original: so many images of each class, whole batches with few classes, too, as classes may repeat.
+
+    There are two classes at least, and a class with one image is in none. A loop counts how often each class comes.
+    """
+    labels = repeated([1, 2, 5, 7, 2, 9, 4, 4, 6, 2, 30, 30])
+    settings, seen = config("npairs", size=80, per_class=per_class), dict.fromkeys(range(12), 0)
+    for epoch in range(300):
+        for batch in one_cluster(labels, settings, epoch):
+            counts = Counter(labels[batch].tolist())
+            assert len(batch) == 80
+            assert len(counts) >= 2
+            assert all(count % per_class == 0 for count in counts.values())
+            for label, count in counts.items():
+                seen[label] += count
+    total = sum(seen.values())
+    assert seen[0] == 0
+    # Every class with two images is equally likely: 5 standard deviations of a share of 1 / 11.
+    spread = 5 * (10 / 121 / (total / per_class)) ** 0.5
+    assert all(seen[label] / total == pytest.approx(1 / 11, abs=spread) for label in range(1, 12))
+
+
+def test_a_class_may_come_twice_in_a_batch_of_npairs() -> None:
+    """Also where there are more classes than a batch needs."""
+    labels = repeated([8] * 12)
+    batches = [batch for epoch in range(20) for batch in one_cluster(labels, config("npairs"), epoch)]
+    assert any(max(Counter(labels[batch].tolist()).values()) > 4 for batch in batches)
+
+
+def test_classes_over_an_epoch_are_dealt() -> None:
+    """Each of 300 classes is seen in an epoch of adaptbalanced; drawn independently, as a loop does, 92 % would be."""
+    labels = np.repeat(np.arange(300), 5)
+    batches = one_cluster(labels, config("adaptbalanced", size=80, per_class=2))
+    seen = {label for batch in batches for label in labels[batch].tolist()}
+    rng, drawn = np.random.default_rng(0), set()
+    for _ in batches:
+        drawn |= set(rng.choice(300, 40, replace=False).tolist())
+    assert len(batches) == 18
+    assert seen == set(range(300))
+    assert len(drawn) / 300 == pytest.approx(0.92, abs=0.03)
 
 
 def test_randombatch_has_two_classes() -> None:
@@ -217,11 +250,16 @@ def test_hopeless_cluster_is_skipped(sampler: str, sizes: list[int], caplog: pyt
         one_cluster(hopeless, config(sampler))
 
 
-def test_replicas_repeat_a_batch() -> None:
-    """`num_replicas` repeats the images of each batch."""
-    labels = repeated([6] * 20)
-    for once, thrice in zip(one_cluster(labels, config()), one_cluster(labels, config(num_replicas=3)), strict=True):
-        assert thrice.tolist() == once.tolist() * 3
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_replicas_share_a_batch(sampler: str) -> None:
+    """A batch of 80 holds 40 different images twice, as in the original: those of a batch of 40."""
+    labels = repeated([10] * 40)
+    twice = one_cluster(labels, config(sampler, size=80, per_class=2, num_replicas=2))
+    once = one_cluster(labels, config(sampler, size=40, per_class=2))
+    assert len(twice) == len(once) == 10
+    for batch, half in zip(twice, once, strict=True):
+        assert len(batch) == 80
+        assert batch.tolist() == half.tolist() * 2
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -12,6 +12,7 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as V
 
+from dcml_tune.data import albums
 from dcml_tune.data.albums import jitter
 from dcml_tune.data.transforms import Crops, TrainTransform, crop_and_flip, draw_crops, resized_crops
 
@@ -114,6 +115,28 @@ def test_holes_appear(album: str) -> None:
     # Nothing else can make a white image this dark: contrast and brightness take 40 % at the most.
     holes = (TrainTransform(64, album)(white, np.random.default_rng(0)) < 100).flatten(1).any(1)
     assert 0.25 < holes.float().mean() < 0.65
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 40), (256, 40), (112, 20), (64, 11)])
+def test_holes_have_one_size(size: int, side: int) -> None:
+    """Each hole is a square of 40 pixels, smaller in crops below 224; together they cover what a loop's squares do."""
+    pipeline = albums.Pipeline([albums._holes(size)])
+    white = [np.full((size, size, 3), 255, np.uint8)] * 300
+    dark = pipeline(white, np.random.default_rng(0))[:, :, :, 0] == 0
+    areas = dark.sum(axis=(1, 2))
+    with_holes = areas[areas > 0]
+    assert 0.4 < len(with_holes) / 300 < 0.6
+    assert with_holes.min() == side**2  # one hole, or several that lie on each other
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(300):
+        square = np.zeros((size, size), bool)
+        for _ in range(rng.integers(1, 6)):
+            top, left = rng.integers(0, size - side + 1, 2)
+            square[top : top + side, left : left + side] = True
+        covered.append(square.mean())
+    assert with_holes.mean() / size**2 == pytest.approx(np.mean(covered), rel=0.12)
+    if size == 224:
+        assert np.mean(covered) == pytest.approx(0.09, abs=0.006)
 
 
 @pytest.mark.parametrize(("album", "coloured"), [("Geom", False), ("GeomColor", True), ("ColorHeavy", True)])

@@ -15,7 +15,7 @@ def model(**settings):
     return MaskedEmbedder(TrialConfig(**{**base, "nb_epochs": 20, **settings}))
 
 
-FAN_IN, FAN_OUT = 512, 64
+FAN_IN, SLICE = 512, 64  # of ResNet-18, with an embedding of 512 for 8 clusters
 
 
 @pytest.mark.parametrize(
@@ -24,20 +24,33 @@ FAN_IN, FAN_OUT = 512, 64
         (None, 1 / math.sqrt(3 * FAN_IN), 1 / math.sqrt(FAN_IN)),
         ("pt_default", 1 / math.sqrt(3 * FAN_IN), 1 / math.sqrt(FAN_IN)),
         ("pt_splitted", 1 / math.sqrt(3 * FAN_IN), 1 / math.sqrt(FAN_IN)),
-        ("xavier_uniform_2", 2 * math.sqrt(2 / (FAN_IN + FAN_OUT)), 2 * math.sqrt(6 / (FAN_IN + FAN_OUT))),
-        ("xavier_normal_0.5", 0.5 * math.sqrt(2 / (FAN_IN + FAN_OUT)), math.inf),
-        ("kaiming_normal_fan_in", math.sqrt(2 / FAN_IN), math.inf),
-        ("kaiming_normal_fan_out", math.sqrt(2 / FAN_OUT), math.inf),
-        ("trunc_normal", 0.01, math.inf),
+        ("xavier_uniform_2", 2 * math.sqrt(2 / (FAN_IN + SLICE)), 2 * math.sqrt(6 / (FAN_IN + SLICE))),
+        ("xavier_uniform_1", 0.059, math.inf),
+        ("xavier_normal_0.5", 0.5 * math.sqrt(2 / (FAN_IN + SLICE)), math.inf),
+        ("kaiming_normal_fan_in", 0.0442, math.inf),
+        ("kaiming_normal_fan_out", 0.125, math.inf),
+        ("trunc_normal", 0.088, 0.2),
     ],
 )
 def test_embedding_layer_is_initialised_by_its_law(method, deviation, bound):
-    """Standard deviation and range of the weights are those of the named law; biases are torch's own, or zero."""
-    layer = model(init_method=method, nb_clusters=4).embedding
-    weights = layer.weight.detach()
-    assert weights.std().item() == pytest.approx(deviation, rel=0.02)
+    """Deviation and range of the weights are those of the law for a slice a cluster; biases are torch's own, or 0.1."""
+    layer = model(init_method=method, nb_clusters=8, sz_embedding=512).embedding
+    weights, bias = layer.weight.detach(), layer.bias.detach()
+    for part in weights.split(SLICE):
+        assert part.std().item() == pytest.approx(deviation, rel=0.02)
     assert weights.abs().max().item() <= bound
-    assert bool((layer.bias == 0).all()) == (method not in (None, "pt_default", "pt_splitted"))
+    if method == "trunc_normal":
+        assert torch.equal(bias, torch.full((512,), 0.1))
+    else:
+        assert bias.std().item() == pytest.approx(1 / math.sqrt(3 * FAN_IN), rel=0.1)
+        assert bias.abs().max().item() <= 1 / math.sqrt(FAN_IN)
+
+
+def test_slices_of_unequal_size_cover_the_layer():
+    """Where nb_clusters does not divide sz_embedding, each dimension is drawn all the same."""
+    layer = model(init_method="kaiming_normal_fan_out", nb_clusters=3, hierarchy_method="none").embedding
+    for size, part in zip((22, 21, 21), layer.weight.detach().split((22, 21, 21)), strict=True):
+        assert part.std().item() == pytest.approx(1 / math.sqrt(size), rel=0.03)
 
 
 @pytest.mark.parametrize("method", ["xavier_uniform", "xavier_uniform_", "xavier_normal_-1", "kaiming_normal", "ones"])
@@ -56,6 +69,7 @@ def test_masks_begin_as_ones_or_normal(count, method):
     assert drawn.shape == (count, 4096)
     assert drawn.mean().item() == pytest.approx(0.9, abs=0.05)
     assert drawn.std().item() == pytest.approx(0.7, abs=0.05)
+    assert len({tuple(mask) for mask in drawn.tolist()}) == count
 
 
 @pytest.mark.parametrize("normalize", [None, "l1"])

@@ -132,6 +132,23 @@ def test_fixed_masks_are_contiguous_slices():
     assert torch.equal(model.masks.data, torch.eye(4).repeat_interleave(4, 1))
 
 
+@pytest.mark.parametrize("hierarchy", ["top_bot", "none", "bot_top"])
+@pytest.mark.parametrize(("size", "learners"), [(10, 4), (9, 8), (16, 2), (7, 4), (31, 8)])
+def test_fixed_masks_share_every_dimension(hierarchy, size, learners):
+    """Also where learners do not divide the embedding: a loop finds each dimension with one learner, in equal parts."""
+    small = {"arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32}
+    settings = {**small, "sz_embedding": size, "nb_clusters": learners, "nb_epochs": 20}
+    model = MaskedEmbedder(TrialConfig(**settings, fixed_mask=True, hierarchy_method=hierarchy))
+    while len(model.masks) < learners:
+        model.divide_masks()
+    rows = model.masks.tolist()
+    for dimension in range(size):
+        assert sum(row[dimension] for row in rows) == 1
+    parts = [sum(row) for row in rows]
+    assert max(parts) - min(parts) <= 1
+    assert all("01" not in "".join(str(int(v)) for v in row).strip("0") for row in rows)
+
+
 def test_checkpoint_round_trip_and_damage(tmp_path):
     """A saved model embeds as before; a changed file is refused by name."""
     model = MaskedEmbedder(TrialConfig(**SMALL)).eval()

@@ -37,10 +37,27 @@ def test_groups_of_the_optimiser():
 
 
 def test_alpha_has_its_own_rate():
-    """As a multiple of base_lr, without decay."""
-    _, criterion, optimizer = built(criterion="npairs", lr_alpha=3.0)
-    (group,) = [group for group in optimizer.param_groups if group["name"] == "loss"]
-    assert (group["lr"], group["weight_decay"], group["params"]) == (pytest.approx(3e-3), 0.0, [criterion.alpha])
+    """As it is given, whatever base_lr and lr_beta are (the original's default is 1), without decay."""
+    for given in ({}, {"lr_alpha": 3.0}, {"lr_alpha": 3.0, "lr_beta": 0.1}, {"base_lr": 1e-5}):
+        _, criterion, optimizer = built(criterion="npairs", **given)
+        (group,) = [group for group in optimizer.param_groups if group["name"] == "loss"]
+        expected = (given.get("lr_alpha", 1.0), 0.0, [criterion.alpha])
+        assert (group["lr"], group["weight_decay"], group["params"]) == expected
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e-5])
+def test_alpha_moves_as_adam_moves_it(rate):
+    """28 steps of Adam as a loop over numbers: at the rate of 1 alpha moves by units, at 1e-5 by nothing to speak of."""
+    _, criterion, optimizer = built(criterion="npairs", alpha=1.0, lr_alpha=rate, base_lr=1e-5)
+    alpha, mean, square = 1.0, 0.0, 0.0
+    for step in range(1, 29):
+        gradient = -1.0 - 0.1 * step
+        criterion.alpha.grad = torch.tensor(gradient)
+        optimizer.step()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        alpha -= rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)) ** 0.5 + 1e-8)
+    assert criterion.alpha.item() == pytest.approx(alpha, rel=1e-5)
+    assert (criterion.alpha.item() > 10) == (rate == 1.0)
 
 
 @pytest.mark.parametrize(("name", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])

@@ -35,6 +35,32 @@ def test_freeze_and_full_embedding():
     assert [p.backbone_frozen for p in frozen] == [True, False, True, False]
 
 
+def test_without_reclustering_nothing_is_frozen():
+    """After the last reclustering that stop_recluster leaves, the backbone trains in every epoch, as in the original."""
+    settings = {"nb_clusters": 4, "mod_epoch": 2, "mod_epoch_freeze": 1, "nb_epochs": 9}
+    on, off = plans(**settings), plans(**settings, stop_recluster=True)
+    assert [p.epoch for p in on if p.backbone_frozen] == [0, 2, 4, 6, 8]
+    assert [p.epoch for p in off if p.backbone_frozen] == [0, 2, 4]
+    assert [p.epoch for p in off if p.recluster] == [2, 4]
+    # A loop over the epochs: each reclustering that was due freezes the next `mod_epoch_freeze` epochs.
+    settings = {"nb_clusters": 2, "mod_epoch": 3, "mod_epoch_freeze": 2, "nb_epochs": 12, "stop_recluster": True}
+    left, clusters, expected = 0, 1, []
+    for epoch in range(12):
+        if epoch % 3 == 0 and (clusters == 1 or epoch == 0):
+            clusters, left = (1 if epoch == 0 else 2), 2
+        expected.append(left > 0)
+        left -= 1
+    assert [p.backbone_frozen for p in plans(**settings)] == expected
+    alone = {"nb_clusters": 1, "mod_epoch_freeze": 1, "freeze_without_division": True, "nb_epochs": 5}
+    assert plans(**alone, stop_recluster=True) == plans(**alone)
+
+
+def test_full_embedding_from_the_start():
+    """Allowed without a hierarchy, as in the original: all clusters give batches, no mask is trained."""
+    found = plans(hierarchy_method="none", nb_clusters=3, force_full_embedding_epoch=0, nb_epochs=3)
+    assert [(p.nb_clusters, p.full_embedding) for p in found] == [(3, True)] * 3
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -44,6 +70,13 @@ def test_freeze_and_full_embedding():
         ({"nb_clusters": 8, "force_full_embedding_epoch": 6}, ["force_full_embedding_epoch=6"]),
         ({"mod_epoch_freeze": 2}, ["mod_epoch_freeze=2", "mod_epoch=2"]),
         ({"batch_size": 30}, ["batch_size=30", "num_samples_per_class=4"]),
+        ({"batch_size": 20, "num_replicas": 2}, ["batch_size=20", "num_samples_per_class=4 times num_replicas=2"]),
+        ({"batch_size": 24, "num_replicas": 5}, ["batch_size=24", "num_replicas=5"]),
+        ({"batch_sampler": "npairs", "num_samples_per_class": 1}, ["num_samples_per_class=1", "at least 2"]),
+        (
+            {"nb_clusters": 2, "force_full_embedding_epoch": 0},
+            ["force_full_embedding_epoch=0", "hierarchy_method=none"],
+        ),
         ({"sampler": "distance"}, ["sampler", "distanceweighted"]),
     ],
 )

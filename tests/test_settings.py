@@ -118,6 +118,7 @@ CASES = [
 ONE = {"nb_clusters": 1}
 FIXED = {"fixed_mask": True}
 SEMIHARD = {"criterion": "triplet_semihard"}
+FULL = {"hierarchy_method": "none", "force_full_embedding_epoch": 0}
 
 # Setting, what makes it meaningless, and two values.
 IDLE = [
@@ -149,7 +150,12 @@ IDLE = [
     ("margin", NPAIRS, [0.2, 0.1]),
     ("margin", {**SEMIHARD, "soft_loss": True}, [0.2, 0.1]),
     ("small_class_action", {"batch_sampler": "balanced_old"}, ["sample_other", "duplicate"]),
-    ("num_samples_per_class", {"batch_sampler": "npairs"}, [4, 2]),
+    ("lr_beta", NPAIRS, [0.0, 0.1]),
+    ("stop_recluster", {**ONE, "mod_epoch": 2, "mod_epoch_freeze": 1, "freeze_without_division": True}, [False, True]),
+    *[(name, FULL, values) for name, values in [
+        ("masking_lambda", [1.0, 0.1]), ("mask_lr_mult", [1.0, 100.0]), ("mask_wd_mult", [0.0, 1.0]),
+        ("mask_relu", [True, False]),
+    ]],
     ("num_samples_per_class", {"batch_sampler": "randombatch"}, [4, 2]),
     ("lr_gamma", {}, [0.5, 0.1]),
     ("freeze_without_division", {}, [False, True]),
@@ -259,11 +265,24 @@ def test_the_page_names_every_setting_and_tests_that_exist():
     names = {flag.split()[-1].lstrip("-").replace("-", "_") for flag in rows} | {"seed"}
     assert [name for name in TrialConfig.model_fields if name not in names] == []
     for flag, tests in rows.items():
-        assert tests, flag
-        for test in tests:
-            file, _, function = test.partition("::")
-            text = (HERE / file).read_text()
-            assert not function or f"def {function.split('[')[0]}(" in text, test
+        assert_they_exist(tests, flag)
+
+
+def test_each_difference_from_the_original_has_its_tests():
+    """Rows 1 to 16 of the page, each with at least one test that exists."""
+    lines = [line for line in PAGE.read_text().splitlines() if re.match(r"\| \d+ \| ", line)]
+    assert {int(line.split("|")[1]) for line in lines} <= set(range(1, 17))
+    for line in lines:
+        assert_they_exist(re.findall(r"`(test_[^`]+)`", line), line)
+
+
+def assert_they_exist(tests, of):
+    """There is at least one, and each names a file and a function of it."""
+    assert tests, of
+    for test in tests:
+        file, _, function = test.partition("::")
+        text = (HERE / file).read_text()
+        assert not function or f"def {function.split('[')[0]}(" in text, test
 
 
 # How the file of the original's flags writes what is another way of writing our value.

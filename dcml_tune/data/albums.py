@@ -105,6 +105,14 @@ ALBUMS: dict[str, Callable[[int], Augmentation]] = {
 }
 
 
+def hole_side(size: int) -> int:
+    """Side in pixels of a hole: 40, as in the original, and in crops below 224 the same share of the side.
+
+    Five holes of 40 would hide most of an image of 64.
+    """
+    return max(1, round(40 * min(1.0, size / 224)))
+
+
 def _crop(size: int) -> Any:
     return A.RandomResizedCrop(size=(size, size), scale=SCALE, ratio=RATIO, area_for_downscale="image")
 
@@ -115,11 +123,10 @@ def _rotation() -> Any:
 
 
 def _holes(size: int) -> Any:
-    # The names of version 0.4 (max_holes, ...) would be ignored in silence. 40 pixels are meant for crops of
-    # 224.
-    largest = min(40, size // 2)
+    # The names of version 0.4 (max_holes, ...) would be ignored in silence.
+    side = hole_side(size)
     return A.CoarseDropout(
-        num_holes_range=(1, 5), hole_height_range=(1, largest), hole_width_range=(1, largest), fill=0, p=0.5
+        num_holes_range=(1, 5), hole_height_range=(side, side), hole_width_range=(side, side), fill=0, p=0.5
     )
 
 

@@ -38,7 +38,7 @@ def round_robin(batches_per_cluster: Sequence[int]) -> list[tuple[int, int]]:
 def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoch: int) -> list[tuple[int, Indices]]:
     """The batches of an epoch, in the order in which they are trained on.
 
-    A cluster of n images has max(1, n // batch_size) batches. Where `round_robin` starts over, the cluster draws that many
+    A cluster of n images has max(1, n // size) batches of `config.images_per_batch` = size different images. Where `round_robin` starts over, the cluster draws that many
     new ones, as the original does: none is repeated. A cluster with too few classes or pairs for a batch is skipped, with a
     warning. Everything is drawn from (config.seed, epoch, cluster), so a cluster's batches do not depend on the others',
     but for how many of them there are.
@@ -83,7 +83,7 @@ def _batches_of(labels: Indices, config: TrialConfig) -> int:
     pairs = int((sizes > 1).sum())
     if len(sizes) < 2 or pairs < (2 if config.batch_sampler == "npairs" else 1):
         return 0
-    return max(1, len(labels) // config.batch_size)
+    return max(1, len(labels) // config.images_per_batch)
 
 
 def _draw(
@@ -146,21 +146,21 @@ def _adaptbalanced(classes: _Classes, number: int, config: TrialConfig, rng: np.
     Where a class has fewer images than its share: `duplicate` repeats them, `smaller_batch` does without, and
     `sample_other` fills the batch with images of the cluster that are not in it, as far as there are any.
     """
-    per_batch = config.batch_size // config.num_samples_per_class
+    per_batch = config.images_per_batch // config.num_samples_per_class
     chosen = _choose(len(classes), min(per_batch, len(classes)), number, rng)
-    quota = np.full(chosen.shape, config.batch_size // chosen.shape[1])
-    quota[:, : config.batch_size % chosen.shape[1]] += 1
+    quota = np.full(chosen.shape, config.images_per_batch // chosen.shape[1])
+    quota[:, : config.images_per_batch % chosen.shape[1]] += 1
     if config.small_class_action == "duplicate":
         return classes.draw(chosen, quota)
     batches = classes.draw(chosen, np.minimum(quota, classes.sizes[chosen]))
     if config.small_class_action == "smaller_batch":
         return batches
-    return [_fill(batch, config.batch_size, len(classes.images), rng) for batch in batches]
+    return [_fill(batch, config.images_per_batch, len(classes.images), rng) for batch in batches]
 
 
 def _balanced_old(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
     """`num_samples_per_class` images a class; classes, and their images, are repeated where they are few."""
-    per_batch = config.batch_size // config.num_samples_per_class
+    per_batch = config.images_per_batch // config.num_samples_per_class
     if per_batch <= len(classes):
         chosen = _choose(len(classes), per_batch, number, rng)
     else:
@@ -171,10 +171,14 @@ def _balanced_old(classes: _Classes, number: int, config: TrialConfig, rng: np.r
 
 
 def _npairs(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
-    """Two images of each of batch_size / 2 classes, or of all classes that have two images."""
+    """`num_samples_per_class` images of classes that are drawn independently, so that one may come twice in a batch.
+
+    Only classes with two images are drawn, and at least two of them.
+    """
     paired = np.flatnonzero(classes.sizes > 1)
-    chosen = paired[_choose(len(paired), min(config.batch_size // 2, len(paired)), number, rng)]
-    return classes.draw(chosen, np.full(chosen.shape, 2))
+    chosen = rng.integers(len(paired), size=(number, config.images_per_batch // config.num_samples_per_class))
+    chosen[:, :2] = _choose(len(paired), 2, number, rng)
+    return classes.draw(paired[chosen], np.full(chosen.shape, config.num_samples_per_class))
 
 
 def _randombatch(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
@@ -183,7 +187,8 @@ def _randombatch(classes: _Classes, number: int, config: TrialConfig, rng: np.ra
     of[classes.images] = np.repeat(np.arange(len(classes)), classes.sizes)
     shuffled = rng.permutation(len(of))
     batches = [
-        shuffled[start : start + config.batch_size] for start in range(0, number * config.batch_size, config.batch_size)
+        shuffled[start : start + config.images_per_batch]
+        for start in range(0, number * config.images_per_batch, config.images_per_batch)
     ]
     for batch in batches:
         if (of[batch] == of[batch[0]]).all():
