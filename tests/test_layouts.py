@@ -156,6 +156,15 @@ def test_parquet_files_are_named_with_the_remedy(tmp_path):
         read("cub", tmp_path)
 
 
+@pytest.mark.parametrize(("name", "file"), [("inshop", "list_eval_partition.txt"), ("vid", "train_test_split")])
+def test_a_split_that_only_lists_have(name, file, tmp_path):
+    """Folders train and test of items or vehicles, as exports have them, are refused with what has the split."""
+    for side in ("train", "test"):
+        trees.write(tmp_path / side / "id_00000001" / "1.jpg", 1, 1)
+    with pytest.raises(SettingError, match=rf"images alone are not enough: only .*{file}"):
+        read(name, tmp_path)
+
+
 def test_other_data_sets_are_none_of_these(originals, tmp_path):
     """Folders of other classes, digits, other benchmarks' lists, tables without classes."""
     for place in ("train", "test"):

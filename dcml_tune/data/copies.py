@@ -17,7 +17,7 @@ from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data.folder import directory
 from dcml_tune.data.folders import Folders
 from dcml_tune.data.images import named
-from dcml_tune.data.layouts import LAYOUTS, OWN, Layout, Parts
+from dcml_tune.data.layouts import LAYOUTS, OWN, SPLIT_IN, Layout, Parts
 from dcml_tune.stored import printable
 
 DEEPEST = 2
@@ -139,6 +139,8 @@ def _none(config: TrialConfig, root: Path, tree: _Tree) -> SettingError:
     hint = f"give {above[0]}" if above else "give the folder that holds one"
     if not above and any(path.suffix == ".parquet" for place in (root, root / "data") for path in place.glob("*")):
         hint = "Parquet files of Hugging Face hold the images in themselves: write them out as image files first"
+    if config.dataset in SPLIT_IN:
+        hint += f" (images alone are not enough: only {SPLIT_IN[config.dataset]} has the published split)"
     if tree.unreadable:
         hint = f"what may be one cannot be read ({tree.unreadable[0][1]})"
     return SettingError(

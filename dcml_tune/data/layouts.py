@@ -81,6 +81,9 @@ def _by_classes(dataset: str) -> tuple[Layout, ...]:
 OWN = {"cub": "cub-200-2011", "cars": "cars196", "sop": "sop", "inshop": "in-shop", "vid": "vehicle-id/VehicleID_V1.0"}
 """Where the original code has each data set below its directory. Among several copies this one is taken."""
 
+SPLIT_IN = {"inshop": "list_eval_partition.txt", "vid": "the lists of train_test_split"}
+"""What alone says the published split, where the classes do not."""
+
 _DEVKIT = ("devkit", "", "car_devkit/devkit", "devkit/devkit")
 _VEHICLE_LISTS = ("train_test_split", "", "VehicleID_V1.0/train_test_split", "VehicleID/train_test_split")
 
