@@ -58,7 +58,7 @@ def moved_address(uri: str, old: Path, new: Path) -> str:
 
 
 def with_images(settings: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-    """The settings with another directory of images, if they have one."""
+    """The settings with what is said anew of the images, if they are read from a directory."""
     return {**settings, **images} if settings.get("dataset_dir") is not None else settings
 
 

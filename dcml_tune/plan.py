@@ -101,8 +101,12 @@ def resumed_plan(arguments: Any, given: dict[str, Any]) -> Plan:
     record.hold()
     old = output_before(record.directory, record.asked)
     asked = record.asked if old is None else follow(record.asked, old, directory.parent)
+    images: dict[str, Any] = {}
     if "dataset_dir" in given:
-        images = {"dataset_dir": str(absolute("--dataset-dir", arguments.dataset_dir))}
+        images["dataset_dir"] = str(absolute("--dataset-dir", arguments.dataset_dir))
+    if given.get("skip_unreadable"):
+        images["skip_unreadable"] = True
+    if images:
         space_now = {**asked["space"], "published": with_images(asked["space"]["published"], images)}
         asked = {**asked, "settings": with_images(asked["settings"], images), "space": space_now}
     name = record.name
@@ -151,6 +155,8 @@ def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, 
     if known.get("tracking_uri"):
         known["tracking_uri"] = absolute_uri(known["tracking_uri"])  # version 0.1 wrote it as it was given
     for flag, value in {**given, **given_settings(Namespace(**given))}.items():
+        if flag == "skip_unreadable" and value:
+            continue  # training images must be what they were, so it acts on test images alone
         if flag in (*_MAY_CHANGE, "dataset_dir") or (flag in ("num_samples", "space") and extends):
             continue
         if flag == "gpus_per_trial" and value == AUTO and asked.get("measured") is not None:

@@ -458,7 +458,7 @@ class Trainer(Updates):
     def _check_same(self, settings: dict[str, Any]) -> None:
         ours = self.config.model_dump()
         for name, value in settings.items():
-            if name not in ("num_workers", "dataset_dir") and ours.get(name) != value:
+            if name not in ("num_workers", "dataset_dir", "skip_unreadable") and ours.get(name) != value:
                 raise SettingError(f"{name}={ours.get(name)!r}: the checkpoint was made with {value!r}; use that")
 
     def save(self, directory: Path, **facts: Any) -> None:

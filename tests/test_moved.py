@@ -124,6 +124,22 @@ def test_a_test_image_may_be_repaired(begun, images, capsys):
         resume(begun.parent)
 
 
+def test_a_damaged_test_image_is_left_out_or_repaired(begun, images, capsys):
+    """At a resume, too: it is found before anything runs."""
+    image = images / "class 20" / "2.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:60])
+    with pytest.raises(SettingError, match=r"1 of 48 images cannot be decoded: .*2\.png .*--skip-unreadable"):
+        resume(begun.parent)
+    assert resume(begun.parent, "--skip-unreadable") == 0
+    assert "left out 1 of 48 test images: not decodable" in capsys.readouterr().out
+    image.write_bytes(whole)
+    assert resume(begun.parent) == 0
+    (images / "class 02" / "2.png").write_bytes(b"")
+    with pytest.raises(SettingError, match=r"images"):
+        resume(begun.parent, "--skip-unreadable")
+
+
 def test_with_the_papers_protocol_test_images_must_be_the_same(images, tmp_path):
     """There trials are compared on them."""
     begin(tmp_path / "runs", images, "--protocol", "paper")

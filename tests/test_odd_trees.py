@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import raw_images as raw
+import trees
 from PIL import ExifTags, Image
 
 from dcml_tune.config import SettingError, TrialConfig
@@ -514,3 +515,38 @@ def test_a_damaged_test_image_is_found_before_the_ledger_is_written(tmp_path: Pa
     assert not list(tmp_path.rglob("*ledger*"))
     (tmp_path / "images" / "11" / "0.png").write_bytes(raw.png(WIDE, 2))
     assert store_tests(settings, load(settings), tmp_path / "store") == []
+
+
+@pytest.mark.parametrize("name", list(trees.MAKERS))
+@pytest.mark.timeout(60)
+def test_odd_entries_in_published_copies(name: str, tmp_path: Path) -> None:
+    """In every folder a FIFO, a socket, a link to itself and one to nothing: the copy is what it was without them."""
+    settings = TrialConfig(dataset=name, dataset_dir=str(tmp_path), allow_partial=True, skip_unreadable=True)
+    trees.MAKERS[name](tmp_path)
+    before = load(settings)
+    for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        for odd in ("loop", "loop.jpg"):
+            (folder / odd).symlink_to(odd)
+        (folder / "gone").symlink_to("nothing")
+        os.mkfifo(folder / "fifo")
+    after = load(settings)
+    assert after.class_names == before.class_names
+    assert set(before.train.paths) <= set(after.train.paths)
+    assert all(path.endswith("loop.jpg") for path in set(after.train.paths) - set(before.train.paths))
+    image = tmp_path / Path(after.train.name(0)).relative_to(tmp_path)
+    image.unlink()
+    os.mkfifo(image)
+    assert f"{image} (is a FIFO, and no file)" in inspect(load(settings).train).left_out
+
+
+@pytest.mark.parametrize("name", ["cars", "sop", "inshop", "vid"])
+@pytest.mark.timeout(60)
+def test_a_published_list_that_is_a_fifo_is_refused(name: str, tmp_path: Path) -> None:
+    """Nothing waits for it."""
+    trees.MAKERS[name](tmp_path)
+    for path in [*tmp_path.rglob("*.txt"), *tmp_path.rglob("*.mat")]:
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(SettingError) as error:
+        load(TrialConfig(dataset=name, dataset_dir=str(tmp_path), allow_partial=True))
+    assert "\n" not in str(error.value)

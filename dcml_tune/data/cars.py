@@ -13,6 +13,7 @@ import numpy as np
 
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data.copies import Copy, find_copy
+from dcml_tune.data.decoding import open_regular
 from dcml_tune.data.image_folder import images_by_class
 from dcml_tune.data.images import DataSet
 from dcml_tune.data.published import Entries, Listing, assemble
@@ -68,7 +69,8 @@ def _annotations(file: Path, path_field: str) -> list[tuple[str, int]]:
 
     try:
         # A list of one annotation would be squeezed to a scalar.
-        annotations = np.atleast_1d(loadmat(file, squeeze_me=True)["annotations"])
+        with open_regular(file) as opened:
+            annotations = np.atleast_1d(loadmat(opened, squeeze_me=True)["annotations"])
         return [(str(_scalar(path)).replace("\\", "/"), int(_scalar(number)))
                 for path, number in zip(annotations[path_field], annotations["class"], strict=True)]  # fmt: skip
     except Exception as error:  # scipy raises what it likes for a damaged file

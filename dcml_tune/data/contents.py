@@ -17,7 +17,6 @@ import errno
 import hashlib
 import logging
 import os
-import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from dcml_tune.data.decoding import RefusedFileError, open_regular
 from dcml_tune.data.images import DataSet, ImageList, fingerprint, named
 from dcml_tune.files import CANNOT_WRITE, TornFileError, read_sealed, write_sealed
 from dcml_tune.machine import usable_cores
@@ -163,11 +163,11 @@ def _hash(path: str) -> str:
     """Hash of a file's bytes; empty if it cannot be read, or is none that ends."""
     digest = hashlib.blake2b(digest_size=16)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return _UNREAD
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
+    except RefusedFileError:
+        return _UNREAD
     except OSError as error:
         if error.errno in _SHORTAGE:
             raise

@@ -18,6 +18,7 @@ from dcml_tune.data.folder import directory
 from dcml_tune.data.folders import Folders
 from dcml_tune.data.images import named
 from dcml_tune.data.layouts import LAYOUTS, OWN, SPLIT_IN, Layout, Parts
+from dcml_tune.data.tree import is_folder
 from dcml_tune.stored import printable
 
 DEEPEST = 2
@@ -152,7 +153,7 @@ def _none(config: TrialConfig, root: Path, tree: _Tree) -> SettingError:
 def _beside(folder: Path, wanted: str) -> str:
     """What a folder holds, those names first that are most like the one that is missing."""
     with os.scandir(folder) as entries:
-        there = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+        there = sorted(f"{entry.name}/" if is_folder(entry) else entry.name for entry in entries)
     near = difflib.get_close_matches(wanted, there, n=3, cutoff=0.5)
     rest = [name for name in there if name not in near]
     return f"{folder} holds {printable(named([*near, *rest], limit=6))}" if there else f"{folder} is empty"

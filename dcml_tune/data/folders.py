@@ -6,6 +6,8 @@ import os
 from functools import cached_property
 from pathlib import Path
 
+from dcml_tune.data.tree import is_folder
+
 
 class Folders:
     """Folders that were listed so far: what is in them, and how it is spelled."""
@@ -46,7 +48,7 @@ class _Folder:
     def __init__(self, path: str) -> None:
         try:
             with os.scandir(path) as entries:
-                found = [(entry.name, entry.is_dir()) for entry in entries]
+                found = [(entry.name, is_folder(entry)) for entry in entries]
         except OSError:
             found = []
         self.names = {name for name, _ in found}

@@ -14,7 +14,7 @@ from dcml_tune.config import SettingError
 from dcml_tune.data.class_folders import LISTS, Entry, label
 from dcml_tune.data.classes import numbers
 from dcml_tune.data.images import named
-from dcml_tune.data.tree import Tree, walk
+from dcml_tune.data.tree import Tree, is_folder, walk
 
 
 def images_by_class(dataset: str, root: Path, folders: Iterable[Path]) -> dict[int, list[str]]:
@@ -63,7 +63,7 @@ def holds_classes(dataset: str, folder: Path) -> bool:
 def class_folders(folder: Path) -> list[str]:
     """Names of the folders of a folder, sorted; what starts with a dot is left out."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
 
 
 def names_in(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from dcml_tune.config import SettingError
+from dcml_tune.data.decoding import open_regular
 
 # The longer ones first: the mark of UTF-16 is the beginning of that of UTF-32.
 _MARKS = {
@@ -29,8 +30,9 @@ def read_lines(path: Path, *, is_header: Callable[[str], bool] = lambda line: Fa
         SettingError: if it cannot be read as text.
     """
     try:
-        text = _decoded(path.read_bytes())
-    except (OSError, UnicodeError) as error:
+        with open_regular(path) as file:
+            text = _decoded(file.read())
+    except (OSError, ValueError) as error:
         raise SettingError(f"{path}: cannot be read ({error}); put the list of the data set there") from None
     if "\0" in text:
         raise SettingError(f"{path}: cannot be read (it is no text); put the list of the data set there")

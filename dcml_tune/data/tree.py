@@ -49,6 +49,14 @@ def walk(root: Path) -> Tree:
     return tree
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link in a circle is none, where `is_dir` raises an error."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _list(root: Path, start: str, seen: set[tuple[int, int]], tree: Tree) -> list[str]:
     """Add what lies below a folder to the tree; returns the links to folders that were met."""
     links, waiting = [], [start]
