@@ -97,15 +97,18 @@ class _Run:
     def new(cls, arguments: argparse.Namespace, output: Path) -> _Run:
         """A run that begins."""
         config = _config(arguments)
-        name = original.run_name(arguments) or f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        given = original.run_name(arguments)
+        name = f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}" if given is None else given
         refuse_existing(new_directory(output, name))
         from dcml_tune.trainer import trained_model
 
-        given = trained_model(absolute("--checkpoint", arguments.checkpoint), config) if arguments.checkpoint else None
+        begins_with = (
+            trained_model(absolute("--checkpoint", arguments.checkpoint), config) if arguments.checkpoint else None
+        )
         run = cls(name, config, arguments, output)
         run.untrained = run.trainer.untrained() if run.trainer.compares else {}
-        if given is not None:
-            run.trainer.start_from(given)
+        if begins_with is not None:
+            run.trainer.start_from(begins_with)
         return run
 
     @classmethod

@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dcml_tune import ledger
 from dcml_tune.files import read_sealed
+from dcml_tune.paths import mlflow_address, study_address
 from dcml_tune.tracking import best_model
 from dcml_tune.train import _config, parser
 
@@ -182,47 +184,72 @@ def test_patience_ends_a_search(folder, tmp_path):
 
 
 def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):
-    """In a wider space, with two metrics and a prior; another search learns from it; a trial repeats to the last bit."""
-    space = wider_space(tmp_path)
-    images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]
+    """In a wider space, with two metrics and a prior; another search learns from it; a trial repeats to the last bit.
+
+    The output directory and the name hold characters that mean something in addresses, shells and templates.
+    """
+    space, place = wider_space(tmp_path), tmp_path / "odd"
+    output = place / "r?u%20n#s & {y}'\"<>\\;$HOME[b]*é☃"
+    images = ["folder", "--dataset-dir", folder, "--output-dir", output, *TINY, *ALONE, "--final", "none"]
     metrics = ["--metric", "recall_at_1", "--metric", "time/epoch_s"]
-    done = command(*images, "--name", "s", "--num-samples", 2, *metrics, "--prior")
+    done = command(*images, "--name", "lr%20x & {y};[b]", "--num-samples", 2, *metrics, "--prior")
     assert done.returncode == 0, done.stderr
     assert "prior: the published setting is believed in" in done.stdout
     assert "2 trials by optuna and none" in done.stdout
-    done = command("--extend", "s", "--num-samples", 1, "--space", space, "--output-dir", tmp_path)
+    search = output / "lr%20x & {y};[b]"
+    done = command("--extend", search, "--num-samples", 1, "--space", space)  # by its path
     assert done.returncode == 0, done.stderr
     assert "best of 3 trials" in done.stdout
     front = done.stdout.partition("beaten by no other trial in all metrics")[2].splitlines()
     assert front[1].startswith("  trial 00")
     assert "time/epoch_s" in front[1]
-    assert "front-time-epoch_s.png" in os.listdir(tmp_path / "s" / "report")
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 's' / 'optuna.db'}")
+    assert "front-time-epoch_s.png" in os.listdir(search / "report")
+    study = optuna.load_study(study_name=search.name, storage=study_address(search))
     rates = [trial.params["base_lr"] for trial in study.trials]
     assert rates[0] == rates[1] != rates[2]
     assert {len(trial.values) for trial in study.trials} == {2}
 
-    done = command("--repeat-trial", "s/002", "--output-dir", tmp_path)
+    done = command("--repeat-trial", search / "trials" / "002")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines[1:]] == ["epoch 0", "epoch 1", "epoch 2", "epoch 3", "identical"]
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = mlflow.MlflowClient(mlflow_address(output))
     run = of_role(client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id]), "trial")[2]
     client.log_metric(run.info.run_id, "val/map_at_r", 0.999, step=3)
-    done = command("--repeat-trial", run.info.run_id, "--output-dir", tmp_path)
+    done = command("--repeat-trial", run.info.run_id, "--output-dir", output)
     assert done.returncode == 3
     assert "val/map_at_r" in done.stdout
     assert "(was 0.999)" in done.stdout
     assert done.stdout.splitlines()[-1] == "1 measures differ"
-    done = command("--repeat-trial", "s/7", "--output-dir", tmp_path)
-    assert (done.returncode, "s has s/000, s/001, s/002" in done.stderr) == (2, True)
+    done = command("--repeat-trial", f"{search.name}/7", "--output-dir", output)
+    assert (done.returncode, f"{search.name} has {search.name}/000, {search.name}/001" in done.stderr) == (2, True)
 
-    later = [*images, "--name", "t", "--warm-start", "s", *metrics, "--dry-run"]
+    later = [*images, "--name", "t", "--warm-start", search, *metrics, "--dry-run"]
     done = command(*later)
     assert done.returncode == 0, done.stderr
-    assert "warm start from s: 2 trials teach the sampler; 1 are not comparable (base_lr)" in done.stdout
+    assert f"warm start from {search.name}: 2 trials teach the sampler; 1 are not comparable (base_lr)" in done.stdout
     done = command(*later, "--scheduler", "asha")
     assert (done.returncode, "with several metrics no trial is pruned" in done.stderr) == (2, True)
+
+    done = command(search.name, "--output-dir", output, "--csv", module="browse")
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()] == ["name", "002", "001", "000"], done.stderr
+    again = subprocess.run(
+        page_command(search, "This page again"), shell=True, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (again.returncode, (search / "report" / "index.html").as_uri() in again.stdout) == (0, True), again.stderr
+    assert client.list_artifacts(of_role(runs_of(client), "search")[0].info.run_id)
+    assert os.listdir(place) == [output.name]
+    assert sorted(os.listdir(output)) == sorted(["mlflow.db", "mlflow.db.lock", "mlartifacts", "store", search.name])
+
+
+def runs_of(client):
+    return client.search_runs([client.get_experiment_by_name("dcml_tune").experiment_id])
+
+
+def page_command(search, about):
+    """A command of the report, as one would paste it."""
+    page = (search / "report" / "index.html").read_text()
+    return html.unescape(page.partition(f"<h3>{about}</h3>\n<pre>")[2].partition("</pre>")[0])
 
 
 def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import mlflow
 import pytest
 import torch
 
-from dcml_tune import original
+from dcml_tune import browse, evaluate, original
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.model import MaskedEmbedder, best_model, load
 from dcml_tune.train import _config, main, parser
@@ -80,13 +81,6 @@ def test_names_of_runs(words, name):
     assert original.run_name(parser().parse_args(words)) == name
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".hidden"])
-def test_a_name_is_that_of_a_folder(name):
-    """It names a folder below the output directory, and nothing else."""
-    with pytest.raises(SettingError, match="must be the name of a folder"):
-        original.run_name(parser().parse_args(["--name", name]))
-
-
 def test_data_set_by_place_or_by_flag():
     """Either names it; two that differ are refused; without any it is the original's default."""
     of = lambda *words: original.dataset_of(parser().parse_args([*words]))  # noqa: E731
@@ -102,6 +96,28 @@ def test_flags_without_meaning_are_said_in_one_line(train):
     (line,) = [line for line in said.splitlines() if line.startswith("without meaning here")]
     assert status == 0
     assert all(word.split("=")[0] in line for word in words if word.startswith("--"))
+
+
+def test_an_odd_name_in_an_odd_place_works_everywhere(folder, tmp_path, capsys):
+    """A run is trained, listed, and evaluated by the command that is printed, by its path, and by MLflow's id."""
+    output, name = tmp_path / "r?u%20n#s & {y}'\"<>\\;$HOME[b]*é☃", "lr%20x & {y};[b]:cub:"
+    settings = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
+    status = main(["folder", "--dataset-dir", str(folder), "--output-dir", str(output), "--name", name, *settings])
+    said = capsys.readouterr().out
+    assert status == 0
+    printed = shlex.split(said.partition("measure it on the test classes:\n")[2].splitlines()[0])
+    assert browse.main(["--output-dir", str(output), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["name"] == name
+    elsewhere = ["--output-dir", str(output), "--dataset-dir", str(folder), "--clusterings", "0"]
+    for words in (printed[3:], [f"{output / name}/"], [name], [row["run_id"]]):
+        assert evaluate.main([*words, *elsewhere]) == 0
+    assert name in capsys.readouterr().out
+    assert os.listdir(tmp_path) == [output.name]
+    assert {name, "mlflow.db", "mlartifacts", "store", "test-ledger.jsonl"} <= set(os.listdir(output))
+    for word in os.listdir(output):  # nothing of it may be the name of another run
+        with pytest.raises(SettingError, match="--name"):
+            main(["emoji", "--output-dir", str(output), "--name", word])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU; with one, the device is taken")

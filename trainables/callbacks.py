@@ -154,7 +154,11 @@ class Progress(Callback):
         self.untrained = untrained
         self.started = time.time()
         self._epochs_before = self.epochs
-        self.live = None if quiet or not sys.stdout.isatty() else Live(console=Console(), refresh_per_second=2)
+        self.live = (
+            None
+            if quiet or not sys.stdout.isatty()
+            else Live(console=Console(markup=False, emoji=False), refresh_per_second=2)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray keeps a copy of its callbacks on disk; files, threads, functions and the screen stay here."""
@@ -211,7 +215,7 @@ class Progress(Callback):
             self.live.update(self.table())
             self.live.stop()
         else:
-            Console(width=max(120, Console().width)).print(self.table())
+            Console(width=max(120, Console().width), markup=False, emoji=False).print(self.table())
 
     def key(self, trial: str) -> str:
         """The tracker's key of a trial."""
