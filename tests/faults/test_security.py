@@ -77,7 +77,7 @@ def test_nothing_listens_beyond_loopback_and_no_other_user_gets_in(hanging):
 
 def test_a_password_is_written_nowhere(hanging):
     """Not into a file of the search or of its Ray sessions, not into its output; a resume asks for it again."""
-    address = "http://ann:geheim7@127.0.0.1:9"
+    address = "http://ann:a b'c\"%2Fgeheim7@127.0.0.1:9"
     hanging.environment |= {"MLFLOW_TRACKING_USERNAME": "bob", "MLFLOW_TRACKING_PASSWORD": "geheim8"}
     process = hanging.start("--num-samples", 2, "--tracking-uri", address)
     hanging.wait_for("001 epoch 1", process)
