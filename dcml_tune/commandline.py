@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dcml_tune import __version__, tracebacks
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config import WORDS_FOR_WEIGHTS, SettingError, TrialConfig
+from dcml_tune.paths import absolute
 from dcml_tune.quantities import shown
 from dcml_tune.redaction import redact
 from dcml_tune.stored import is_shown, printable
@@ -130,10 +131,15 @@ def truth(text: str) -> bool:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings whose flags were given, checked one by one and turned into their types."""
+    """The settings whose flags were given, checked one by one and turned into their types.
+
+    A file of weights has its whole path: a trial of a search runs in another directory.
+    """
     given = {name: value for name, value in vars(arguments).items() if name in TrialConfig.model_fields}
     given = {name: None if value in ("none", "None") and name != "weights" and name != "hierarchy_method" else value
              for name, value in given.items()}  # fmt: skip
+    if given.get("weights", "") not in (*WORDS_FOR_WEIGHTS, ""):
+        given["weights"] = str(absolute("--weights", given["weights"]))
     return {name: typed(name, value) for name, value in given.items()}
 
 

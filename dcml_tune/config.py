@@ -25,6 +25,9 @@ SAMPLED_CRITERIA: frozenset[str] = frozenset({"margin", "triplet"})
 PAPER_LABEL = "paper protocol: epochs and trials are chosen on the test classes"
 """Stands wherever numbers of `protocol=paper` do."""
 
+WORDS_FOR_WEIGHTS = ("pretrained", "none")
+"""Values of `weights` that are no file."""
+
 # What the images of a data set ask for, where it is not what the original uses for photographs
 # (ResNet-50, shorter side 256, crop 224).
 IMAGE_DEFAULTS: dict[str, dict[str, Any]] = {

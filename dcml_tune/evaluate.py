@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from dcml_tune.commandline import Parser, run_command
 from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
 from dcml_tune.paths import CHECKPOINT, STORES, TRIALS, absolute
-from dcml_tune.quantities import whole
+from dcml_tune.quantities import shown, whole
 from dcml_tune.tracking.addresses import add_flag, tracking_uri
 
 if TYPE_CHECKING:
+    import torch
+
     from dcml_tune.data import DataSet, EvaluationSet
     from dcml_tune.model import MaskedEmbedder
     from dcml_tune.protocols import Measured
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     from dcml_tune.data.remains import store_tests
     from dcml_tune.plan import writable
 
-    output = writable(arguments.output_dir)
+    output, device = writable(arguments.output_dir), _device(arguments.device)
     with tempfile.TemporaryDirectory() as away:
         named = [each for name in arguments.models for each in _located(name, arguments, output, Path(away))]
         models = [_Model.load(name, place, arguments) for name, place in named]
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> int:
         lines = [line for model in models for line in store_tests(model.config, dataset, output / STORES)]
         print(*dict.fromkeys(lines), sep="\n", end="\n" if lines else "", file=sys.stderr)
         print(_entered(models, dataset, output), file=sys.stderr, flush=True)
-    results = [(model, list(_measure(model, sets, arguments, output))) for model in models]
+    results = [(model, list(_measure(model, sets, arguments, output, device))) for model in models]
     published = _published(dataset, arguments)
     _print_json(results, published, dataset, arguments) if arguments.json else _print(results, published, dataset)
     return 0
@@ -184,13 +186,27 @@ def _sets(model: _Model, arguments: Namespace) -> tuple[tuple[EvaluationSet, ...
     return (held,), dataset
 
 
-def _measure(model: _Model, sets: tuple[EvaluationSet, ...], arguments: Namespace, output: Path) -> Iterator[Measured]:
+def _device(name: str | None) -> torch.device:
+    """The device that is named; by default the GPU where there is one.
+
+    Raises:
+        SettingError: for one that is not here.
+    """
     import torch
 
+    there = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    known = ["cpu", *(["cuda"] if there else []), *there]
+    if name is not None and name not in known:
+        raise SettingError(f"--device {shown(name)}: must be a device of this machine; give {' or '.join(known)}")
+    return torch.device(name or ("cuda" if there else "cpu"))
+
+
+def _measure(
+    model: _Model, sets: tuple[EvaluationSet, ...], arguments: Namespace, output: Path, device: torch.device
+) -> Iterator[Measured]:
     from dcml_tune.protocols import final_measures
     from dcml_tune.trainer import embed_images
 
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network = model.model.to(device)
     config = model.config
 

@@ -149,17 +149,19 @@ class SearchSpace:
         self, explored: Explored[str | None], fixed: dict[str, Any], feasible: Feasible | None
     ) -> str:
         """The reason that is next to be removed: by the smallest change of one setting that does not vary."""
-        varied = ", ".join(f"{name} ({self.domains[name]})" for name in explored.names) or "what varies"
-        said = f"search space {self.name}: no combination of {varied} can work"
-        if len(explored.found) <= _FEW:
-            for name, value in self._changes(fixed):
-                changed = replace(self, published={**self.published, name: value})
-                point = next((p for p, reason in changed._explored(feasible).found if reason is None), None)
-                if point is not None:
-                    return f"{said}: {self.refusal(point, feasible)}; it works with {name}={value}"
         by_data = [(point, reason) for point, reason in explored.found if self.refusal(point) is None]
-        fewest = sorted(by_data or explored.found, key=lambda each: each[0].get("nb_clusters", 0))
-        return f"{said}: {fewest[0][1]}"
+        _, reason = min(by_data or explored.found, key=lambda each: each[0].get("nb_clusters", 0))
+        remedy = ""
+        for name, value in self._changes(fixed) if len(explored.found) <= _FEW else ():
+            changed = replace(self, published={**self.published, name: value})
+            point = next((point for point, refused in changed._explored(feasible).found if refused is None), None)
+            if point is not None:
+                reason, remedy = self.refusal(point, feasible), f"; it works with {name}={value}"
+                break
+        if all(refused == reason for _, refused in explored.found):  # whatever the values of the others are
+            return f"{reason}{remedy}"
+        varied = ", ".join(f"{name} ({self.domains[name]})" for name in explored.names)
+        return f"search space {self.name}: no combination of {varied} can work: {reason}{remedy}"
 
     def _changes(self, fixed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Changes of one setting that does not vary, small ones first, of what was fixed before the rest."""

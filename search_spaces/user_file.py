@@ -14,8 +14,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from dcml_tune.config import SettingError
+from dcml_tune.config import WORDS_FOR_WEIGHTS, SettingError
 from dcml_tune.interruption import SearchStopped
+from search_spaces.domains import Choice
 from search_spaces.space import SearchSpace, SpaceError
 
 _MODULE = "dcml_tune_user_space"
@@ -39,6 +40,12 @@ def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
         if theirs != dataset:
             raise file.error(
                 f"the space is of data set {theirs}, and {dataset} is searched; make it of {dataset}", "SPACE"
+            )
+    weights = space.domains.get("weights", Choice([space.published.get("weights", "none")]))
+    for named in getattr(weights, "values", ()):
+        if named not in WORDS_FOR_WEIGHTS and not os.path.isabs(named):
+            raise file.error(
+                f"weights={named}: trials run in other directories; give the whole path of the file", "weights"
             )
     for name, domain in space.domains.items():
         value = space.published.get(name)

@@ -139,6 +139,9 @@ def test_the_untrained_network_has_a_row(evaluate):
         (["0" * 32], "no MLflow store there"),
         (["model"], "--allow-partial"),
         (["model", "other"], "cannot share a table"),
+        (["model", "--device", "warp"], "--device warp: must be a device of this machine; give cpu"),
+        (["model", "--device", "cuda:99"], "--device cuda:99: must be a device of this machine; give cpu"),
+        (["model", "--device", ""], "--device '': must be a device of this machine; give cpu"),
     ],
 )
 def test_bad_input_is_one_line(words, said, data, tmp_path, monkeypatch):

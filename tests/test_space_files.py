@@ -54,6 +54,11 @@ FAULTS = {
         4,
         "published margin=2.5 is outside of its domain, 0 to 1",
     ),
+    "weights by a relative path": (
+        IMPORTS + "SPACE = EMOJI.widened(weights=Choice(['pretrained', 'mine.pth']))",
+        3,
+        "weights=mine.pth: trials run in other directories; give the whole path",
+    ),
     "a point that is no value": (
         IMPORTS + "SPACE = SearchSpace(name='emoji', published={'margin': 'wide'}, domains={'beta': Float(1, 2)})",
         3,
