@@ -29,7 +29,7 @@ from dcml_tune.paths import (
 from dcml_tune.quantities import seconds, size
 from dcml_tune.record import Record, refuse_existing
 from dcml_tune.redaction import redact
-from dcml_tune.resources import AUTO
+from dcml_tune.resources import AUTO, cluster_address
 from dcml_tune.study_file import mend
 from dcml_tune.tracking.addresses import absolute_uri, tracking_uri
 
@@ -219,6 +219,7 @@ class Plan:
         from dcml_tune import backbones
         from dcml_tune.clustering import check_backend
         from dcml_tune.data.remains import store_tests
+        from dcml_tune.tracking.checking import check_store
         from dcml_tune.trainer import TrialData
 
         self.arguments, self.settings, self.directory, self.record = arguments, settings, directory, record
@@ -229,6 +230,8 @@ class Plan:
         self.trial_timeout = seconds(arguments.trial_timeout) if arguments.trial_timeout else None
         budget = size(arguments.checkpoint_budget) if arguments.checkpoint_budget else None
         self.uri = tracking_uri(arguments.tracking_uri and absolute_uri(arguments.tracking_uri), self.output)
+        self.store_is_up = check_store(self.uri)
+        self.address = cluster_address(arguments.ray_address)
         self.study = study_address(directory)
         self.planned = planned or arguments.num_samples
         self.dashboard: str | None = None
@@ -241,7 +244,7 @@ class Plan:
                 "paper to choose on the test classes as the original does"
             )
         self.shares = self._share(base, {**space.published, **settings}.get("nb_clusters", 1))
-        if arguments.ray_address is None:  # another machine's GPUs are not seen from here
+        if self.address is None:  # another machine's GPUs are not seen from here
             check_backend(base.backend)
         self.base, self.metrics = base, compared_by(arguments.metric, base)
         self.metric = self.metrics[0]
@@ -333,7 +336,7 @@ class Plan:
         from dcml_tune.resources import share
         from trainables.cluster import cluster_size, connect
 
-        asked, address = self.arguments.gpus_per_trial, self.arguments.ray_address
+        asked, address = self.arguments.gpus_per_trial, self.address
         if asked == AUTO and address is not None:
             raise SettingError(
                 f"--gpus-per-trial {AUTO}: with --ray-address the GPUs are those of the cluster, and only this machine's can "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from dcml_tune.config import SettingError
@@ -34,6 +35,24 @@ class Shares:
         on_gpu = self.gpus_per_trial > 0
         share = self.gpus_per_trial if on_gpu else self.cpus_per_trial
         return {"dcml.device": "GPU" if on_gpu else "CPU core", "dcml.device_share": f"{share:g}"}
+
+
+def cluster_address(given: str | None) -> str | None:
+    """The address of the cluster that --ray-address means; None for one of our own.
+
+    Raises:
+        SettingError: if it names none. Ray's own `auto` would join whatever cluster it finds on this machine, also that of
+            another user, and send it the token.
+    """
+    if given is None or given == "local":
+        return None
+    found = os.environ.get("RAY_ADDRESS", "") if given == "auto" else given
+    if found in ("", "auto", "local"):
+        raise SettingError(
+            f"--ray-address {given or repr('')}: must be the address of a cluster, such as 127.0.0.1:6379, local, or auto for "
+            "that of RAY_ADDRESS; give one"
+        )
+    return found
 
 
 def share(

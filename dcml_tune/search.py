@@ -107,7 +107,10 @@ def parser() -> Parser:
     made.add_argument("--repeat-trial", metavar="RUN", help="train SEARCH/KEY again, from its record alone, and compare what it "
                       "measures; status 0 if all is identical")  # fmt: skip
     add_flag(made, "MLflow server; default: OUTPUT/mlflow.db")
-    made.add_argument("--ray-address", help="a running Ray cluster; default: a local one of its own")
+    made.add_argument(
+        "--ray-address",
+        help="a running Ray cluster, HOST:PORT, or auto for that of RAY_ADDRESS; default, or local: one of its own",
+    )
     made.add_argument("--quiet", action="store_true", help="a line an epoch instead of a live table")
     made.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
     add_settings(made, exclude=("dataset",))
@@ -232,11 +235,14 @@ class _Search:
     def run(self) -> int:
         """Run it; returns the exit status."""
         from dcml_tune.tracking import Tracker, environment_tags
+        from dcml_tune.tracking.checking import check_store
 
         plan = self.plan
         for record in all_records(plan.output)[0]:
             if record.state.status == "running" and record.name != plan.name:
                 _end_dead(record)
+        if plan.store_is_up:
+            check_store(plan.uri, make=True)
         dashboard = plan.connect()
         if dashboard:
             print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)", flush=True)

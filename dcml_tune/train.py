@@ -78,6 +78,7 @@ class _Run:
         """Check everything, open the data and build the model."""
         from dcml_tune.clustering import check_backend
         from dcml_tune.data.remains import store_tests
+        from dcml_tune.tracking.checking import check_store
         from dcml_tune.trainer import Trainer, TrialData
 
         check_backend(config.backend)
@@ -85,6 +86,7 @@ class _Run:
         self.name, self.config, self.arguments, self.output = name, config, arguments, output
         self.checkpoint = output / name / CHECKPOINT
         self.uri = tracking_uri(arguments.tracking_uri, output)
+        check_store(self.uri)
         opened = TrialData.open(config, output / STORES, verify=True)
         scores = arguments.score_test or config.protocol == "paper"
         self.test_lines = store_tests(config, opened.dataset, output / STORES, verify=True) if scores else []

@@ -7,18 +7,13 @@ import logging
 import os
 import signal
 import socket
-import stat
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 from dcml_tune.config import SettingError
-from dcml_tune.interruption import signals_wait
-
-# Ray refuses a session whose sockets have paths of more than 107 bytes; this is what it leaves for their root.
-_LONGEST_ROOT = 24
+from dcml_tune.interruption import hangup_ignored, signals_wait
+from trainables.ray_files import remove_old_sessions, secure_token, session_root, token_file
 
 
 def connect(address: str | None) -> str:
@@ -46,13 +41,15 @@ def connect(address: str | None) -> str:
     if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
         Config.initialize("")  # it has read its environment when it was imported
+    secure_token(make=address is None)
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"address": address}
     if address is None:
         _listen_on_loopback()
-        options = {"address": "local", "include_dashboard": True, "_temp_dir": _own_directory()}
+        remove_old_sessions()
+        options = {"address": "local", "include_dashboard": True, "_temp_dir": str(session_root())}
     try:
-        with signals_wait(), _same_handler(signal.SIGTERM):
+        with signals_wait(), _same_handler(signal.SIGTERM), hangup_ignored():
             context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is None:
@@ -93,20 +90,6 @@ def _listen_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = os.environ[name].lower() in ("1", "true")
 
 
-def _own_directory() -> str:
-    """Where Ray keeps its session: Ray lets all users write there, so it lies where no other user may enter."""
-    root = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
-    if len(str(root)) > _LONGEST_ROOT:
-        root = Path("/tmp")
-    own = root / f"dcml-{os.getuid()}"
-    with suppress(FileExistsError):
-        own.mkdir(mode=0o700, parents=True)
-    found = own.lstat()
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700 or not stat.S_ISDIR(found.st_mode):
-        own = Path(tempfile.mkdtemp(prefix="dcml-", dir=root))  # the name is taken
-    return str(own / "ray")
-
-
 @contextmanager
 def _same_handler(number: int) -> Iterator[None]:
     """Ray sets a handler of its own, which exits in the middle of things."""
@@ -126,5 +109,4 @@ def cluster_size() -> tuple[int, int]:
 
 
 def _has_token() -> bool:
-    default = Path.home() / ".ray" / "auth_token"
-    return "RAY_AUTH_TOKEN" in os.environ or Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default)).is_file()
+    return "RAY_AUTH_TOKEN" in os.environ or token_file().is_file()

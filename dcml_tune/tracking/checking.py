@@ -1,0 +1,141 @@
+"""Whether an MLflow store will take what a search records, found out before anything is started."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from dcml_tune.config import SettingError
+from dcml_tune.paths import sqlite_file
+from dcml_tune.redaction import redact
+from dcml_tune.study_file import BUSY_S, patiently
+from dcml_tune.tracking import _client, _short
+
+_LOCKED_S = 20.0  # longest wait for a database that another process holds
+_NO_LOGIN = (401, 403)
+_NO_SERVER = (404, 405)
+
+
+def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) -> bool:
+    """Refuse a store that will not take what is recorded. A server that is away will: records wait for it.
+
+    Args:
+        uri: of the store.
+        experiment: its name.
+        make: make the experiment of a server where it is missing; nothing is written otherwise.
+
+    Returns:
+        Whether the store could be reached.
+
+    Raises:
+        SettingError: for a database that cannot be written, is damaged, is another program's, or of another version of
+            MLflow; a server that refuses the login, or is none of MLflow; an experiment that was deleted, or cannot be made.
+    """
+    file = sqlite_file(uri)
+    if file is not None:
+        _check_file(file, experiment)
+        return True
+    try:
+        found = _client(uri).get_experiment_by_name(experiment)
+        if found is None and make:
+            _client(uri).create_experiment(experiment)
+    except ImportError as error:
+        raise SettingError(f"tracking-uri={redact(uri)}: needs a driver ({_short(error)}); install it") from None
+    except Exception as error:
+        _refuse(uri, experiment, error)
+        return False
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise deleted(experiment)
+    return True
+
+
+def deleted(experiment: str) -> SettingError:
+    """The complaint about an experiment that was deleted."""
+    return SettingError(f"experiment {experiment!r} was deleted: `mlflow experiments restore` it first")
+
+
+def _refuse(uri: str, experiment: str, error: Exception) -> None:
+    """Raise for an answer that will be the same tomorrow."""
+    from mlflow.exceptions import MlflowException
+
+    status, code = _status(error), getattr(error, "error_code", "")
+    shown = f"tracking-uri={redact(uri)}"
+    if code == "RESOURCE_ALREADY_EXISTS":  # another process was quicker
+        return
+    if status in _NO_LOGIN or code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        raise SettingError(
+            f"{shown}: the server refuses ({_short(error)}); give its login in MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD or in MLFLOW_TRACKING_TOKEN, and the right to write"
+        )
+    if status in _NO_SERVER or code == "ENDPOINT_NOT_FOUND" or "valid JSON" in str(error):
+        raise SettingError(f"{shown}: answers, but not as MLflow does ({_short(error)}); give the address of a server")
+    if isinstance(error, MlflowException) and code in ("INVALID_PARAMETER_VALUE", "RESOURCE_LIMIT_EXCEEDED"):
+        raise SettingError(f"{shown}: experiment {experiment} cannot be made ({_short(error)})")
+
+
+def _status(error: Exception) -> int | None:
+    """The status of HTTP that an error of MLflow tells of."""
+    found = re.search(r"error code (\d{3})", str(error))
+    known: Any = getattr(getattr(error, "response", None), "status_code", None)
+    return int(found[1]) if found else known
+
+
+def _check_file(file: Path, experiment: str) -> None:
+    if not os.path.lexists(file):
+        place = next(each for each in file.parents if os.path.lexists(each))
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise _cannot(file, f"{place} cannot be written")
+        return
+    if not file.is_file():
+        raise _cannot(file, "is no file")
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise _cannot(file, "may not be read and written by this user")
+    if file.stat().st_size == 0:
+        return
+    try:
+        tables, version, stage = patiently(lambda: _read(file, experiment), file, patience=_LOCKED_S)
+    except sqlite3.Error as error:
+        raise _cannot(file, str(error)) from None
+    if tables and "experiments" not in tables:
+        raise _cannot(file, f"is the database of another program (with {', '.join(sorted(tables)[:3])})")
+    if tables:
+        _check_version(file, version)
+    if stage == "deleted":
+        raise deleted(experiment)
+
+
+def _read(file: Path, experiment: str) -> tuple[set[str], str | None, str | None]:
+    """Names of the tables, version of the schema, and whether the experiment is active or deleted."""
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=BUSY_S)) as database:
+
+        def first(query: str, *values: str) -> str | None:
+            row = database.execute(query, values).fetchone()
+            return None if row is None else str(row[0])
+
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        version = first("SELECT version_num FROM alembic_version") if "alembic_version" in tables else None
+        query = "SELECT lifecycle_stage FROM experiments WHERE name = ?"
+        return tables, version, first(query, experiment) if "experiments" in tables else None
+
+
+def _check_version(file: Path, version: str | None) -> None:
+    """Refuse the schema of another version of MLflow."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+
+    scripts = ScriptDirectory.from_config(_get_alembic_config(""))  # type: ignore[no-untyped-call]
+    head = scripts.get_current_head()
+    if version == head:
+        return
+    if version in {each.revision for each in scripts.walk_revisions()}:
+        raise _cannot(file, f"has tables of an older MLflow; `mlflow db upgrade sqlite:///{file}` changes them")
+    raise _cannot(file, f"has tables of a newer MLflow (version {version} of them, here {head}); update MLflow")
+
+
+def _cannot(file: Path, why: str) -> SettingError:
+    return SettingError(f"tracking-uri={file}: {why}; see to it, or give another store by --tracking-uri")
