@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import dcml_tune
+
 HOSTILE = "raise RuntimeError('the package of the working directory was imported')\n"
 SMALL = [
     "--train-classes", "16", "--weights", "none", "--arch", "test_resnet", "--sz-resize", "32", "--sz-crop", "32",
@@ -29,29 +31,38 @@ def there(request, tmp_path):
 
 def run(there, *words):
     return subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
+        [sys.executable, *map(str, words)],
         cwd=there,
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
-        timeout=300,
+        timeout=400,
         check=False,
     )
 
 
-def test_a_command_imports_the_installed_packages(there):
-    """Whatever lies in the working directory."""
-    done = run(there, "dcml_tune.search", "emoji", "--dry-run", "--output-dir", "runs")
+def test_the_installed_packages_are_imported(there):
+    """Whatever lies in the working directory, which Python looks into first."""
+    code = "import dcml_tune, search_spaces; from importlib.util import find_spec; "
+    code += "print(search_spaces.__file__, find_spec('trainables').origin, find_spec('search_spaces.cub').origin)"
+    done = run(there, "-c", code)
     assert done.returncode == 0, done.stderr
+    root = Path(dcml_tune.__file__).parent.parent
+    expected = [
+        root / "search_spaces" / "__init__.py",
+        root / "trainables" / "__init__.py",
+        root / "search_spaces" / "cub.py",
+    ]
+    assert done.stdout.split() == [str(path) for path in expected]
 
 
-def test_so_do_rays_processes(folder, tmp_path):
-    """Ray puts the working directory first on the path of its processes."""
+def test_a_search_imports_them_too(folder, tmp_path):
+    """Its own process, and those of Ray: Ray puts the working directory first on the path of its processes."""
     for name in ("search_spaces", "trainables"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(HOSTILE)
     words = ["folder", "--dataset-dir", folder, "--output-dir", "runs", "--name", "s", "--num-samples", 1]
     words += ["--confirm", 0, "--final", "none", "--final-seeds", 1, *SMALL]
-    done = run(tmp_path, "dcml_tune.search", *words)
+    done = run(tmp_path, "-m", "dcml_tune.search", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert Path(tmp_path / "runs" / "s" / "trials" / "000").is_dir()
