@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.effects import idle
+from dcml_tune.plan import _recorded_space
 from search_spaces import load_space
 from search_spaces.constant import MAY_NOT_VARY
 from search_spaces.space import Choice, Float, Int, SearchSpace
@@ -281,3 +282,11 @@ def test_a_setting_that_varies_in_vain_is_named():
     assert load_space("folder").restricted({}).without_effect() == []
     space = load_space("folder").widened(fixed_mask=Choice([False, True]))
     assert space.restricted({}).without_effect() == []
+
+
+def test_a_search_of_an_earlier_version_that_broke_the_seal_does_not_go_on():
+    """It says why, and that a new one is to be started."""
+    recorded = load_space("emoji").as_json()
+    recorded["domains"]["protocol"] = {"kind": "Choice", "values": ["held_out", "paper"]}
+    with pytest.raises(SettingError, match=r"--resume old: .*protocol may not vary: .*; .*start a new one"):
+        _recorded_space("old", recorded)
