@@ -21,8 +21,9 @@ from PIL import ExifTags, Image
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import inspect, load, open_or_build
 from dcml_tune.data.__main__ import main as data_command
+from dcml_tune.data.image_store import unreadable
 from dcml_tune.data.images import UnreadableImageError
-from dcml_tune.data.remains import matched, store_tests
+from dcml_tune.data.remains import matched, of_train, store_tests
 from dcml_tune.search import main as search_command
 from dcml_tune.trainer import TrialData
 
@@ -228,6 +229,26 @@ def sides(root: Path, **settings: object) -> tuple[set[str], set[str], str]:
 
 
 TWO = ["1.png", "2.png"]
+
+
+def test_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    """Control characters, line ends and bytes of other encodings are shown escaped wherever an image or a class is named."""
+    bad = os.fsdecode(b"\x1b[31mred\n\xe9")
+    grown(tmp_path, {name: [f"{bad}{number}.png" for number in range(3)] for name in ("a", "b", "c", "d", bad)})
+    grown(tmp_path, {f"single {bad}": ["1.png"], "": [f"loose {bad}.png"]})
+    (tmp_path / f"empty {bad}").mkdir()
+    (tmp_path / f"gone {bad}").symlink_to("nowhere")
+    for folder in ("a", "d"):
+        (tmp_path / folder / f"{bad}0.png").write_bytes(b"")
+    found = load(config(tmp_path))
+    seen = inspect(found.train)
+    for text in (
+        *found.notes,
+        *seen.left_out,
+        str(unreadable(seen.left_out, 9)),
+        *of_train(config(tmp_path), found, seen).lines,
+    ):
+        assert text.isprintable(), repr(text)
 
 
 def test_a_class_disjoint_split_is_taken_as_it_is(tmp_path: Path) -> None:

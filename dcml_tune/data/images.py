@@ -19,6 +19,7 @@ from PIL.ImageFile import ImageFile
 
 from dcml_tune.config import SettingError
 from dcml_tune.data.decoding import Picture, decode, identify, open_regular, refuse_size
+from dcml_tune.stored import printable
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -98,8 +99,8 @@ class ImageList:
         return io.BytesIO(archive.read(self.paths[i]))
 
     def name(self, i: int) -> str:
-        """The full name of one image, as messages show it."""
-        return str(self.root / self.paths[i])
+        """The full name of one image, as messages show it: control characters are escaped."""
+        return printable(str(self.root / self.paths[i]))
 
     def states(self) -> list[str]:
         """Name, size and time of change of each file (checksum in a zip), in order; of one that is gone only its name."""
@@ -204,13 +205,13 @@ def why(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if "cannot identify image file" in text:
         return "no image in a format that is read"
-    return " ".join(text.split()) or type(error).__name__
+    return printable(" ".join(text.split())) or type(error).__name__
 
 
 def named(names: Sequence[str], *, limit: int = 10) -> str:
-    """Names in a row, and how many more there are beyond the limit."""
+    """Names in a row, control characters escaped, and how many more there are beyond the limit."""
     rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
+    return ", ".join(map(printable, names[:limit])) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def _counts(test: EvaluationSet) -> str:
