@@ -247,6 +247,24 @@ def test_any_mode_and_orientation(form: str, mode: str, orientation: int, size: 
     assert np.abs(found.astype(int) - wanted).max() <= (1 if mode in ("RGBA", "LA") else 0)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=150, deadline=None)
+@given(
+    form=st.sampled_from(["PNG", "JPEG"]),
+    head=st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*"]),
+    rest=st.binary(max_size=60),
+)
+def test_no_exif_makes_an_image_unreadable(form: str, head: bytes, rest: bytes) -> None:
+    """Whatever stands there; at most the image is turned."""
+    if form == "PNG":
+        content = raw.png(COLOURS, 2, raw.chunk(b"eXIf", head + rest))
+    else:
+        data = b"Exif\0\0" + head + rest
+        plain_file = saved(PHOTO, "JPEG")
+        content = plain_file[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + plain_file[2:]
+    assert sorted(seen(content)[0].shape) == sorted(COLOURS.shape if form == "PNG" else np.asarray(PHOTO).shape)
+
+
 def test_embedded_images_are_what_they_were() -> None:
     """Checksums of what Pillow's convert("RGB") gave."""
     emoji = load(TrialConfig())

@@ -148,10 +148,10 @@ def decode(image: ImageFile) -> Picture:
     departures = {"frames"} if _has_frames(image) else set()
     if any(";16" in str(tile.args) for tile in image.tile):
         departures.add("scaled")  # Pillow itself takes the upper bytes of 16-bit colours
-    orientation = _orientation(image)
+    turned = image.format == "TIFF" and _orientation(image) in _TURNS  # by Pillow, when it loads the pixels
     image.load()
-    turn = _TURNS.get(_orientation(image))  # none for a TIFF: Pillow turns it when it loads it
-    if orientation in _TURNS:
+    turn = _TURNS.get(_orientation(image))
+    if turned or turn is not None:
         departures.add("rotated")
     rgb = _as_rgb(image, departures)
     return Picture(rgb if turn is None else rgb.transpose(turn), tuple(sorted(departures)))
@@ -189,9 +189,7 @@ def _orientation(image: ImageFile) -> int:
     """1 to 8; 1 where the file does not say, or is damaged there."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except OSError:  # of a PNG the pixels are read first
-        raise
-    except Exception:
+    except Exception:  # nothing that Pillow finds wrong there makes the pixels unreadable
         return 1
 
 
