@@ -135,7 +135,7 @@ class CheapTrainer:
     def __init__(self, config: TrialConfig, metric: str, note: Callable[..., None]) -> None:
         """Begin a trial; what happens is told to `note`."""
         self.config, self.metric, self.note, self.epoch = config, metric, note, 0
-        self.loader, self.compares = self, True
+        self.loader, self.compares, self.division = self, True, None
         note("setup", 0)
 
     def close(self) -> None:

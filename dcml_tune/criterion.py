@@ -31,6 +31,16 @@ class MetricLoss(nn.Module):
         if config.criterion == "npairs":
             self.alpha = nn.Parameter(torch.tensor(config.alpha))
 
+    def trained(self) -> dict[str, float]:
+        """What is learned besides the network, by the names of measures: alpha, or the betas' mean and extremes."""
+        if self.config.criterion == "npairs":
+            return {"train/alpha": self.alpha.item()}
+        if not isinstance(self.beta, nn.Parameter):
+            return {}
+        beta = self.beta.detach()
+        found = torch.stack([beta.mean(), beta.min(), beta.max()]).tolist()
+        return dict(zip(("train/beta", "train/beta_min", "train/beta_max"), found, strict=True))
+
     def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of a batch: embeddings B x D of unit length, labels B (on the CPU), a random source."""
         config = self.config

@@ -39,8 +39,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-seed", "--random-seed", dest="seed", default=argparse.SUPPRESS, help="the same as --seed")
     group.add_argument("-crs", dest="clustering_random_state", default=argparse.SUPPRESS,
                        help="the same as --clustering-random-state")  # fmt: skip
-    group.add_argument("--checkpoint", metavar="DIR", help="begin with the weights of this trained model")
-    group.add_argument("--save-model", type=truth, metavar="0|1", default=True, help="0 writes no checkpoints")
+    group.add_argument("--checkpoint", metavar="DIR", help="go on with this trained model, at the epoch after its own")
+    group.add_argument("--restart-schedule", action="store_true",
+                       help="begin at epoch 0, with the weights of --checkpoint alone")  # fmt: skip
+    group.add_argument("--save-model", type=_every, metavar="N", default=1,
+                       help="0: no checkpoints; 1: the best model; 2 and more: that of every N-th epoch, too")  # fmt: skip
     group.add_argument("--wandb-enabled", nargs="?", type=truth, metavar="0|1", const=True, default=False,
                        help="log to Weights & Biases, too (pip install 'dcml-tune[wandb]')")  # fmt: skip
     group.add_argument(
@@ -48,6 +51,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     for flag, why in _WITHOUT_MEANING.items():
         group.add_argument(flag, nargs="?", const="", default=argparse.SUPPRESS, help=f"without meaning here: {why}")
+
+
+def _every(text: str) -> int:
+    """Read N, or a word for 0 or 1."""
+    return int(truth(text)) if text.lower() in ("true", "false", "yes", "no") else whole(0, 1_000_000)(text)
 
 
 def without_meaning(arguments: argparse.Namespace) -> list[str]:

@@ -104,13 +104,15 @@ class _Run:
         refuse_existing(new_directory(output, name))
         from dcml_tune.trainer import trained_model
 
-        begins_with = (
-            trained_model(absolute("--checkpoint", arguments.checkpoint), config) if arguments.checkpoint else None
-        )
+        restart, begins_with = arguments.restart_schedule, None
+        if restart and not arguments.checkpoint:
+            raise SettingError("--restart-schedule: says how --checkpoint begins; give that, too, or leave it out")
+        if arguments.checkpoint:
+            begins_with = trained_model(absolute("--checkpoint", arguments.checkpoint), config, restart=restart)
         run = cls(name, config, arguments, output)
         run.untrained = run.trainer.untrained() if run.trainer.compares else {}
         if begins_with is not None:
-            run.trainer.start_from(begins_with)
+            run.trainer.start_from(begins_with, restart=restart)
         return run
 
     @classmethod
@@ -135,7 +137,8 @@ class _Run:
             )
         config = Trainer.saved_config(directory)
         run = cls(begun.name, config, arguments, output)
-        run.trainer.load(run.checkpoint)
+        # A run of version 0.1 has not kept it.
+        arguments.save_model = run.trainer.load(run.checkpoint).get("save_model", 1)
         return run
 
     def head(self) -> list[str]:
@@ -145,6 +148,9 @@ class _Run:
         lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes(config)]
         lines += self.test_lines
         lines += without_effect(config, vars(arguments)) + original.without_meaning(arguments)
+        lines.append(trained.split(config))
+        if self.trainer.epoch > 0:
+            lines.append(f"goes on after epoch {self.trainer.epoch}")
         if config.protocol == "paper":
             lines.append(PAPER_LABEL)
             if arguments.score_test:
@@ -209,8 +215,11 @@ class _Run:
             measures = trainer.run_epoch()
             if trainer.epoch == last and self.arguments.score_test and self.config.protocol != "paper":
                 measures |= trainer.test()
-            if self.arguments.save_model:
-                trainer.save(self.checkpoint)
+            every = self.arguments.save_model
+            if every:
+                trainer.save(self.checkpoint, save_model=every)
+            if every > 1 and trainer.epoch % every == 0:
+                trainer.save_epoch(self.checkpoint)
             self._log(tracker, measures)
             print(f"epoch {trainer.epoch}/{last}: {_line(measures)}", flush=True)
             raise_if_signalled()
@@ -218,6 +227,9 @@ class _Run:
 
     def _log(self, tracker: Tracker, measures: dict[str, float]) -> None:
         tracker.metrics(self.name, self.trainer.epoch, measures)
+        if self.trainer.division is not None:
+            for file in self.trainer.division.files(self.checkpoint):
+                tracker.artifact(self.name, file, "divisions")
         if self.trainer.test_scored_before is not None:
             tracker.tags(self.name, {"dcml.test_scored_before": self.trainer.test_scored_before})
         if self.wandb is not None:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,11 +23,12 @@ from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore, remains
 from dcml_tune.data.loader import EVALUATION_BATCH, BatchLoader, ToDevice, evaluation_batches
 from dcml_tune.data.transforms import TrainTransform
+from dcml_tune.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.evaluation import retrieval_measures
 from dcml_tune.files import TornFileError, read_sealed, write_sealed
 from dcml_tune.ledger import NAME as LEDGER
 from dcml_tune.ledger import enter
-from dcml_tune.model import BEST, MaskedEmbedder, load
+from dcml_tune.model import BEST, MaskedEmbedder, best_model, load
 from dcml_tune.optimizer import load_moments, moments, replace_masks
 from dcml_tune.protocols import EmbeddedOnce, official_measures
 from dcml_tune.schedule import EpochPlan
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
 _STATE, _BEST = "trainer", BEST
+EPOCH = "epoch"
+"""Models that `save_epoch` writes lie in folders of this name and the epoch."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -138,6 +141,20 @@ class TrialData:
         """What a user must know of the training images: which cannot be decoded, and what was done to others."""
         return remains.of_train(config, self.dataset, self.originals).lines
 
+    def split(self, config: TrialConfig) -> str:
+        """What trains, what epochs are compared on, and how the original's way is had: one line."""
+        trains, all_classes = len(np.unique(self.labels[self.train])), len(np.unique(self.labels))
+        line = f"{trains:,} classes ({len(self.train):,} images) train"
+        if config.protocol == "paper":
+            return f"{line}; epochs are compared on the test classes"
+        if self.validation is None:
+            return f"{line}; none are held out, so that the last epoch counts as the best"
+        held_out = f"{all_classes - trains:,} ({len(self.labels) - len(self.train):,} images)"
+        return (
+            f"{line}, {held_out} are held out to find the best epoch; --val-share 0 trains on all, --protocol paper compares "
+            "on the test classes, as the original"
+        )
+
     def cannot_train(self, config: TrialConfig) -> str | None:
         """Why the classes that train are too few for some settings, or None.
 
@@ -174,6 +191,7 @@ class Trainer(Updates):
 
     Attributes:
         epoch: number of epochs completed.
+        division: what the last epoch's reclustering found; None if it had none.
         best: the best epoch so far by `metric`, with its value and its model's weights.
         history: value of `metric` after each epoch; empty when nothing is held out.
         test_scored_before: how often the test classes had been scored when this trainer did it last, by the ledger.
@@ -216,6 +234,7 @@ class Trainer(Updates):
         self.epoch = 0
         self.assignment: Indices | None = None
         self.partition = drop_singles(np.zeros(len(self.data.train)), self.data.labels[self.data.train])
+        self.division: Division | None = None
         self.best: Best | None = None
         self.history: list[float] = []
         self.test_scored_before: int | None = None
@@ -232,6 +251,7 @@ class Trainer(Updates):
             NonFiniteLossError: if the loss was not finite.
         """
         plan = EpochPlan.at(self.epoch, self.config)
+        self.division = None
         start = time.perf_counter()
         with _seeded(self.config.seed, self.epoch):
             measures = self._recluster(plan)
@@ -269,9 +289,10 @@ class Trainer(Updates):
         if plan.divide or plan.merge:
             self.model.divide_masks() if plan.divide else self.model.merge_masks()
             replace_masks(self.optimizer, self.model.masks)
-        measures["clusters/left_out"] = float(np.mean(self.partition < 0))
-        sizes = np.bincount(self.partition[self.partition >= 0], minlength=plan.nb_clusters)
-        return measures | {"clusters/largest": float(sizes.max()), "clusters/smallest": float(sizes.min())}
+        labels = self.data.labels[self.data.train]
+        if plan.recluster:
+            self.division = Division.of(plan.epoch, self.partition, labels, self.model.masks)
+        return measures | cluster_measures(self.partition, labels, plan.nb_clusters)
 
     # -- training --------------------------------------------------------------------------------------
 
@@ -291,7 +312,11 @@ class Trainer(Updates):
                 f"the loss of epoch {plan.epoch} is not finite (base_lr={self.config.base_lr}, "
                 f"mask_lr_mult={self.config.mask_lr_mult}); lower the learning rates"
             )
-        return {"train/loss": loss, "train/loss_masks": overlap, "train/batches": float(len(batches))}
+        masks = mask_measures(self.model.masks)
+        if not self._trains_masks(plan):
+            overlap = masks["masks/overlap"]  # which is no part of the loss, but told, as the original does
+        measures = {"train/loss": loss, "train/loss_masks": self.config.masking_lambda * overlap}
+        return measures | {"train/batches": float(len(batches))} | masks | self.criterion.trained()
 
     # -- measuring -------------------------------------------------------------------------------------
 
@@ -475,6 +500,8 @@ class Trainer(Updates):
         own = {name: value for name, value in tensors.items() if not name.startswith("best/")}
         if self.best is not None:
             self._save_best(directory, self.best)
+        if self.division is not None:
+            self.division.save(directory)
         checkpoint.write(directory, checkpoint.numbered(_STATE, self.epoch), own, {**state, "facts": facts})
         checkpoint.keep_only(directory, _STATE, self.epoch)
         checkpoint.keep_only(directory, _BEST, self.best.epoch if self.best else None)
@@ -483,9 +510,18 @@ class Trainer(Updates):
         """Write the best model with its division, unless it was written in an earlier epoch."""
         place = directory / checkpoint.numbered(_BEST, best.epoch)
         if best.epoch == self.epoch or not (place / "model.json").exists():
-            division = {"partition": torch.from_numpy(best.partition), "rows": torch.from_numpy(self.data.train)}
-            checkpoint.write(place, "division", division, {"nb_clusters": int(best.partition.max()) + 1})
-            self.model.save(place, best.weights, epoch=best.epoch, **{self.metric: best.value})
+            self._save_model(place, best)
+
+    def _save_model(self, place: Path, model: Best) -> None:
+        division = {"partition": torch.from_numpy(model.partition), "rows": torch.from_numpy(self.data.train)}
+        checkpoint.write(place, "division", division, {"nb_clusters": int(model.partition.max()) + 1})
+        self.model.save(place, model.weights, epoch=model.epoch, **{self.metric: model.value})
+
+    def save_epoch(self, directory: Path) -> Path:
+        """Write the model as it is, with its division, into the folder `epoch-EPOCH` of a directory; it stays there."""
+        place = directory / checkpoint.numbered(EPOCH, self.epoch)
+        self._save_model(place, self._now(self.history[-1] if self.history else None))
+        return place
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Go on from what `save` wrote; returns the facts that were kept with it.
@@ -502,10 +538,44 @@ class Trainer(Updates):
         facts: dict[str, Any] = state["facts"]
         return facts
 
-    def start_from(self, model: MaskedEmbedder) -> None:
-        """Begin with the weights of a trained model: all but its masks, which belong to its own division."""
-        self.model.load_state_dict({**model.state_dict(), "masks": self.model.masks.detach()})
+    def start_from(self, given: TrainedModel, *, restart: bool = False) -> None:
+        """Go on with a trained model: at the epoch after the one that it was saved in, with its masks, as the original.
+
+        The optimiser starts anew. If the model's division is of the same images, the learners keep them until the next
+        reclustering; else the images are clustered now.
+
+        Args:
+            given: the model.
+            restart: begin at epoch 0 instead, with its weights alone: its masks belong to its own division.
+
+        Raises:
+            SettingError: if the model has not the masks that these settings have after so many epochs.
+        """
         self.pretrained = False
+        if restart:
+            self.model.load_state_dict({**given.model.state_dict(), "masks": self.model.masks.detach()})
+            return
+        learners = EpochPlan.at(max(0, given.epoch - 1), self.config).nb_clusters
+        if len(given.model.masks) != learners:
+            raise SettingError(
+                f"--checkpoint {given.path}: has {len(given.model.masks)} masks after epoch {given.epoch}, and these settings "
+                f"have {learners} learners then; give the settings that it was trained with, or --restart-schedule to "
+                "begin at epoch 0 with its weights alone"
+            )
+        self.model.load_state_dict(given.model.state_dict())
+        replace_masks(self.optimizer, self.model.masks)
+        self.epoch = given.epoch
+        if learners > 1:
+            self._take_division(given, learners)
+
+    def _take_division(self, given: TrainedModel, learners: int) -> None:
+        """The partition of a model that was trained on the same images, or a new one."""
+        if given.division is not None and np.array_equal(given.division[0], self.data.train):
+            self.partition, self.assignment = given.division[1], given.division[1].copy()
+            return
+        plan = EpochPlan.at(self.epoch, self.config)
+        if not plan.recluster:
+            self._recluster(replace(plan, nb_clusters=learners, recluster=True, divide=False, merge=False))
 
     @staticmethod
     def saved_config(directory: Path) -> TrialConfig:
@@ -540,25 +610,53 @@ class Best:
     """Cluster of each image that trains; -1 for one that is left out."""
 
 
-def trained_model(path: Path, config: TrialConfig) -> MaskedEmbedder:
-    """The model that a training of some configuration is to start from.
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model that a training goes on with."""
+
+    path: Path
+    model: MaskedEmbedder
+    epoch: int
+    """Epochs completed when it was saved."""
+    division: tuple[Indices, Indices] | None
+    """Which images trained it, and the cluster of each; None if nothing is known of it."""
+
+
+def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> TrainedModel:
+    """The model that a training of some configuration is to go on with.
 
     Args:
         path: as `model.load` takes it.
         config: of the training.
+        restart: as `Trainer.start_from`.
 
     Raises:
         CheckpointError: if no model there is whole.
-        SettingError: if it is of another network.
+        SettingError: if it is of another network, or was trained as long as this configuration trains.
     """
-    given = load(path)
+    if path.is_file():
+        raise SettingError(
+            f"--checkpoint {path}: is a file; give the directory of a model that was saved here (files of the original run "
+            "code when they are loaded, and their format is not described)"
+        )
+    place = best_model(path) or path
+    given, facts = load(place), checkpoint.read(place, "model")[1]
+    epoch = 0 if restart else facts.get("epoch")
+    if not isinstance(epoch, int):
+        raise SettingError(f"--checkpoint {path}: says of no epoch; add --restart-schedule to begin at epoch 0")
+    if epoch >= config.nb_epochs:
+        raise SettingError(f"nb_epochs={config.nb_epochs}: the model in {path} was saved after epoch {epoch}; raise it")
     for name in ("arch", "sz_embedding"):
         ours, theirs = getattr(config, name), getattr(given.config, name)
         if ours != theirs:
             raise SettingError(
                 f"{name}={ours}: the model in {path} has {theirs}; give --{name.replace('_', '-')} {theirs}"
             )
-    return given
+    division = None
+    if (place / "division.json").exists():
+        kept = checkpoint.read(place, "division")[0]
+        division = kept["rows"].numpy(), kept["partition"].numpy()
+    return TrainedModel(path=path, model=given, epoch=epoch, division=division)
 
 
 def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False) -> Tensor:

@@ -47,9 +47,11 @@ class Updates:
 
     def _overlap(self, plan: EpochPlan) -> Tensor:
         """The overlap of the masks, where it is part of the loss."""
-        if plan.full_embedding or plan.nb_clusters == 1 or not self.model.masks.requires_grad:
-            return torch.zeros((), device=self.device)
-        return mask_overlap(self.model.masks)
+        return mask_overlap(self.model.masks) if self._trains_masks(plan) else torch.zeros((), device=self.device)
+
+    def _trains_masks(self, plan: EpochPlan) -> bool:
+        """Whether there are several masks, and they take gradients."""
+        return not plan.full_embedding and plan.nb_clusters > 1 and self.model.masks.requires_grad
 
     def _set_trainable(self, plan: EpochPlan) -> None:
         """Freeze what the plan freezes.

@@ -1,7 +1,13 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import mlflow
+import numpy as np
 import pytest
+import torch
 
+from dcml_tune.divisions import Division
+from dcml_tune.tracking import Tracker
 from trainables.callbacks import Guard, Progress
 
 SETTINGS = {"dataset": "emoji", "nb_epochs": 6, "force_full_embedding_epoch": 5, "nb_clusters": 2}
@@ -36,3 +42,23 @@ def test_the_last_table_shows_all(progress):
     """As does one that has room for all."""
     assert names(progress.table()) == [f"{number:03d}" for number in range(40)]
     assert progress.table(most=40).caption is None
+
+
+def test_each_reclustering_is_an_artifact(progress, tmp_path):
+    """Its files are recorded with the result that names them; measures of masks are curves. A second report adds nothing."""
+    division = Division.of(2, np.array([0, 1, 1]), np.array([5, 5, 6]), torch.ones(2, 4))
+    division.save(tmp_path / "trial")
+    progress.tracker = Tracker(
+        f"sqlite:///{tmp_path / 'm.db'}", "e", directory=tmp_path / "spool", artifact_root=tmp_path / "artifacts"
+    )
+    progress.tracker.start("s/003", name="003", role="trial")
+    trial = SimpleNamespace(config={"run": {"key": "003", "directory": str(tmp_path / "trial")}}, trial_id="x")
+    result = {"epoch": 3, "val/recall_at_1": 0.4, "masks/overlap": 0.25, "division": division.name, "time_ms": 1}
+    for _ in range(2):
+        progress._result(trial, result)
+    progress.tracker.close()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'm.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    found = [each.path for each in client.list_artifacts(run.info.run_id, "divisions")]
+    assert sorted(found) == ["divisions/division-00002.json", "divisions/division-00002.safetensors"]
+    assert run.data.metrics["masks/overlap"] == 0.25

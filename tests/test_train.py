@@ -11,7 +11,7 @@ import mlflow
 import pytest
 import torch
 
-from dcml_tune import browse, evaluate, original
+from dcml_tune import browse, checkpoint, evaluate, original
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.model import MaskedEmbedder, best_model, load
 from dcml_tune.train import _config, main, parser
@@ -165,22 +165,95 @@ def test_nothing_is_saved_when_asked(train, tmp_path):
     assert not list((tmp_path / "runs" / "r").rglob("*.safetensors"))
 
 
+def test_every_nth_epoch_is_saved_too(train, tmp_path):
+    """--save-model N keeps the best model and those of epochs N, 2N, ...; each loads; a resume goes on with it."""
+    status, said = train("--save-model=2", "--name=r", nb_epochs=5)
+    assert status == 0, said
+    directory = tmp_path / "runs" / "r" / "checkpoint"
+    assert sorted(path.name for path in directory.glob("epoch-*")) == ["epoch-00002", "epoch-00004"]
+    assert best_model(directory) is not None
+    assert load(directory / "epoch-00004")(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+    status, said = train("--name=s")
+    assert not list((tmp_path / "runs" / "s").rglob("epoch-*"))
+    of = lambda *words: parser().parse_args([*words]).save_model  # noqa: E731
+    assert [of(), of("--save-model", "True"), of("--save-model=0"), of("--save-model=7")] == [1, 1, 0, 7]
+
+
+DIVIDING = {"nb_clusters": 2, "mod_epoch": 2, "nb_epochs": 5, "mask_lr_mult": 100, "base_lr": 1e-3}
+
+
+def test_a_checkpoint_goes_on_at_its_next_epoch(train, tmp_path):
+    """With its masks and its division, as the original; the epochs that are left are trained, and no others."""
+    assert train("--save-model=3", "--name=r", **DIVIDING)[0] == 0
+    given = tmp_path / "runs" / "r" / "checkpoint" / "epoch-00003"
+    status, said = train("--name=s", f"--checkpoint={given}", "--save-model=4", **{**DIVIDING, "base_lr": 1e-12})
+    assert status == 0, said
+    assert "goes on after epoch 3" in said
+    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("epoch ")] == ["epoch 4/5", "epoch 5/5"]
+    later = tmp_path / "runs" / "s" / "checkpoint" / "epoch-00004"
+    # Epoch 4 divides nothing: masks and clusters are those of the checkpoint.
+    torch.testing.assert_close(load(later).masks, load(given).masks)
+    client, run = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"), runs(tmp_path)["r"]
+    kept = {each.path for each in client.list_artifacts(run.info.run_id, "divisions")}
+    assert {f"divisions/division-0000{epoch}.json" for epoch in (2, 4)} <= kept
+    assert load(given).masks.shape == (2, 8)
+    partitions = [checkpoint.read(place, "division")[0]["partition"] for place in (given, later)]
+    assert torch.equal(*partitions)
+    with pytest.raises(SettingError, match=r"has 2 masks after epoch 3, and these settings have 1 learners then"):
+        train("--name=t", f"--checkpoint={given}", **{**DIVIDING, "mod_epoch": 4})
+    with pytest.raises(SettingError, match=r"nb_epochs=3: the model in .* was saved after epoch 3; raise it"):
+        train("--name=t", f"--checkpoint={given}", **{**DIVIDING, "nb_epochs": 3})
+
+
+def test_a_checkpoint_of_other_images_is_divided_anew(train, tmp_path):
+    """Where the learners' images are not those of this run, they are clustered before the first epoch."""
+    assert train("--save-model=3", "--name=r", **DIVIDING)[0] == 0
+    given = tmp_path / "runs" / "r" / "checkpoint" / "epoch-00003"
+    status, said = train("--name=s", f"--checkpoint={given}", "--val-share=0.5", **DIVIDING)
+    assert status == 0, said
+    partition = checkpoint.read(best_model(tmp_path / "runs" / "s" / "checkpoint"), "division")[0]["partition"]
+    assert partition.max() == 1
+
+
 def test_a_run_begins_with_a_trained_model(train, tmp_path, folder):
-    """--checkpoint: weights of the model, masks of this run's own; step 0 is still the pretrained network's."""
+    """--restart-schedule: weights of the model, masks of this run's own; step 0 is still the pretrained network's."""
     config = TrialConfig(**TINY, dataset="folder", dataset_dir=str(folder), nb_clusters=2, hierarchy_method="none")
     given = MaskedEmbedder(config)
     with torch.no_grad():
         given.embedding.bias.fill_(3.0)
     given.save(tmp_path / "given")
-    status, said = train("--name=r", f"--checkpoint={tmp_path / 'given'}", base_lr=1e-12)
+    start = [f"--checkpoint={tmp_path / 'given'}", "--restart-schedule"]
+    status, said = train("--name=r", *start, base_lr=1e-12)
     assert status == 0, said
     trained = load(best_model(tmp_path / "runs" / "r" / "checkpoint"))
     assert trained.masks.shape == (1, 8)
     torch.testing.assert_close(trained.embedding.bias, given.embedding.bias)
-    with pytest.raises(SettingError, match=r"sz_embedding=16: the model in .* has 8; give --sz-embedding 8"):
-        train("--name=s", f"--checkpoint={tmp_path / 'given'}", sz_embedding=16)
-    with pytest.raises(SettingError, match="cannot be read"):
-        train("--name=t", f"--checkpoint={tmp_path / 'nothing'}")
+    (tmp_path / "file.pt").write_bytes(b"a pickle")
+    for words, reason in [
+        ([*start, "--sz-embedding=16"], r"sz_embedding=16: the model in .* has 8; give --sz-embedding 8"),
+        ([f"--checkpoint={tmp_path / 'nothing'}"], "cannot be read"),
+        (start[:1], "says of no epoch; add --restart-schedule"),
+        (start[1:], "--restart-schedule: says how --checkpoint begins"),
+        ([f"--checkpoint={tmp_path / 'file.pt'}"], "is a file; give the directory of a model"),
+    ]:
+        with pytest.raises(SettingError, match=reason):
+            train("--name=s", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "13 classes (78 images) train, 3 (18 images) are held out"),
+        (["--val-share=0"], "16 classes (96 images) train; none are held out"),
+        (["--protocol=paper"], "16 classes (96 images) train; epochs are compared on the test classes"),
+    ],
+)
+def test_the_head_says_what_trains(train, words, expected):
+    """The first line counts training classes, the next says which of them train, and how to have it as the original."""
+    _, said = train("--name=r", *words, nb_epochs=1)
+    assert "16 training classes" in said.splitlines()[0]
+    (line,) = [line for line in said.splitlines() if expected in line]
+    assert ("--val-share 0" in line and "--protocol paper" in line) == (not words)
 
 
 def test_bad_input_is_refused_before_anything_is_written(train, tmp_path):

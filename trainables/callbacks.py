@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dcml_tune import tracebacks
+from dcml_tune import divisions, tracebacks
 from dcml_tune.config import PAPER_LABEL, TrialConfig, brief
 from dcml_tune.files import free_bytes, readable_size
 from dcml_tune.interruption import SearchStopped, raise_if_signalled
@@ -24,12 +24,12 @@ from dcml_tune.schedule import EpochPlan
 from dcml_tune.studies import first_best
 from dcml_tune.tracking import Tracker
 from dcml_tune.trainer import Trainer
-from trainables.divide_and_conquer import FAILED, NOTE, RUN, SCORED_BEFORE, STOP_SEARCH, whole
+from trainables.divide_and_conquer import DIVISION, FAILED, NOTE, RUN, SCORED_BEFORE, STOP_SEARCH, whole
 from trainables.optuna_searcher import KnownTrial
 
 log = logging.getLogger(__name__)
 
-_MEASURES = ("val/", "test", "paper", "train/", "clusters/", "phase/", "time/")
+_MEASURES = ("val/", "test", "paper", "train/", "clusters/", "masks/", "phase/", "time/")
 _STATUS = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
 _LOOK_S = 2.0  # between two looks at the disk and at the clocks of the trials
 _FRAME = 9  # lines of the live table that are no trials: title, names of the columns, rules, what is not shown
@@ -274,6 +274,10 @@ class Progress(Callback):
             return
         values = {n: v for n, v in result.items() if n.startswith(_MEASURES) and isinstance(v, int | float)}
         self.tracker.metrics(key, int(result["epoch"]), values, when)
+        directory = whole(trial.config)[RUN]["directory"]
+        if DIVISION in result and directory is not None:
+            for file in divisions.files(Path(directory), result[DIVISION]):
+                self.tracker.artifact(key, file, "divisions")
         row |= {"epoch": int(result["epoch"]), "last": result.get(self.metric), "result": dict(result)}
         row["best"] = result.get(f"{self.metric}_best")
         self.best = first_best([self.best, row["best"]], lambda value: value)

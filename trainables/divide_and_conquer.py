@@ -40,6 +40,9 @@ NOTE = "note"
 SCORED_BEFORE = "test_scored_before"
 """The key of a result that says how often the test classes had been scored before, by the ledger."""
 
+DIVISION = "division"
+"""The key of a result that names the files of the epoch's reclustering, in the trial's directory."""
+
 CURVE = "curve"
 """The key of a result file that holds the metric after each epoch."""
 
@@ -190,6 +193,8 @@ class DivideAndConquer(tune.Trainable):
             result[NOTE], self._note = self._note, None
         if self.directory is None:
             return result
+        if self.trainer.division is not None:
+            result[DIVISION] = self.trainer.division.name
         if self.run.role != "untrained":
             self.trainer.save(self.directory, result=result)
         if self.run.role != "trial" and result["done"]:

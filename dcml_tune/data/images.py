@@ -186,8 +186,8 @@ class DataSet:
         """One line of counts, for the head of a search."""
         tests = "; ".join(_counts(test) for test in self.tests)
         return (
-            f"{self.name}: {self.train.nb_classes:,} classes ({len(self.train):,} images) train, "
-            f"{self.nb_test_classes:,} classes test ({tests})"
+            f"{self.name}: {self.train.nb_classes:,} training classes ({len(self.train):,} images), "
+            f"{self.nb_test_classes:,} test classes ({tests})"
         )
 
 

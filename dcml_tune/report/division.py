@@ -73,7 +73,7 @@ def _extremes(facts: Facts, album: Album) -> Figure | None:
         title="Largest (solid) and smallest (dotted) cluster",
         unit="images",
         caption="Look for pairs of lines far apart: an epoch has as many rounds as the largest cluster has batches, and "
-        "smaller ones repeat their images.",
+        "smaller ones draw their images more often.",
     )
 
 
