@@ -6,14 +6,16 @@ import hashlib
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from dcml_tune.config import SettingError
 from dcml_tune.files import TornFileError, read_sealed, write_sealed, write_whole
+from dcml_tune.stored import Count, Stored, checked, printable
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +38,23 @@ def write(directory: Path, name: str, tensors: dict[str, Tensor], facts: dict[st
     write_sealed(directory / f"{name}.json", {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **facts})
 
 
-def read(directory: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+class _Facts(Stored):
+    """The JSON file of every checkpoint."""
+
+    format: Count
+    sha256: str
+
+
+def read(directory: Path, name: str, kind: type[Stored] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts that `write` wrote.
 
+    Args:
+        directory: of the checkpoint.
+        name: of its files.
+        kind: what the facts must be; None: any.
+
     Raises:
-        CheckpointError: if a file is missing, or does not hold what was written.
+        CheckpointError: if a file is missing, does not hold what was written, or not what it must hold.
     """
     tensors_file = directory / f"{name}.safetensors"
     try:
@@ -50,12 +64,61 @@ def read(directory: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]
         raise CheckpointError(f"checkpoint {directory}: {name} cannot be read ({error}); take another") from None
     if facts.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {directory}: format {facts.get('format')} is not {FORMAT}; take another")
+    check(_Facts, facts, directory / f"{name}.json")
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
         raise CheckpointError(f"checkpoint {tensors_file}: does not match the checksum beside it; take another")
     try:
-        return load(data), facts
-    except SafetensorError as error:
-        raise CheckpointError(f"checkpoint {tensors_file}: {error}; take another") from None
+        tensors = load(data)
+    except Exception as error:  # of safetensors, or of torch for a kind of number that it does not have
+        raise CheckpointError(f"checkpoint {tensors_file}: {_said(error)}; take another") from None
+    if kind is not None:
+        check(kind, facts, directory / f"{name}.json")
+    return tensors, facts
+
+
+def check(kind: type[T], facts: Any, file: Path) -> T:
+    """Facts of a checkpoint as a model says they must be.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    try:
+        return checked(kind, facts)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {file}: holds what cannot be ({error}); take another") from None
+
+
+def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+    """Tensors must be those that are wanted: by name, shape and kind of number, and finite.
+
+    Args:
+        found: of a checkpoint.
+        wanted: tensors of the same names.
+        file: for messages.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    for name in [*wanted, *found]:
+        if why := _unfit(name, found.get(name), wanted.get(name)):
+            raise CheckpointError(f"checkpoint {file}: {printable(name)} {why}; take another")
+
+
+def _unfit(name: str, found: Tensor | None, wanted: Tensor | None) -> str | None:
+    """Why a tensor cannot be taken, or None."""
+    if found is None:
+        return "is missing"
+    if wanted is None:
+        return "belongs to no part of it"
+    if found.dtype != wanted.dtype:
+        return f"has numbers of {found.dtype}, not of {wanted.dtype}"
+    if found.shape != wanted.shape:
+        return f"has the shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
+    return "is not finite" if found.is_floating_point() and not bool(found.isfinite().all()) else None
+
+
+def _said(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def numbered(stem: str, number: int) -> str:
@@ -69,7 +132,7 @@ def numbers(directory: Path, stem: str) -> list[int]:
     return sorted((int(number) for number in found if number.isdigit()), reverse=True)
 
 
-def newest(directory: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def newest(directory: Path, stem: str, kind: type[Stored] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The newest checkpoint of a directory that is whole; one that is not is named in the log and passed over.
 
     Raises:
@@ -78,7 +141,7 @@ def newest(directory: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, Any
     first: CheckpointError | None = None
     for number in numbers(directory, stem):
         try:
-            return read(directory, numbered(stem, number))
+            return read(directory, numbered(stem, number), kind)
         except CheckpointError as error:
             log.warning("%s", error)
             first = first or error

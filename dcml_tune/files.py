@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -38,7 +39,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_sealed(path: Path, facts: dict[str, Any]) -> None:
-    """Write facts as JSON, with a checksum of them."""
+    """Write facts as JSON, with a checksum of them; numbers that are not finite become null, as JSON has none."""
+    facts = _plain(facts)
     write_whole(path, json.dumps({**facts, _SEAL: _checksum(facts)}, indent=1).encode())
 
 
@@ -100,6 +102,14 @@ def free_bytes(directory: Path) -> int:
 def readable_size(count: float) -> str:
     """Bytes as people read them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _checksum(facts: dict[str, Any]) -> str:

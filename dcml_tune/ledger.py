@@ -17,9 +17,21 @@ from typing import Any
 from filelock import FileLock
 
 from dcml_tune.paths import LEDGER
+from dcml_tune.stored import Count, Stored, checked, parse
 
 NAME = LEDGER
 """Of the file, in the output directory."""
+
+
+class Entry(Stored):
+    """A line of the ledger."""
+
+    when: str
+    run: str
+    dataset: str
+    test_set: str
+    before: Count
+    previous: str
 
 
 def enter(file: Path, *, run: str, dataset: str, test_set: str) -> int:
@@ -68,9 +80,15 @@ def _digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-def _read(line: bytes) -> dict[str, Any]:
+def entry_of(line: str | bytes) -> dict[str, Any] | None:
+    """What a line says; None for one that is torn, or that nobody can have written."""
     try:
-        found = json.loads(line)
+        found: dict[str, Any] = parse(line)
+        checked(Entry, found)
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    return entry_of(line) or {}

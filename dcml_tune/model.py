@@ -6,20 +6,24 @@ Shapes: B images, F penultimate features, D embedding dimensions, K masks.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from dcml_tune import checkpoint
 from dcml_tune.backbones import Backbone, build
+from dcml_tune.checkpoint import CheckpointError
 from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.stored import Finite, Scalar, Stored
 
 BEST = "best"
 """A trial's directory holds its best model in a folder of this name and the epoch."""
 
+_MOST_MASKS = 1 << 16
 # The settings without which a model cannot be built again from its weights, or measured on the classes that it has not
 # seen.
 _MODEL_SETTINGS = (
@@ -155,6 +159,14 @@ class MaskedEmbedder(nn.Module):
         checkpoint.write(directory, "model", state or self.state_dict(), facts)
 
 
+class _Facts(Stored):
+    """model.json."""
+
+    settings: dict[str, Scalar]
+    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+
+
 def load(path: str | Path) -> MaskedEmbedder:
     """The model of a checkpoint, in evaluation mode: `load(path)(images)` gives full embeddings.
 
@@ -164,14 +176,36 @@ def load(path: str | Path) -> MaskedEmbedder:
         path: directory of a model, or that of a trial, whose best model is taken.
 
     Raises:
-        CheckpointError: if a file is missing, torn or changed.
+        CheckpointError: if a file is missing, torn, changed, or holds what no model can be.
         SettingError: if the backbone cannot be built by the versions that are installed.
     """
     directory = best_model(Path(path)) or Path(path)
-    tensors, facts = checkpoint.read(directory, "model")
-    model = MaskedEmbedder(TrialConfig(**facts["settings"], weights="none"))
+    tensors, facts = checkpoint.read(directory, "model", _Facts)
+    model = MaskedEmbedder(_config_of(facts["settings"], directory))
+    check_weights(model, tensors, directory / "model.safetensors")
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def check_weights(model: MaskedEmbedder, tensors: dict[str, Tensor], file: Path) -> None:
+    """Weights must be those of the model; the number of masks may be another.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    wanted = model.state_dict()
+    masks = tensors.get("masks")
+    if masks is not None and masks.ndim == 2 and 1 <= len(masks) <= _MOST_MASKS:
+        wanted["masks"] = wanted["masks"].new_empty((len(masks), model.config.sz_embedding))
+    checkpoint.check_tensors(tensors, wanted, file)
+
+
+def _config_of(settings: dict[str, Any], directory: Path) -> TrialConfig:
+    """The configuration that a model was made with, which this version must know."""
+    try:
+        return TrialConfig(**{**settings, "weights": "none"})
+    except SettingError as error:
+        raise CheckpointError(f"checkpoint {directory}: its settings cannot be ({error}); take another") from None
 
 
 def best_model(trial: Path) -> Path | None:

@@ -14,7 +14,7 @@ from dcml_tune.commandline import given_settings
 from dcml_tune.config import PAPER_LABEL, SEEDS, SettingError, TrialConfig, unknown_name
 from dcml_tune.confirmation import CONTROLS, Contender, Unit, contenders, units
 from dcml_tune.effects import without_effect
-from dcml_tune.files import TornFileError, free_bytes, read_sealed, readable_size
+from dcml_tune.files import TornFileError, free_bytes, readable_size
 from dcml_tune.moved import follow, images_then_and_now, output_before, refuse_missing_images, with_images
 from dcml_tune.paths import (
     STORES,
@@ -30,6 +30,7 @@ from dcml_tune.quantities import seconds, size
 from dcml_tune.record import Record, refuse_existing
 from dcml_tune.redaction import redact
 from dcml_tune.resources import AUTO, cluster_address
+from dcml_tune.results import read_result
 from dcml_tune.study_file import mend
 from dcml_tune.tracking.addresses import absolute_uri, tracking_uri
 
@@ -614,7 +615,7 @@ class Plan:
         found = {}
         for key in (each["run"]["key"] for each in runs):
             try:
-                found[key] = read_sealed(self.trials / key / RESULT_FILE)
+                found[key] = read_result(self.trials / key / RESULT_FILE)
             except TornFileError:
                 continue
         return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcml_tune.config import SettingError
+from dcml_tune.stored import printable
 
 # Blocks in each stage of EfficientNet-Lite0. The first block of the network has no expansion.
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
@@ -114,11 +115,18 @@ def load_into(network: nn.Module, path: Path, arch: str, classifier: Sequence[st
         "lacks": [name for name in own if name not in state and not name.endswith(".num_batches_tracked")],
         "has besides": [name for name in state if name not in own],
         "has another shape of": [name for name in own if name in state and state[name].shape != own[name].shape],
+        "has whole numbers for": [
+            name for name in own if name in state and _is_whole(state[name]) != _is_whole(own[name])
+        ],
     }
     said = [f"it {what} {names[0]} ({len(names)} in all)" for what, names in differences.items() if names]
     if said:
         raise SettingError(f"weights={path}: not of arch {arch}, {', '.join(said)}; give the file of this network")
     network.load_state_dict(state, strict=False)
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not value.is_floating_point()
 
 
 def _adapted(network: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> dict[str, Tensor]:
@@ -149,10 +157,25 @@ def read(path: Path) -> dict[str, Tensor]:
     for around in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(around), dict):
             state = state[around]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
         entries = f" (but {', '.join(map(str, list(state)[:4]))})" if isinstance(state, dict) else ""
         raise SettingError(f"weights={path}: holds no state dict{entries}; give a file of tensors by name")
+    for name, value in state.items():
+        if reason := _unusable(value):
+            raise SettingError(f"weights={path}: {printable(name)} {reason}; give a file of weights")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _unusable(value: Tensor) -> str | None:
+    """Why a tensor is no weight of a network, whatever its name, or None."""
+    if value.layout != torch.strided:
+        return "is sparse"
+    if value.is_meta:
+        return "has a shape and no numbers"
+    if value.is_complex() or value.is_quantized:
+        return f"has numbers of {value.dtype}"
+    return "is not finite" if value.is_floating_point() and not bool(value.isfinite().all()) else None
 
 
 def _tensors(path: Path) -> Any:
@@ -170,7 +193,7 @@ def first_line(error: Exception) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else next(iter(lines), "")
-    return f"{type(error).__name__}: {said[:150]}".removesuffix(": ")
+    return printable(f"{type(error).__name__}: {said[:150]}".removesuffix(": "))
 
 
 def lite0_state() -> dict[str, Tensor]:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from dcml_tune import checkpoint, data
+from dcml_tune.checkpoint import CheckpointError
 from dcml_tune.clustering import drop_singles, recluster
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore, remains
@@ -28,10 +30,11 @@ from dcml_tune.evaluation import retrieval_measures
 from dcml_tune.files import TornFileError, read_sealed, write_sealed
 from dcml_tune.ledger import NAME as LEDGER
 from dcml_tune.ledger import enter
-from dcml_tune.model import BEST, MaskedEmbedder, best_model, load
+from dcml_tune.model import BEST, MaskedEmbedder, best_model, check_weights, load
 from dcml_tune.optimizer import load_moments, moments, replace_masks
 from dcml_tune.protocols import EmbeddedOnce, official_measures
 from dcml_tune.schedule import EpochPlan
+from dcml_tune.stored import Count, Finite, Scalar, Stored, printable
 from dcml_tune.updates import Updates
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,28 @@ Indices = NDArray[np.int64]
 _STATE, _BEST = "trainer", BEST
 EPOCH = "epoch"
 """Models that `save_epoch` writes lie in folders of this name and the epoch."""
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class _BestFacts(Stored):
+    epoch: Count
+    value: Finite | None
+
+
+class _State(Stored):
+    """trainer-EPOCH.json."""
+
+    epoch: Count
+    best: _BestFacts | None
+    history: list[Finite | None]
+    config: dict[str, Scalar]
+    facts: dict[str, Any]
+
+
+class _Measures(Stored):
+    """untrained-KEY.json: measures by name."""
+
+    __pydantic_extra__: dict[str, Finite] = Field(init=False)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -371,7 +396,7 @@ class Trainer(Updates):
         path = self.stores / f"untrained-{key}.json"
         with FileLock(f"{path}.lock"):
             try:
-                return cast("dict[str, float]", read_sealed(path))
+                return cast("dict[str, float]", read_sealed(path, _Measures))
             except TornFileError:
                 assert self.epoch == 0, "the untrained network is gone"
                 assert self.pretrained, "the network began with the weights of another training"
@@ -474,7 +499,8 @@ class Trainer(Updates):
         load_moments(self.optimizer, _under("moments/", tensors))
         self.partition = tensors["partition"].cpu().numpy().copy()
         self.assignment = tensors["assignment"].cpu().numpy().copy() if "assignment" in tensors else None
-        self.epoch, self.history = state["epoch"], list(state["history"])
+        self.epoch = state["epoch"]
+        self.history = [math.nan if value is None else value for value in state["history"]]
         self.best = None
         if state["best"] is not None:
             partition = tensors["best_partition"].cpu().numpy().copy()
@@ -485,6 +511,40 @@ class Trainer(Updates):
         for name, value in settings.items():
             if name not in ("num_workers", "dataset_dir", "skip_unreadable") and ours.get(name) != value:
                 raise SettingError(f"{name}={ours.get(name)!r}: the checkpoint was made with {value!r}; use that")
+
+    def _check_state(self, tensors: dict[str, Tensor], state: dict[str, Any], directory: Path) -> None:
+        """A state with a right checksum must still be one that this trainer can have been in.
+
+        Raises:
+            CheckpointError: if it is not.
+        """
+        check_weights(self.model, _under("model/", tensors), directory)
+        checkpoint.check_tensors(_under("criterion/", tensors), self.criterion.state_dict(), directory)
+        rows = torch.from_numpy(self.partition)
+        partitions = {name: rows for name in ("partition", "best_partition") if name == "partition" or state["best"]}
+        found = {name: value for name, value in tensors.items() if name in ("partition", "best_partition")}
+        checkpoint.check_tensors(found, partitions, directory)
+        if state["best"] is not None:
+            check_weights(self.model, _under("best/", tensors), directory)
+        shapes = {"masks": tensors["model/masks"].shape}
+        for name, value in _under("moments/", tensors).items():
+            parameter, field = name.rpartition(":")[::2]
+            wanted = {**self._shapes(), **shapes}.get(parameter)
+            fits = wanted is not None and value.is_floating_point() and bool(value.isfinite().all())
+            if not fits or value.shape not in (wanted, torch.Size([])) or field not in _MOMENTS:
+                raise CheckpointError(
+                    f"checkpoint {directory}: moments of {printable(name)} fit no parameter; take another"
+                )
+        assignment = tensors.get("assignment")
+        if assignment is not None and (assignment.dtype != torch.int64 or assignment.ndim != 1):
+            raise CheckpointError(f"checkpoint {directory}: its clusters are no list of numbers; take another")
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the parameters that are trained, by the optimiser's names."""
+        groups = self.optimizer.param_groups
+        return {
+            name: p.shape for group in groups for name, p in zip(group["param_names"], group["params"], strict=True)
+        }
 
     def save(self, directory: Path, **facts: Any) -> None:
         """Write the trainer's state into a directory, and its best model so far into the folder `best-EPOCH` of it.
@@ -530,10 +590,12 @@ class Trainer(Updates):
             CheckpointError: if no state there is whole.
             SettingError: if the state is of another configuration.
         """
-        tensors, state = checkpoint.newest(directory, _STATE)
+        tensors, state = checkpoint.newest(directory, _STATE, _State)
         if state["best"] is not None:
             best, _ = checkpoint.read(directory / checkpoint.numbered(_BEST, state["best"]["epoch"]), "model")
             tensors |= {f"best/{name}": value for name, value in best.items()}
+        self._check_same(state["config"])
+        self._check_state(tensors, state, directory)
         self.load_state_dict({"tensors": tensors, **state})
         facts: dict[str, Any] = state["facts"]
         return facts
@@ -584,7 +646,11 @@ class Trainer(Updates):
         Raises:
             CheckpointError: if no state there is whole.
         """
-        return TrialConfig(**checkpoint.newest(directory, _STATE)[1]["config"])
+        settings = checkpoint.newest(directory, _STATE, _State)[1]["config"]
+        try:
+            return TrialConfig(**settings)
+        except SettingError as error:
+            raise CheckpointError(f"checkpoint {directory}: its settings cannot be ({error}); take another") from None
 
     @staticmethod
     def is_saved(directory: Path) -> bool:

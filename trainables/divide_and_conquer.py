@@ -13,8 +13,9 @@ from ray import tune
 
 from dcml_tune.checkpoint import CheckpointError
 from dcml_tune.config import SettingError, TrialConfig, brief
-from dcml_tune.files import CANNOT_WRITE, TornFileError, read_sealed, write_sealed
+from dcml_tune.files import CANNOT_WRITE, TornFileError, write_sealed
 from dcml_tune.resources import cap_gpu_memory, set_threads
+from dcml_tune.results import read_result, with_numbers
 from dcml_tune.trainer import NonFiniteLossError, Trainer
 from trainables.ownership import take
 
@@ -140,13 +141,13 @@ class DivideAndConquer(tune.Trainable):
         if self.directory is None:
             return
         try:
-            self._again = read_sealed(self.directory / RESULT_FILE)
+            self._again = read_result(self.directory / RESULT_FILE)
             return
         except TornFileError:
             pass  # the usual case: not scored yet
         if self.trainer.is_saved(self.directory):
             try:
-                self._again = self.trainer.load(self.directory)["result"]
+                self._again = _result_of(self.trainer.load(self.directory), self.directory)
             except CheckpointError as error:
                 self._note = f"starts again from its first epoch: {error}"
                 self.trainer = self.make_trainer(config)
@@ -242,6 +243,14 @@ class DivideAndConquer(tune.Trainable):
         config = self.trainer.config
         settings = [f"{name}={brief(getattr(config, name))}" for name in self.run.varied]
         return " ".join([config.dataset, *([] if self.run.role == "trial" else [self.run.role]), *settings])
+
+
+def _result_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The result that was saved with a trainer's state."""
+    try:
+        return with_numbers(facts.get("result", {}))
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {directory}: its result is none ({error})") from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -16,11 +16,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.machine import usable_cores
 from dcml_tune.resources import AUTO
+from dcml_tune.stored import Count, Finite, Stored, checked, parse, printable
 
 COUNTS = (1, 2, 4, 8)
 HEADROOM = 1.1
@@ -155,14 +158,33 @@ def measure(config: TrialConfig, count: int, *, device: str = "cuda", seconds: f
                 child.answer()  # it is ready
             for child in children:
                 child.tell("go")
-            return [Measured(**child.answer()) for child in children]
+            return [_measured(child.answer()) for child in children]
         except ProbeError as error:
             raise ProbeError(str(error) if timer.is_alive() else f"no answer within {limit:.0f} s") from None
+
+
+def _measured(answer: dict[str, Any]) -> Measured:
+    try:
+        return Measured(**answer)
+    except TypeError:
+        raise ProbeError(f"its answer is none of a measurement ({', '.join(answer) or 'empty'})") from None
 
 
 def _kill(children: list[_Child]) -> None:
     for child in children:
         child.process.kill()
+
+
+class _Answer(Stored):
+    """A line of a process that trains: that it is ready, why it failed, or what it measured."""
+
+    ready: bool = False
+    failed: str | None = None
+    images_per_s: Annotated[Finite, Field(gt=0)] | None = None
+    allocated: Count | None = None
+    reserved: Count | None = None
+    used: Count | None = None
+    total: Count | None = None
 
 
 class _Child:
@@ -179,10 +201,13 @@ class _Child:
     def answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        facts: dict[str, Any] = json.loads(line) if line else {"failed": self._last_words()}
-        if "failed" in facts:
-            raise ProbeError(facts["failed"])
-        return facts
+        try:
+            facts = checked(_Answer, parse(line) if line else {"failed": self._last_words()})
+        except ValueError as error:
+            raise ProbeError(f"its answer cannot be read ({error})") from None
+        if facts.failed is not None:
+            raise ProbeError(printable(facts.failed))
+        return facts.model_dump(exclude_defaults=True)
 
     def _last_words(self) -> str:
         status = self.process.wait()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator
+from pydantic import Field
 from torch import Tensor
 
 from dcml_tune import checkpoint, model
@@ -13,11 +17,16 @@ from dcml_tune.checkpoint import CheckpointError
 from dcml_tune.report.drawing import SIZE, Album, axes, in_percent
 from dcml_tune.report.facts import Facts
 from dcml_tune.report.page import Figure, Section
+from dcml_tune.stored import Count, Stored
 
 DIVISION = "division"
 """Name of the checkpoint beside a model that has its partition."""
 
 _NUMBERED = 16  # clusters, up to which a cell of the heat map has its number written in
+
+
+class _Division(Stored):
+    nb_clusters: Annotated[Count, Field(ge=0, le=1 << 20)]
 
 
 def division(facts: Facts, album: Album) -> Section:
@@ -117,8 +126,14 @@ def read_division(facts: Facts) -> tuple[dict[str, Tensor], int] | None:
     if facts.model is None:
         return None
     try:
-        tensors, found = checkpoint.read(facts.model, DIVISION)
+        tensors, found = checkpoint.read(facts.model, DIVISION, _Division)
     except CheckpointError:
+        return None
+    parts = [tensors.get(name) for name in ("partition", "rows")]
+    if any(part is None or part.dtype != torch.int64 or part.ndim != 1 for part in parts):
+        return None
+    partition, rows = tensors["partition"], tensors["rows"]
+    if len(partition) != len(rows) or bool((partition >= found["nb_clusters"]).any()):
         return None
     return tensors, int(found["nb_clusters"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -12,6 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pydantic import Field
+
+from dcml_tune import ledger
 from dcml_tune.config import SettingError, TrialConfig, unknown_name
 from dcml_tune.files import TornFileError, read_sealed
 from dcml_tune.model import best_model
@@ -19,6 +21,7 @@ from dcml_tune.paths import TRIALS, mlflow_address
 from dcml_tune.record import Record, all_records
 from dcml_tune.redaction import redact
 from dcml_tune.report.page import NOTHING
+from dcml_tune.stored import Count, Finite, Stored, printable
 from dcml_tune.studies import KEY, by_launch, first_best, read_study
 from dcml_tune.tracking.addresses import absolute_uri
 
@@ -234,19 +237,12 @@ def read_facts(directory: Path, uri: str) -> Facts:
     )
 
 
-def read_lines(file: Path) -> list[dict[str, Any]] | None:
-    """The JSON objects of a file, a line each; one that is torn has the key `torn`. None if there is no file."""
+def read_ledger(file: Path) -> list[dict[str, Any]] | None:
+    """The lines of a ledger; one that is torn, or none of a ledger, has the key `torn`. None if there is no file."""
     if not file.is_file():
         return None
-    return [_line(line) for line in file.read_text(errors="replace").splitlines() if line.strip()]
-
-
-def _line(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"torn": text}
+    lines = [line for line in file.read_bytes().splitlines() if line.strip()]
+    return [ledger.entry_of(line) or {"torn": printable(line.decode(errors="replace"))} for line in lines]
 
 
 def _record(directory: Path) -> Record:
@@ -273,13 +269,40 @@ def _runs(uri: str, name: str) -> list[StoredRun]:
     return read_runs(uri, EXPERIMENT, search=name)
 
 
+class _Comparison(Stored):
+    control: str
+    on: str
+    pairs: Count
+    difference: Finite
+    low: Finite | None
+    high: Finite | None
+    needed: Count | None
+    found: str
+
+
+class _Gap(Stored):
+    setting: str
+    validation: Finite | None
+    test: Finite | None
+
+
+class _Verdict(Stored):
+    """verdict.json, as `dcml_tune.verdict.verdict` makes it."""
+
+    metric: str
+    winner: str
+    lines: list[str] = Field(default_factory=list)
+    comparisons: list[_Comparison] = Field(default_factory=list)
+    gap: list[_Gap] = Field(default_factory=list)
+
+
 def _verdict(directory: Path, problems: list[str]) -> dict[str, Any] | None:
     """What the confirmation found; None if there was none."""
     file = directory / "verdict.json"
     if not file.exists():
         return None
     try:
-        return read_sealed(file)
+        return read_sealed(file, _Verdict)
     except TornFileError as error:
         problems.append(f"The verdict cannot be read: {error}.")
         return None

@@ -8,12 +8,13 @@ from typing import Any
 from dcml_tune import ledger
 from dcml_tune.commandline import command, dashboard_command, settings_to_flags
 from dcml_tune.config import PAPER_LABEL, brief
-from dcml_tune.files import TornFileError, read_sealed
+from dcml_tune.files import TornFileError
 from dcml_tune.paths import TRIALS, mlflow_address, study_address
 from dcml_tune.redaction import redact
 from dcml_tune.report.drawing import Album, axes, in_percent
-from dcml_tune.report.facts import Facts, Trial, moment, read_lines
+from dcml_tune.report.facts import Facts, Trial, moment, read_ledger
 from dcml_tune.report.page import NOTHING, Commands, Figure, Section, Table, percent, points
+from dcml_tune.results import read_result
 
 _MOST_LINES = 100  # of the ledger that are shown
 _NOT_SCORED = ("search", "trial", "confirm", "")
@@ -207,7 +208,7 @@ def _scores(facts: Facts) -> dict[str, dict[str, float]]:
 
 def _read_measures(file: Path) -> dict[str, float]:
     try:
-        return _test_measures(read_sealed(file))
+        return _test_measures(read_result(file))
     except TornFileError:
         return {}
 
@@ -225,7 +226,7 @@ def _final(scores: dict[str, dict[str, float]]) -> Table:
 def _ledger(facts: Facts, section: Section) -> list[Table]:
     """When test classes were scored, by all searches of the output directory; of many times the last ones."""
     file = facts.output / ledger.NAME
-    lines = read_lines(file)
+    lines = read_ledger(file)
     if lines is None:
         scored = bool(_scores(facts))
         never = f"The test classes were never scored: there is no {ledger.NAME}."

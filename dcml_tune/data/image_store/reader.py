@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import zlib
 from pathlib import Path
@@ -15,10 +16,26 @@ from dcml_tune.data.image_store.layout import Kind
 from dcml_tune.data.image_store.threads import map_threads
 from dcml_tune.data.images import Indices, Pixels
 from dcml_tune.files import TornFileError, read_sealed
+from dcml_tune.stored import Count, Stored
 
 # The files of a store.
 PIXELS, INDEX, META, STAMP = "pixels.npy", "index.npy", "meta.json", "verified.json"
 ROW_BYTES = 5 * 8
+
+
+class Meta(Stored):
+    """meta.json: what a store says of itself."""
+
+    key: str
+    version: Count
+    kind: Kind
+    images: Count
+    bytes: Count
+    offset: Count
+    shape: list[Count]
+    index_crc: Count
+    left_out: list[str]
+    departures: dict[str, Count]
 
 
 class ImageStore:
@@ -33,17 +50,34 @@ class ImageStore:
     def __init__(self, directory: Path) -> None:
         """Open a store that was built."""
         self.directory = directory
-        self._meta: dict[str, Any] = read_sealed(directory / META)
+        self._meta: dict[str, Any] = read_sealed(directory / META, Meta)
         index = (directory / INDEX).read_bytes()
         pixels = directory / PIXELS
         if (pixels.stat().st_size, zlib.crc32(index)) != (self._meta["bytes"], self._meta["index_crc"]):
             raise ValueError(f"{directory}: {PIXELS} or {INDEX} is not what was written")
         self._index: Indices = np.load(io.BytesIO(index), allow_pickle=False)
+        self._refuse_impossible()
         # Shape and place come from the description: the header of the file has no checksum.
         place: dict[str, Any] = {"offset": self._meta["offset"], "shape": tuple(self._meta["shape"])}
         # Asking for the plain array spares each view the cost of numpy's memmap class.
         self._pixels: Pixels = np.asarray(np.memmap(pixels, np.uint8, mode="r", **place))
         _, self._starts, self._heights, self._widths, _ = self._index.T.tolist()
+
+    def _refuse_impossible(self) -> None:
+        """An index that has its checksum may still name places outside of the pixels."""
+        meta, index = self._meta, self._index
+        size = math.prod(meta["shape"])
+        axes = 4 if meta["kind"] == "evaluation" else 1
+        fits = index.dtype == np.int64 and index.shape == (meta["images"], 5) and (index[:, :4] >= 0).all()
+        fits = fits and len(meta["shape"]) == axes and meta["offset"] + size <= meta["bytes"]
+        if fits and axes == 1:
+            ends = [start + 3 * height * width for _, start, height, width, _ in index.tolist()]
+            fits = max(ends, default=0) <= size
+        elif fits:
+            fits = len(index) == meta["shape"][0] and (index[:, 1] < max(1, len(index))).all()
+            fits = fits and (index[:, 2:4] == meta["shape"][1:3]).all() and meta["shape"][3] == 3
+        if not fits:
+            raise ValueError(f"{self.directory}: {META} and {INDEX} say what no store can be")
 
     def __reduce__(self) -> tuple[type[ImageStore], tuple[Path]]:
         return ImageStore, (self.directory,)

@@ -1,0 +1,65 @@
+"""result.json: what a run that is no trial has measured. Whoever has one is not run again, nor are test classes scored again.
+
+A measure that was no finite number is null in the file, as JSON has no such numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from dcml_tune.files import TornFileError, read_sealed
+from dcml_tune.stored import Count, Finite, Scalar, Stored, checked
+
+Measures = dict[str, Finite | None]
+
+
+class Result(Stored):
+    """What a run reports after an epoch, and keeps; whatever has a slash in its name is a measure."""
+
+    epoch: Count
+    done: bool
+    done_all: bool = False
+    time_ms: Count | None = None
+    note: str | None = None
+    test_scored_before: Count | None = None
+    untrained: Measures = Field(default_factory=dict)
+    curve: list[Finite | None] = Field(default_factory=list)
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+    @model_validator(mode="after")
+    def _measures_are_numbers(self) -> Result:
+        for name, value in (self.__pydantic_extra__ or {}).items():
+            if "/" in name and isinstance(value, str | bool):
+                raise ValueError(f"{name}={value!r}: a measure must be a number")
+        return self
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """The result of a run.
+
+    Raises:
+        TornFileError: if there is none, or it is none.
+    """
+    try:
+        return with_numbers(read_sealed(file))
+    except ValueError as error:
+        raise error if isinstance(error, TornFileError) else TornFileError(f"{file}: {error}") from None
+
+
+def with_numbers(facts: dict[str, Any]) -> dict[str, Any]:
+    """Checked facts of a result; a measure that was no finite number is NaN again.
+
+    Raises:
+        ValueError: if they are none of a result.
+    """
+    checked(Result, facts)
+    found: dict[str, Any] = {
+        name: math.nan if value is None and "/" in name else value for name, value in facts.items()
+    }
+    if "curve" in found:
+        found["curve"] = [math.nan if value is None else value for value in found["curve"]]
+    return found
