@@ -3,12 +3,16 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
-from dcml_tune.config import SettingError
+from dcml_tune import data
+from dcml_tune.config import SettingError, TrialConfig
 from dcml_tune.files import read_sealed, write_sealed
+from dcml_tune.moved import follow, images_then_and_now, output_before
 from dcml_tune.plan import given_plan
+from dcml_tune.record import Record
 from dcml_tune.search import main, parser
 from dcml_tune.trainer import TrialData
 
@@ -151,16 +155,24 @@ def test_with_the_papers_protocol_test_images_must_be_the_same(images, tmp_path)
 
 def test_a_search_of_version_0_1_goes_on_where_nothing_changed(begun, images, capsys):
     """It knew images by their times; from then on it knows them by content."""
-    from dcml_tune.config import TrialConfig
-
     config = TrialConfig(dataset="folder", dataset_dir=str(images), train_classes=16)
-    from dcml_tune import data
-
     of_0_1(begun, data.load(config))
     assert resume(begun.parent) == 0
     os.utime(images / "class 03" / "2.png", ns=(5, 5))
     with pytest.raises(SettingError, match=r"search s: the images have changed since .*version 0\.1"):
         resume(begun.parent)
+
+
+def test_files_that_version_0_1_wrote_are_read(tmp_path):
+    """They were written by that version; the archive of the embedded images is known by its checksums."""
+    directory = shutil.copytree(Path(__file__).parent / "version_0_1" / "old", tmp_path / "old")
+    record = Record.open(directory)
+    assert (record.state.status, record.state.planned, record.asked["data"]) == ("interrupted", 2, "0573b14a9b9f12ce")
+    assert output_before(directory, record.asked) == Path("/data/runs")
+    assert follow(record.asked, Path("/data/runs"), tmp_path) == record.asked
+    dataset = data.load(TrialConfig())
+    now = data.Identity.of(dataset, tmp_path, opens_test=False)
+    assert images_then_and_now("old", record.asked, now, dataset) == []
 
 
 def test_a_search_whose_directory_was_renamed_is_refused(begun):
@@ -175,8 +187,6 @@ def test_data_of_a_trial_are_not_read_again(begun, images, monkeypatch):
     from dcml_tune.data import contents
 
     monkeypatch.setattr(contents, "_hash", lambda path: pytest.fail(f"{path} was read"))
-    from dcml_tune.config import TrialConfig
-
     settings = read_sealed(begun / "search.json")["space"]["published"]
     config = TrialConfig(**{**settings, "nb_clusters": 2})
     assert TrialData.open(config, begun.parent / "store").identity(config).compared
