@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -574,8 +575,14 @@ class Trainer(Updates):
 
     def _save_model(self, place: Path, model: Best) -> None:
         division = {"partition": torch.from_numpy(model.partition), "rows": torch.from_numpy(self.data.train)}
-        checkpoint.write(place, "division", division, {"nb_clusters": int(model.partition.max()) + 1})
+        facts = {"nb_clusters": int(model.partition.max()) + 1, "names": self._names}
+        checkpoint.write(place, "division", division, facts)
         self.model.save(place, model.weights, epoch=model.epoch, **{self.metric: model.value})
+
+    @cached_property
+    def _names(self) -> str:
+        """A hash of the names of the training images, by which a division is known to be of them."""
+        return data.fingerprint(*self.data.images.paths)
 
     def save_epoch(self, directory: Path) -> Path:
         """Write the model as it is, with its division, into the folder `epoch-EPOCH` of a directory; it stays there."""
@@ -632,7 +639,9 @@ class Trainer(Updates):
 
     def _take_division(self, given: TrainedModel, learners: int) -> None:
         """The partition of a model that was trained on the same images, or a new one."""
-        if given.division is not None and np.array_equal(given.division[0], self.data.train):
+        # A model of version 0.1 has no names.
+        same = given.names in (None, self._names) and given.model.config.dataset == self.config.dataset
+        if same and given.division is not None and np.array_equal(given.division[0], self.data.train):
             self.partition, self.assignment = given.division[1], given.division[1].copy()
             return
         plan = EpochPlan.at(self.epoch, self.config)
@@ -686,6 +695,8 @@ class TrainedModel:
     """Epochs completed when it was saved."""
     division: tuple[Indices, Indices] | None
     """Which images trained it, and the cluster of each; None if nothing is known of it."""
+    names: str | None = None
+    """A hash of the names of the images from which these are; None if it is not known."""
 
 
 def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> TrainedModel:
@@ -718,11 +729,11 @@ def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> 
             raise SettingError(
                 f"{name}={ours}: the model in {path} has {theirs}; give --{name.replace('_', '-')} {theirs}"
             )
-    division = None
-    if (place / "division.json").exists():
-        kept = checkpoint.read(place, "division")[0]
-        division = kept["rows"].numpy(), kept["partition"].numpy()
-    return TrainedModel(path=path, model=given, epoch=epoch, division=division)
+    if not (place / "division.json").exists():
+        return TrainedModel(path=path, model=given, epoch=epoch, division=None)
+    kept, said = checkpoint.read(place, "division")
+    division = kept["rows"].numpy(), kept["partition"].numpy()
+    return TrainedModel(path=path, model=given, epoch=epoch, division=division, names=said.get("names"))
 
 
 def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False) -> Tensor:

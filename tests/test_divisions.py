@@ -1,5 +1,7 @@
 """What an epoch says of clusters, masks and loss parameters, and what is kept of each reclustering."""
 
+from dataclasses import replace
+
 import naive_losses as naive
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from dcml_tune import checkpoint
 from dcml_tune.config import TrialConfig
 from dcml_tune.criterion import MetricLoss
 from dcml_tune.divisions import Division, cluster_measures, mask_measures
-from dcml_tune.trainer import Trainer
+from dcml_tune.trainer import Trainer, trained_model
 
 
 @pytest.fixture
@@ -91,6 +93,26 @@ def test_an_epoch_says_what_the_original_logs(config, tmp_path):
         assert facts["classes"] == [len(set(labels[trainer.partition == k].tolist())) for k in range(learners)]
         kept.append(division.name)
     assert len(list((tmp_path / "trial").glob("division-*.json"))) == 1
+
+
+def test_learners_keep_only_their_own_images(config, tmp_path):
+    """A division is taken over where it is of the same images: by rows, data set and names, or rows alone without names."""
+    config = config.changed(mod_epoch=2, nb_clusters=2, force_full_embedding_epoch=None)
+    first = Trainer(config, stores=tmp_path / "store", device="cpu")
+    for _ in range(3):
+        first.run_epoch()
+    first.partition = np.arange(len(first.partition)) % 2  # as k-means would never have it
+    given = trained_model(first.save_epoch(tmp_path), config)
+    assert given.epoch == 3
+    for changed, kept in [
+        ({}, True), ({"names": None}, True), ({"names": "of others"}, False), ({"division": None}, False)
+    ]:  # fmt: skip
+        second = Trainer(config, stores=tmp_path / "store", device="cpu")
+        second.start_from(replace(given, **changed))
+        assert np.array_equal(second.partition, first.partition) == kept
+        assert set(second.partition.tolist()) >= {0, 1}
+        assert torch.equal(second.model.masks, first.model.masks)
+        assert second.optimizer.param_groups[-1]["params"][0] is second.model.masks
 
 
 def test_what_a_loss_learns_is_said():
