@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 import time
 import traceback
@@ -13,6 +14,7 @@ from dcml_tune.redaction import redact
 from dcml_tune.stored import printable
 
 _LONGEST = 300
+_RAISED = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Exit|Interrupt)(?:\(\w+\))?(?::|$)")
 _directory: Path | None = None
 _file: Path | None = None
 
@@ -67,10 +69,30 @@ def where(error: BaseException) -> str:
     return "its traceback could not be written" if file is None else f"its traceback is in {file}"
 
 
+def last_error(text: str) -> str:
+    """The line of a text with tracebacks that says what was raised; the last line where none does."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = [line for line in text.splitlines() if _RAISED.match(line)]
+    return raised[-1] if raised else lines[-1] if lines else ""
+
+
+class InFile(logging.Filter):
+    """For handlers of other libraries: an error is one line, and its traceback goes to the file."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the traceback out of a record."""
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            record.msg, record.args = f"{record.getMessage()} ({one_line(error)}; {where(error)})", ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
 def _said(error: BaseException) -> str:
-    lines = [printable(" ".join(line.split())) for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    # Ray puts the traceback of another process into its message, which ends with that error's own line.
-    line = lines[-1] if "Traceback (most recent call last)" in str(error) else lines[0]
-    return f"{type(error).__name__}: {redact(line)}"[:_LONGEST]
+    # Ray puts the traceback of another process into its message.
+    line = last_error(text) if "Traceback (most recent call last)" in text else lines[0]
+    return f"{type(error).__name__}: {redact(printable(' '.join(line.split())))}"[:_LONGEST]

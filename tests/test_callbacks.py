@@ -62,3 +62,30 @@ def test_each_reclustering_is_an_artifact(progress, tmp_path):
     found = [each.path for each in client.list_artifacts(run.info.run_id, "divisions")]
     assert sorted(found) == ["divisions/division-00002.json", "divisions/division-00002.safetensors"]
     assert run.data.metrics["masks/overlap"] == 0.25
+
+
+def test_a_pause_of_the_driver_is_no_trials_fault(monkeypatch):
+    """A study that was locked for minutes: clocks of trials go on where they were; one that hangs is ended all the same."""
+    from trainables import callbacks
+
+    now, ended = [1000.0], []
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    guard = Guard(directory=Path(), need=0, trial_timeout=60.0)
+    monkeypatch.setattr(guard, "_end", lambda trial: ended.append(trial.trial_id))
+    trial = SimpleNamespace(trial_id="a", status="RUNNING")
+
+    def step(seconds):
+        now[0] += seconds
+        guard.on_step_begin(0, [trial])
+
+    step(0)
+    guard.on_trial_start(0, [trial], trial)
+    for _ in range(25):
+        step(1)
+    step(300)
+    for _ in range(25):
+        step(1)
+    assert ended == []
+    for _ in range(15):
+        step(1)
+    assert set(ended) == {"a"}

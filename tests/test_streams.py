@@ -149,6 +149,10 @@ ERRORS = {
         "raise RuntimeError('ray::step()\\nTraceback (most recent call last):\\n  File x\\nKeyError: 3\\n')",
         "RuntimeError: KeyError: 3",
     ),
+    "of another process, in lines": (
+        "raise RuntimeError('Traceback (most recent call last):\\n  File x\\nValueError: one\\ntwo\\n')",
+        "RuntimeError: ValueError: one",
+    ),
     "deep": ("main(argv)", "RecursionError: maximum recursion depth exceeded"),
     "a password": (
         "raise OSError('http://ann:geheim@host does not answer')",

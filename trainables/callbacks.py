@@ -447,4 +447,4 @@ def _last_error(trial: Any) -> str:
         return "ended by Ray: the machine ran out of memory; lower --max-concurrent or --batch-size"
     if not lines or "ActorDiedError" in text or "RayActorError" in text or "Worker" in lines[-1]:
         return "its process died (killed, or a crash in native code)"
-    return lines[-1][:300]
+    return tracebacks.last_error(text)[:300]

@@ -13,6 +13,7 @@ from typing import Any
 
 from dcml_tune.config import SettingError
 from dcml_tune.interruption import hangup_ignored, signals_wait
+from dcml_tune.tracebacks import InFile
 from trainables.ray_files import remove_old_sessions, secure_token, session_root, token_file
 
 
@@ -43,6 +44,9 @@ def connect(address: str | None) -> str:
         Config.initialize("")  # it has read its environment when it was imported
     secure_token(make=address is None)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray").handlers:
+        if not any(isinstance(each, InFile) for each in handler.filters):
+            handler.addFilter(InFile())
     options: dict[str, Any] = {"address": address}
     if address is None:
         _listen_on_loopback()

@@ -43,14 +43,14 @@ class Scene:
     def faults(self, *faults):
         (self.directory / "faults.json").write_text(json.dumps(faults))
 
-    def start(self, *words, name="s", new=True, settings=SETTINGS):
-        """Start a search (or a command on one), its output in a file."""
+    def start(self, *words, name="s", new=True, settings=SETTINGS, output=None):
+        """Start a search (or a command on one), its output in a file, or where `output` says."""
         flags = ["folder", "--dataset-dir", self.images, "--name", name, *SEARCH, *settings] if new else []
         log = (self.directory / f"log-{len(self.processes)}.txt").open("w")
         script = [sys.executable, HERE / "faulty_search.py", self.directory]
         process = subprocess.Popen(
             [str(w) for w in [*script, *flags, *words, "--output-dir", self.output]],
-            stdout=log,
+            stdout=output or log,
             stderr=subprocess.STDOUT,
             env=self.environment,
             cwd=self.directory,

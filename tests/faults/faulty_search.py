@@ -19,13 +19,16 @@ from pathlib import Path
 
 import torch
 
+from dcml_tune import study_file
 from dcml_tune.commandline import run_command
 from dcml_tune.files import read_sealed, write_sealed
 from dcml_tune.search import main
 from trainables import DivideAndConquer
+from trainables.optuna_searcher import OptunaSearcher
 
 DIRECTORY = Path(sys.argv[1]).absolute()
 CHEAP = os.environ.get("DCML_TEST_TRAINER") == "cheap"
+study_file.PATIENCE_S = float(os.environ.get("DCML_TEST_STUDY_PATIENCE", study_file.PATIENCE_S))
 PAUSE_S = float(os.environ.get("DCML_TEST_PAUSE", "0.3"))
 
 
@@ -146,6 +149,14 @@ def leave_no_room(trial):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
 
+def has_a_bug(searcher, *arguments, **options):
+    """Takes the place of a method of the searcher."""
+    try:
+        raise KeyError("a bug")
+    except KeyError as error:
+        raise RuntimeError("something is wrong\nwith this search") from error
+
+
 FAULTS = {
     "kill": kill,
     "freeze": freeze,
@@ -160,4 +171,6 @@ FAULTS = {
 
 if __name__ == "__main__":
     sys.argv[1:2] = []
+    if os.environ.get("DCML_TEST_BUG"):
+        OptunaSearcher.on_trial_complete = has_a_bug
     run_command(lambda argv: main(argv, Faulty))
