@@ -271,21 +271,23 @@ def _deal(pairs: PositivePairs, scores: Tensor, wanted: Indices, generator: torc
         wanted: B, how many triplets each anchor has; 0 for one without positives.
         generator: says with which of its positives an anchor begins that does not take each of them once.
     """
-    device = scores.device
-    anchors = np.repeat(np.arange(len(wanted)), wanted)
-    turns = np.arange(len(anchors)) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+    device, sizes = scores.device, pairs.positives_of
     taken = np.minimum(wanted, pairs.negatives_of)
     best_BK = scores.topk(int(taken.max()), dim=1).indices
+    each_once = np.array_equal(wanted, sizes)
+    anchors = pairs.anchors if each_once else np.repeat(np.arange(len(wanted)), wanted)
+    turns = np.arange(len(anchors)) - (np.cumsum(wanted) - wanted)[anchors]
     negative_turns = turns % taken[anchors]
-    if np.array_equal(wanted, pairs.positives_of):
+    if each_once:
         anchors_T, positives_T, turns_T = to_device([anchors, pairs.positives, negative_turns], device)
         return anchors_T, positives_T, best_BK[anchors_T, turns_T]
-    sizes, starts = pairs.positives_of, np.cumsum(pairs.positives_of) - pairs.positives_of
-    columns = [anchors, negative_turns, turns, starts[anchors], sizes[anchors]]
-    anchors_T, negative_turns_T, turns_T, starts_T, sizes_T = to_device(columns, device)
-    (positives_P,) = to_device([pairs.positives], device)
+    starts = (np.cumsum(sizes) - sizes)[anchors]
+    anchors_T, negative_turns_T, turns_T, starts_T, sizes_T = to_device(
+        [anchors, negative_turns, turns, starts, sizes[anchors]], device
+    )
     first_B = move(torch.rand(len(wanted), generator=generator, device=generator.device), device)
     firsts_T = (first_B[anchors_T] * sizes_T).long()
+    (positives_P,) = to_device([pairs.positives], device)
     positives_T = positives_P[starts_T + (turns_T + firsts_T) % sizes_T]
     return anchors_T, positives_T, best_BK[anchors_T, negative_turns_T]
 
