@@ -38,10 +38,10 @@ def round_robin(batches_per_cluster: Sequence[int]) -> list[tuple[int, int]]:
 def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoch: int) -> list[tuple[int, Indices]]:
     """The batches of an epoch, in the order in which they are trained on.
 
-    A cluster of n images has max(1, n // size) batches of `config.images_per_batch` = size different images. Where `round_robin` starts over, the cluster draws that many
-    new ones, as the original does: none is repeated. A cluster with too few classes or pairs for a batch is skipped, with a
-    warning. Everything is drawn from (config.seed, epoch, cluster), so a cluster's batches do not depend on the others',
-    but for how many of them there are.
+    A cluster of n images has max(1, n // size) batches, of `config.images_per_batch` = size different images. Where
+    `round_robin` starts over, the cluster draws that many new ones, as the original does: none is repeated. A cluster
+    with too few classes or pairs for a batch is skipped, with a warning. Everything is drawn from (config.seed, epoch,
+    cluster), so a cluster's batches do not depend on the others', but for how many of them there are.
 
     Args:
         partition: N, the cluster of each image; -1 is in no batch.
