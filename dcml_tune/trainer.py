@@ -719,7 +719,7 @@ def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> 
     place = best_model(path) or path
     given, facts = load(place), checkpoint.read(place, "model")[1]
     epoch = 0 if restart else facts.get("epoch")
-    if not isinstance(epoch, int):
+    if type(epoch) is not int or epoch < 0:
         raise SettingError(f"--checkpoint {path}: says of no epoch; add --restart-schedule to begin at epoch 0")
     if epoch >= config.nb_epochs:
         raise SettingError(f"nb_epochs={config.nb_epochs}: the model in {path} was saved after epoch {epoch}; raise it")
@@ -732,7 +732,11 @@ def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> 
     if not (place / "division.json").exists():
         return TrainedModel(path=path, model=given, epoch=epoch, division=None)
     kept, said = checkpoint.read(place, "division")
-    division = kept["rows"].numpy(), kept["partition"].numpy()
+    rows, partition = (kept.get(name, torch.empty(0)) for name in ("rows", "partition"))
+    fits = rows.dtype == partition.dtype == torch.int64 and rows.dim() == 1 and rows.shape == partition.shape
+    if not fits or not len(rows) or not -1 <= int(partition.min()) <= int(partition.max()) < len(given.masks):
+        raise checkpoint.CheckpointError(f"checkpoint {place}: its division is not one of its learners; take another")
+    division = rows.numpy(), partition.numpy()
     return TrainedModel(path=path, model=given, epoch=epoch, division=division, names=said.get("names"))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dcml_tune import checkpoint
+from dcml_tune.checkpoint import CheckpointError
 from dcml_tune.config import TrialConfig
 from dcml_tune.criterion import MetricLoss
 from dcml_tune.divisions import Division, cluster_measures, mask_measures
@@ -104,6 +105,13 @@ def test_learners_keep_only_their_own_images(config, tmp_path):
     first.partition = np.arange(len(first.partition)) % 2  # as k-means would never have it
     given = trained_model(first.save_epoch(tmp_path), config)
     assert given.epoch == 3
+    rows, wrong = torch.arange(4), [{}, {"partition": torch.zeros(3)}, {"partition": torch.tensor([0, 1, 2, 0])}]
+    for number, tensors in enumerate(wrong):
+        place = tmp_path / f"wrong-{number}"
+        first.model.save(place, epoch=3)
+        checkpoint.write(place, "division", {"rows": rows, **tensors}, {})
+        with pytest.raises(CheckpointError, match="its division is not one of its learners; take another"):
+            trained_model(place, config)
     for changed, kept in [
         ({}, True), ({"names": None}, True), ({"names": "of others"}, False), ({"division": None}, False)
     ]:  # fmt: skip
