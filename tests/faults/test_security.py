@@ -62,8 +62,14 @@ def hanging(cheap):
 
 def test_nothing_listens_beyond_loopback_and_no_other_user_gets_in(hanging):
     """Every port of its process tree is on the loopback interface; token and directories keep other users out."""
+    home = hanging.directory / "home"
+    home.mkdir()
+    hanging.environment = {n: v for n, v in hanging.environment.items() if not n.startswith("RAY_AUTH")}
+    hanging.environment["HOME"] = str(home)
     process = hanging.start("--num-samples", 2)
     hanging.wait_for("001 epoch 1", process)
+    token = home / ".ray" / "auth_token"
+    assert [path.stat().st_mode & 0o777 for path in (token, token.parent)] == [0o600, 0o700]
     found = listening(process)
     assert {name for name, _, _ in found} > RAY
     beyond = {each for each in found if not ip_address(each[1]).is_loopback}
