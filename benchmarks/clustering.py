@@ -29,7 +29,8 @@ import numpy.typing as npt
 import torch
 from measure import Row, alternate, ratio_line, show, value_line
 
-from dcml_tune.clustering import LEAST_GAIN, kmeans
+from dcml_tune.clustering.kmeans import kmeans
+from dcml_tune.clustering.lloyd import LEAST_GAIN
 
 Array = npt.NDArray[np.float32]
 

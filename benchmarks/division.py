@@ -49,8 +49,8 @@ def run(recipe: str, seed: int, epochs: int, output: Path) -> None:
     """Train one recipe with one seed, and write what it reached."""
     import torch
 
-    from dcml_tune.config import TrialConfig
-    from dcml_tune.trainer import Trainer
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.training.trainer import Trainer
 
     torch.set_num_threads(1)
     trainer = Trainer(TrialConfig(**settings(recipe, seed, epochs)), stores=output.parent / "store")

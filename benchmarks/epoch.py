@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from measure import Row, ratio_line, show
 
-from dcml_tune.backbones import build
-from dcml_tune.config import TrialConfig
-from dcml_tune.schedule import EpochPlan
-from dcml_tune.trainer import Trainer
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.backbones import build
+from dcml_tune.training.trainer import Trainer
 from search_spaces import load_space
 
 EPOCHS = 4

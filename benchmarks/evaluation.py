@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py [--images 60500] [--classes 11316] [--ks 1 10 100] [--repeats 3]
 
 60,500 unit embeddings of 512 dimensions, 11,316 classes of 2 to 12 images. Ours: recall@1, @10, @100 and MAP@R by
-`dcml_tune.evaluation.retrieval_measures`. Reference: `search` of faiss.IndexFlatIP and of faiss.IndexFlatL2, to which the
+`dcml_tune.metrics.retrieval.retrieval_measures`. Reference: `search` of faiss.IndexFlatIP and of faiss.IndexFlatL2, to which the
 embeddings were added before the time is taken, for the k that these measures need: 101 neighbours, the query itself being
 one of them, or R + 1 of the largest class where that is more (the title says which). For these embeddings it is 101, for
 MAP@R as well: no class has more than 12 images. What Faiss finds is not measured within its time; recall@1 is computed
@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from measure import Row, alternate, ratio_line, show, value_line
 
-from dcml_tune.evaluation import retrieval_measures
+from dcml_tune.metrics.retrieval import retrieval_measures
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

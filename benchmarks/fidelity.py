@@ -39,38 +39,38 @@ def settings(seed: int, epochs: int) -> dict[str, Any]:
 
 def repeat_batches() -> None:
     """Put back: a smaller cluster starts over with the batches that it had."""
-    from dcml_tune.data import batches
+    from dcml_tune.data import samplers
 
-    draw = batches._draw
+    draw = samplers._draw
 
     def repeated(*args: Any, rounds: int) -> list[Any]:
         size: int = args[4]
         once = draw(*args, rounds=size)
         return [once[number % size] for number in range(rounds)] if size else []
 
-    batches._draw = repeated  # type: ignore[assignment]
+    samplers._draw = repeated  # type: ignore[assignment]
 
 
 def triplet_a_pair() -> None:
     """Put back: as many triplets an anchor as it has positives, whatever the size of its class."""
-    from dcml_tune import mining
+    from dcml_tune.losses import miners
 
-    def deal(pairs: Any, scores: torch.Tensor, wanted: Any, generator: torch.Generator) -> mining.Triplets:
+    def deal(pairs: Any, scores: torch.Tensor, wanted: Any, generator: torch.Generator) -> miners.Triplets:
         del generator
         starts = np.cumsum(pairs.positives_of) - pairs.positives_of
         taken = np.minimum(np.where(pairs.positives_of > 0, wanted.max(), 0), pairs.negatives_of)[pairs.anchors]
         turns = (np.arange(len(pairs.anchors)) - starts[pairs.anchors]) % taken
-        anchors, positives, turn = mining.to_device([pairs.anchors, pairs.positives, turns], scores.device)
+        anchors, positives, turn = miners.to_device([pairs.anchors, pairs.positives, turns], scores.device)
         return anchors, positives, scores.topk(int(taken.max()), dim=1).indices[anchors, turn]
 
-    mining._deal = deal
+    miners._deal = deal
 
 
 def run(recipe: str, seed: int, epochs: int, output: Path) -> None:
     """Train one recipe with one seed, and write what it reached."""
-    from dcml_tune.config import TrialConfig
-    from dcml_tune.data.batches import _batches_of
-    from dcml_tune.trainer import Trainer
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.data.samplers import _batches_of
+    from dcml_tune.training.trainer import Trainer
 
     torch.set_num_threads(1)
     {RECIPES[0]: lambda: None, RECIPES[1]: repeat_batches, RECIPES[2]: triplet_a_pair}[recipe]()
@@ -125,7 +125,7 @@ def _run_all(missing: list[tuple[str, int]], arguments: argparse.Namespace, outp
 
 
 def _print(arguments: argparse.Namespace, output: Path) -> None:
-    from dcml_tune.comparison import Comparison
+    from dcml_tune.search.statistics import Comparison
 
     seeds = range(1, arguments.seeds + 1)
     found = {
@@ -137,7 +137,7 @@ def _print(arguments: argparse.Namespace, output: Path) -> None:
         f"{arguments.epochs} epochs, {arguments.seeds} seeds; {again:.0%} of the batches are those of smaller clusters"
     )
     print(
-        "that start over. In percent, and in points with the 95 % interval, paired by seed (`dcml_tune.comparison`).\n"
+        "that start over. In percent, and in points with the 95 % interval, paired by seed (`dcml_tune.search.statistics`).\n"
     )
     print(
         "| recipe | test recall@1 | less `as the original` | test MAP@R | less `as the original` |\n|---|---|---|---|---|"

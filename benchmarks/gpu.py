@@ -27,10 +27,11 @@ from gpu_table import Memory, Table
 from measure import alternate
 from torch import nn
 
-from dcml_tune.clustering import check_backend, kmeans
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.evaluation import retrieval_measures
-from dcml_tune.probe.trial import SyntheticTrial
+from dcml_tune.clustering.kmeans import check_backend, kmeans
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.metrics.retrieval import retrieval_measures
+from dcml_tune.search.gpu_probe.trial import SyntheticTrial
 
 REPEATS = 5
 

@@ -11,9 +11,10 @@ from gpu_table import Memory, Table
 from measure import alternate, median
 from PIL import Image
 
-from dcml_tune.config import TrialConfig
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.loader import EVALUATION_BATCH
-from dcml_tune.trainer import Trainer, embed
+from dcml_tune.training.embedding import embed
+from dcml_tune.training.trainer import Trainer
 
 REPEATS = 5
 EPOCHS = 3  # of each kind that are timed, after one

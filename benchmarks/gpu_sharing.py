@@ -10,9 +10,9 @@ from multiprocessing import get_context
 import torch
 from gpu_table import Table
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.probe import ProbeError, choose, measure
-from dcml_tune.resources import cap_gpu_memory
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.search.gpu_probe import ProbeError, choose, measure
+from dcml_tune.training.devices import cap_gpu_memory
 
 _CAP, _ASKED = 1 / 4, 1 / 2
 _NEIGHBOUR_S = 20.0

@@ -33,7 +33,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from dcml_tune.data import ImageList, ImageStore, Kind, open_or_build
-from dcml_tune.data.images import Indices
+from dcml_tune.data.image_list import Indices
 from dcml_tune.data.loader import BatchLoader
 from dcml_tune.data.transforms import TrainTransform, draw_crops
 

@@ -27,9 +27,9 @@ from pytorch_metric_learning.losses import MarginLoss
 from pytorch_metric_learning.miners import DistanceWeightedMiner
 from torch import Tensor
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.criterion import MetricLoss
-from dcml_tune.losses import margin_loss, mask_overlap
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.losses.criterion import MetricLoss
+from dcml_tune.losses.functional import margin_loss, mask_overlap
 
 DIMENSIONS, LATENT = 512, 32
 

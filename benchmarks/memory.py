@@ -56,7 +56,7 @@ def draw(images: int, directory: Path, *, width: int = WIDTH, height: int = HEIG
 def open_stores(images: Path, stores: Path, kinds: Sequence[Any] = ("full", "evaluation")) -> list[Any]:
     """The stores of a trial on the images; they are built where they are missing."""
     from dcml_tune import data
-    from dcml_tune.config import TrialConfig
+    from dcml_tune.config.trial import TrialConfig
 
     config = TrialConfig(dataset="folder", dataset_dir=str(images), train_classes=CLASSES - TEST_CLASSES)
     train = data.load(config).train

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.confirmation import CONTROLS
-from dcml_tune.data.published import COUNTS
-from dcml_tune.schedule import EpochPlan
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data.datasets.official_counts import COUNTS
+from dcml_tune.search.confirmation import CONTROLS
 from search_spaces import load_space
 
 FROZEN = 2.9  # times as fast as with a trained backbone: engineering notes of the project
@@ -59,8 +59,8 @@ def run_hours(name: str, rates: Rates, images: int) -> float:
 def night(hours: float, run: float, gpus: int, flags: tuple[int, int, int]) -> tuple[float, float, int]:
     """Hours of the search and of what follows it, and the trials of the search (0 if there is no time for one)."""
     confirm, units, seeds = flags
-    contenders = confirm + len(CONTROLS)
-    rounds = [2 * contenders, *[contenders] * (units - 2), seeds * (1 + len(CONTROLS))]
+    candidates = confirm + len(CONTROLS)
+    rounds = [2 * candidates, *[candidates] * (units - 2), seeds * (1 + len(CONTROLS))]
     after = run * sum(math.ceil(each / gpus) for each in rounds)
     left = max(0.0, hours - after)
     return left, after, int(left * gpus / (run * PRUNED))

@@ -80,7 +80,7 @@ def spans(output: Path, name: str = NAME) -> list[Span]:
     """
     from mlflow import MlflowClient
 
-    from dcml_tune.studies import KEY, read_study
+    from dcml_tune.runs.study import KEY, read_study
     from dcml_tune.tracking.reading import read_runs
 
     uri = f"sqlite:///{output / 'mlflow.db'}"

@@ -40,7 +40,7 @@ def settings(number: int, epochs: int) -> dict[str, Any]:
     ).restricted(full)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
-    drawn = space.point0()[0] if number == 0 else space.suggest(study.ask())
+    drawn = space.published_point()[0] if number == 0 else space.suggest(study.ask())
     return {**space.published, **drawn}
 
 
@@ -48,8 +48,8 @@ def run(number: int, epochs: int, output: Path) -> None:
     """Train one setting in full, and write its curve."""
     import torch
 
-    from dcml_tune.config import TrialConfig
-    from dcml_tune.trainer import Trainer
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.training.trainer import Trainer
 
     torch.set_num_threads(1)
     chosen = settings(number, epochs)

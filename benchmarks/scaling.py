@@ -53,17 +53,17 @@ def unit_rows(count: int, numbers: int, classes: int) -> np.ndarray[Any, np.dtyp
 
 
 def clustering(count: int, place: Path) -> Values:
-    from dcml_tune import clustering
+    from dcml_tune.clustering import reclustering
 
     rows = unit_rows(count, CLUSTERED, 200)
     # As many iterations at each size: none is too small.
-    with patch.multiple(clustering, MAX_ITERATIONS=ITERATIONS, LEAST_GAIN=-1.0):
-        clustering.kmeans(rows[:1000], K, seed=0)  # what is loaded once
-        return {**timed(lambda: clustering.kmeans(rows, K, seed=0)), "data, MB": rows.nbytes / 1e6}
+    with patch.multiple(reclustering, MAX_ITERATIONS=ITERATIONS, LEAST_GAIN=-1.0):
+        reclustering.kmeans(rows[:1000], K, seed=0)  # what is loaded once
+        return {**timed(lambda: reclustering.kmeans(rows, K, seed=0)), "data, MB": rows.nbytes / 1e6}
 
 
 def evaluation(count: int, place: Path) -> Values:
-    from dcml_tune.evaluation import retrieval_measures
+    from dcml_tune.metrics.retrieval import retrieval_measures
 
     rows, labels = unit_rows(count, EMBEDDED, count // PER_CLASS), np.arange(count) // PER_CLASS
     retrieval_measures(rows[:1000], labels[:1000], (1, 10))

@@ -63,10 +63,10 @@ class Driver:
 
     def __init__(self, output: Path, trials: int, *more: str) -> None:
         """Begin a search as `dcml_tune.search` does, without Ray; `more` are further flags of it."""
-        from dcml_tune.plan import given_plan
-        from dcml_tune.search import parser
+        from dcml_tune.search.__main__ import parser
+        from dcml_tune.search.plan import given_plan
         from dcml_tune.tracking import Tracker, environment_tags
-        from trainables.callbacks import Progress
+        from trainables.tracking_callback import Progress
 
         words = ["emoji", "--num-samples", str(trials), "--output-dir", str(output), "--name", f"trials-{trials}",
                  "--quiet", *more]  # fmt: skip
@@ -79,7 +79,7 @@ class Driver:
         self.progress = Progress(
             self.tracker, search=plan.name, metric=plan.metric, varied=list(plan.space.domains), tags=tags,
             planned=trials, guard=plan.guard(), quiet=True, trials=plan.trials, keep_models=plan.keep_models,
-            on_report=self._report, on_failure=self.searcher.explain, why_over=plan.why_over,
+            on_report=self._report, on_failure=self.searcher.set_failure_reason, why_over=plan.why_over,
         )  # fmt: skip
         self.trials: list[Trial] = []
         self.seconds: dict[str, list[float]] = {}

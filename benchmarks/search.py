@@ -49,8 +49,8 @@ def search(kind: str, seed: int, budget: int, output: Path) -> dict[str, Any]:
 
 def score(name: str, settings: dict[str, Any], output: Path) -> dict[str, float]:
     """Train a setting on all training classes, and score the test classes once."""
-    from dcml_tune.config import TrialConfig
-    from dcml_tune.trainer import Trainer
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.training.trainer import Trainer
 
     file = output / f"{name}.json"
     if not file.exists():
@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    published = SPACE.point0()[0]
+    published = SPACE.published_point()[0]
     values: dict[str, list[float]] = {"published": [], **{kind: [] for kind in SEARCHES}}
     print("| seed | recipe | trials | val recall@1 | test recall@1 | settings |\n|---|---|---|---|---|---|")
     for seed in range(1, arguments.seeds + 1):

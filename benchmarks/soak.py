@@ -43,14 +43,14 @@ import numpy as np
 import optuna
 from PIL import Image
 
-from dcml_tune import checkpoint
-from dcml_tune.commandline import run_command
-from dcml_tune.config import TrialConfig
-from dcml_tune.files import TornFileError, read_sealed, write_sealed
-from dcml_tune.model import BEST
-from dcml_tune.search import main as search_main
+from dcml_tune.cli.parser import run_command
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.embedder import BEST
+from dcml_tune.search.__main__ import main as search_main
+from dcml_tune.utils import checkpoint
+from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
 from trainables import DivideAndConquer
-from trainables.stages import RETRIES
+from trainables.tuner import RETRIES
 
 NAME, METRIC, UNTRAINED = "soak", "val/recall_at_1", 0.1
 EPOCHS, EPOCH_S = 4, 0.1
@@ -171,14 +171,14 @@ class CheapTrainer:
         best = int(facts["result"]["epoch_best"])
         place = directory / checkpoint.numbered(BEST, best)
         place.mkdir(exist_ok=True)
-        write_sealed(place / "model.json", {"epoch": best})
-        write_sealed(directory / "cheap.json", {"epoch": self.epoch, **facts})
+        write_checksummed(place / "model.json", {"epoch": best})
+        write_checksummed(directory / "cheap.json", {"epoch": self.epoch, **facts})
         self.note("saved", self.epoch, facts["result"][self.metric])
         checkpoint.keep_only(directory, BEST, best)
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Go on from what was saved."""
-        facts = read_sealed(directory / "cheap.json")
+        facts = read_checksummed(directory / "cheap.json")
         self.epoch = facts["epoch"]
         return facts
 
@@ -317,8 +317,8 @@ class Soak:
     def ended(self) -> int:
         """Trials that have ended."""
         try:
-            return int(read_sealed(self.output / NAME / "state.json")["ended"])
-        except TornFileError:
+            return int(read_checksummed(self.output / NAME / "state.json")["ended"])
+        except CorruptFileError:
             return 0
 
     def close(self) -> None:

@@ -90,8 +90,8 @@ def trainer(stores: Path) -> None:
     clock = Clock()
     import torch
 
-    from dcml_tune.config import TrialConfig
-    from dcml_tune.trainer import Trainer
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.training.trainer import Trainer
 
     clock.lap("imports")
     stop_at_first_step(clock)
@@ -112,7 +112,7 @@ def published() -> dict[str, Any]:
 
 def stop_at_first_step(clock: Clock) -> None:
     """The process ends where the first batch is ready to be trained on."""
-    from dcml_tune.trainer import Trainer
+    from dcml_tune.training.trainer import Trainer
 
     Trainer._step = lambda *_: clock.stop("first batch")  # type: ignore[assignment, method-assign, return-value]
 

@@ -65,13 +65,13 @@ def trivial(steps: int) -> Any:
     return Trivial
 
 
-def fit(trials: int, steps: int, concurrent: int, directory: Path, callbacks: list[Any]) -> None:
+def run_trials(trials: int, steps: int, concurrent: int, directory: Path, callbacks: list[Any]) -> None:
     """Run the trials, by the function that runs those of a search."""
     from ray import tune
 
-    from dcml_tune.resources import share
     from trainables import Run
-    from trainables.stages import fit as run_stage
+    from trainables.resources import share
+    from trainables.tuner import run_trials as run_stage
 
     runs = [Run(search=NAME, key=f"{n:03d}", metric=METRIC).as_dict() for n in range(trials)]
     grid = tune.grid_search([{**SETTINGS, "seed": n, "run": run} for n, run in enumerate(runs)])
@@ -90,15 +90,16 @@ class Tracked:
 
     def __init__(self, directory: Path, trials: int) -> None:
         """Make the store and begin, as `dcml_tune.search` does."""
-        from dcml_tune.record import Record
+        from dcml_tune.runs.record import Record
         from dcml_tune.tracking import Tracker, environment_tags
-        from trainables.callbacks import Guard, Progress
+        from trainables.tracking_callback import Progress
+        from trainables.watchdog import TrialWatchdog
 
         self.directory, self.record = directory, Record.create(directory / NAME, {})
         self.tracker = Tracker.open(directory, NAME)
         tags = environment_tags("none", ["benchmarks/tracking.py"])
         self.tracker.start(NAME, name=NAME, role="search", params={"dataset": "emoji"}, tags=tags)
-        self.guard = Guard(directory=directory, need=0, trial_timeout=None)
+        self.guard = TrialWatchdog(directory=directory, need=0, trial_timeout=None)
         self.progress = Progress(
             self.tracker, search=NAME, metric=METRIC, varied=["nb_clusters"], tags=tags, planned=trials,
             guard=self.guard, quiet=True, on_report=lambda p: self.record.update(ended=p.ended, best=p.best),
@@ -126,13 +127,13 @@ def measured(trials: int, steps: int, repeats: int, concurrent: int, root: Path)
         return Path(tempfile.mkdtemp(dir=root))
 
     def tracked() -> None:
-        fit(trials, steps, concurrent, made[-1].directory, [made[-1].guard, made[-1].progress])
+        run_trials(trials, steps, concurrent, made[-1].directory, [made[-1].guard, made[-1].progress])
         made[-1].end()
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         taken = alternate(
             {
-                "plain": lambda: fit(trials, steps, concurrent, place(), []),
+                "plain": lambda: run_trials(trials, steps, concurrent, place(), []),
                 "store": lambda: made.append(Tracked(place(), trials)),
                 "tracked": tracked,
             },

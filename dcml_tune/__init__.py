@@ -35,7 +35,7 @@ sys.meta_path.insert(0, _InstalledPackages)
 
 
 def __getattr__(name: str) -> Any:
-    """`DivideAndConquer`, for Ray: see the end of `trainables.divide_and_conquer`."""
+    """`DivideAndConquer`, for Ray: see the end of `trainables.trainable`."""
     if name == "DivideAndConquer":
         return import_module("trainables").DivideAndConquer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

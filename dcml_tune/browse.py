@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.commandline import Parser, run_command
-from dcml_tune.config import SettingError, brief, unknown_name
-from dcml_tune.paths import named_directory, output_directory
-from dcml_tune.quantities import whole
-from dcml_tune.redaction import redact
-from dcml_tune.stored import printable
-from dcml_tune.studies import first_best
-from dcml_tune.tracking.addresses import add_flag, tracking_uri
+from dcml_tune.cli.parser import Parser, run_command
+from dcml_tune.cli.quantities import whole
+from dcml_tune.config.errors import SettingError, unknown_name
+from dcml_tune.config.trial import brief
+from dcml_tune.runs.paths import named_directory, output_directory
+from dcml_tune.runs.study import first_best
+from dcml_tune.tracking.uris import add_flag, tracking_uri
+from dcml_tune.utils.redaction import redact
+from dcml_tune.utils.stored import printable
 
 if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcml_tune import checkpoint
-from dcml_tune.losses import mask_overlap
+from dcml_tune.losses.functional import mask_overlap
+from dcml_tune.utils import checkpoint
 
 Indices = NDArray[np.int64]
 

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.commandline import Parser, run_command
-from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
-from dcml_tune.paths import CHECKPOINT, STORES, TRIALS, absolute
-from dcml_tune.quantities import shown, whole
-from dcml_tune.tracking.addresses import add_flag, tracking_uri
+from dcml_tune.cli.parser import Parser, run_command
+from dcml_tune.cli.quantities import shown, whole
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
+from dcml_tune.runs.paths import CHECKPOINT, STORES, TRIALS, absolute
+from dcml_tune.tracking.uris import add_flag, tracking_uri
 
 if TYPE_CHECKING:
     import torch
 
     from dcml_tune.data import DataSet, EvaluationSet
-    from dcml_tune.model import MaskedEmbedder
-    from dcml_tune.protocols import Measured
+    from dcml_tune.metrics.protocols import Measured
+    from dcml_tune.models.embedder import MaskedEmbedder
     from search_spaces.published import PublishedResult
 
 _COMPARABLE = re.compile(r"recall_at_\d+|nmi|marp")
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     """Load all models, then measure one after the other, and print."""
     arguments = parser().parse_args(argv)
     from dcml_tune.data.remains import store_tests
-    from dcml_tune.plan import writable
+    from dcml_tune.runs.paths import writable
 
     output, device = writable(arguments.output_dir), _device(arguments.device)
     with tempfile.TemporaryDirectory() as away:
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
 
 def _entered(models: list[_Model], dataset: DataSet, output: Path) -> str:
     """Write into the ledger that the test classes are scored by these models, and say how often they were before."""
-    from dcml_tune.ledger import NAME, enter
+    from dcml_tune.runs.ledger import NAME, enter
 
     test_set = dataset.test_fingerprint
     befores = [
@@ -113,7 +114,7 @@ class _Model:
 
     @classmethod
     def load(cls, name: str, place: Path, arguments: Namespace) -> _Model:
-        from dcml_tune.model import load
+        from dcml_tune.models.embedder import load
 
         model = load(place)
         own = {"dataset_dir": arguments.dataset_dir, "allow_partial": arguments.allow_partial,
@@ -124,7 +125,7 @@ class _Model:
 
     def before_training(self) -> _Model:
         """The pretrained network of the model's backbone, of which the penultimate features are measured."""
-        from dcml_tune.model import MaskedEmbedder
+        from dcml_tune.models.embedder import MaskedEmbedder
 
         config = self.config.changed(weights="pretrained")
         return _Model(name="untrained", model=MaskedEmbedder(config).eval(), config=config, penultimate=True)
@@ -132,7 +133,7 @@ class _Model:
 
 def _located(name: str, arguments: Namespace, output: Path, away: Path) -> Iterator[tuple[str, Path]]:
     """Name and directory of each model that a word of the command line means."""
-    from dcml_tune.model import best_model
+    from dcml_tune.models.embedder import best_model
 
     absolute("MODEL", name)  # refuses what is no path
     place = Path(name).expanduser()
@@ -204,8 +205,8 @@ def _device(name: str | None) -> torch.device:
 def _measure(
     model: _Model, sets: tuple[EvaluationSet, ...], arguments: Namespace, output: Path, device: torch.device
 ) -> Iterator[Measured]:
-    from dcml_tune.protocols import final_measures
-    from dcml_tune.trainer import embed_images
+    from dcml_tune.metrics.protocols import final_measures
+    from dcml_tune.training.embedding import embed_images
 
     network = model.model.to(device)
     config = model.config
@@ -221,7 +222,7 @@ def _measure(
 
 def _published(dataset: DataSet, arguments: Namespace) -> list[PublishedResult]:
     """The published results, where the protocol is theirs: the test classes of a whole copy."""
-    from dcml_tune.data.published import COUNTS, differences
+    from dcml_tune.data.datasets.official_counts import COUNTS, differences
     from search_spaces.published import RESULTS
 
     whole = dataset.name in COUNTS and not differences(dataset) and not arguments.skip_unreadable

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from dcml_tune.files import TornFileError, read_sealed
-from dcml_tune.stored import Count, Finite, Scalar, Stored, checked
+from dcml_tune.utils.files import CorruptFileError, read_checksummed
+from dcml_tune.utils.stored import Count, Finite, Scalar, Stored, checked
 
 Measures = dict[str, Finite | None]
 
@@ -42,12 +42,12 @@ def read_result(file: Path) -> dict[str, Any]:
     """The result of a run.
 
     Raises:
-        TornFileError: if there is none, or it is none.
+        CorruptFileError: if there is none, or it is none.
     """
     try:
-        return with_numbers(read_sealed(file))
+        return with_numbers(read_checksummed(file))
     except ValueError as error:
-        raise error if isinstance(error, TornFileError) else TornFileError(f"{file}: {error}") from None
+        raise error if isinstance(error, CorruptFileError) else CorruptFileError(f"{file}: {error}") from None
 
 
 def with_numbers(facts: dict[str, Any]) -> dict[str, Any]:

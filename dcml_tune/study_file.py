@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from dcml_tune.config import SettingError
-from dcml_tune.files import write_whole
-from dcml_tune.interruption import raise_if_signalled
-from dcml_tune.paths import TRIALS
-from dcml_tune.tracebacks import one_line
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.paths import TRIALS
+from dcml_tune.utils.files import write_atomic
+from dcml_tune.utils.signals import raise_if_signalled
+from dcml_tune.utils.tracebacks import one_line
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -156,7 +156,7 @@ def _restore(file: Path, name: str, fault: str) -> None:
     log.warning("%s: the Optuna study %s; its copy takes its place%s", file, fault, aside)
     for rest in ("journal", "wal", "shm"):
         file.with_name(f"{file.name}-{rest}").unlink(missing_ok=True)  # they belong to the damaged file
-    write_whole(file, copy.read_bytes())
+    write_atomic(file, copy.read_bytes())
 
 
 def fault_of(file: Path, name: str) -> str | None:

@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from dcml_tune import original, tracebacks
-from dcml_tune.commandline import Parser, add_settings, command, given_settings, run_command
-from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
-from dcml_tune.effects import without_effect
-from dcml_tune.files import CANNOT_WRITE
-from dcml_tune.interruption import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
-from dcml_tune.paths import CHECKPOINT, STORES, absolute, named_directory, new_directory
-from dcml_tune.plan import writable
-from dcml_tune.record import refuse_existing
-from dcml_tune.tracking.addresses import add_flag, tracking_uri
+from dcml_tune.cli import reference_flags
+from dcml_tune.cli.parser import Parser, add_settings, command, given_settings, run_command
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
+from dcml_tune.config.unused import unused_settings
+from dcml_tune.runs.paths import CHECKPOINT, STORES, absolute, named_directory, new_directory, writable
+from dcml_tune.runs.record import refuse_existing
+from dcml_tune.tracking.uris import add_flag, tracking_uri
+from dcml_tune.utils import tracebacks
+from dcml_tune.utils.files import CANNOT_WRITE
+from dcml_tune.utils.signals import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
 
 if TYPE_CHECKING:
     from dcml_tune.tracking import Tracker
-    from dcml_tune.trainer import Trainer
-    from dcml_tune.weights_and_biases import WandbRun
+    from dcml_tune.tracking.wandb import WandbRun
+    from dcml_tune.training.trainer import Trainer
 
 _SHOWN = ("train/loss", "clusters/count", "recall_at_1", "map_at_r", "time/epoch_s")
 
@@ -46,7 +47,7 @@ def parser() -> Parser:
     add_flag(made, "MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--score-test", action="store_true", help="score the test classes once, at the end")
     add_settings(made, exclude=("dataset",))
-    original.add_flags(made)
+    reference_flags.add_flags(made)
     return made
 
 
@@ -63,11 +64,11 @@ def main(argv: list[str]) -> int:
 
 def _config(arguments: argparse.Namespace) -> TrialConfig:
     """The settings that were given, over the original's defaults."""
-    dataset = original.dataset_of(arguments)
+    dataset = reference_flags.dataset_of(arguments)
     given = argparse.Namespace(**{**vars(arguments), "dataset": dataset})
-    settings = {**original.DEFAULTS, **given_settings(given)}
+    settings = {**reference_flags.DEFAULTS, **given_settings(given)}
     if dataset not in ("emoji", "folder") and not settings.get("dataset_dir"):
-        settings["dataset_dir"] = original.DATA_PATH
+        settings["dataset_dir"] = reference_flags.DATA_PATH
     return TrialConfig(**settings)
 
 
@@ -76,13 +77,14 @@ class _Run:
 
     def __init__(self, name: str, config: TrialConfig, arguments: argparse.Namespace, output: Path) -> None:
         """Check everything, open the data and build the model."""
-        from dcml_tune.clustering import check_backend
+        from dcml_tune.clustering.kmeans import check_backend
         from dcml_tune.data.remains import store_tests
         from dcml_tune.tracking.checking import check_store
-        from dcml_tune.trainer import Trainer, TrialData
+        from dcml_tune.training.trainer import Trainer
+        from dcml_tune.training.trial_data import TrialData
 
         check_backend(config.backend)
-        device = original.device_of(arguments)
+        device = reference_flags.device_of(arguments)
         self.name, self.config, self.arguments, self.output = name, config, arguments, output
         self.checkpoint = output / name / CHECKPOINT
         self.uri = tracking_uri(arguments.tracking_uri, output)
@@ -99,10 +101,10 @@ class _Run:
     def new(cls, arguments: argparse.Namespace, output: Path) -> _Run:
         """A run that begins."""
         config = _config(arguments)
-        given = original.run_name(arguments)
+        given = reference_flags.run_name(arguments)
         name = f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}" if given is None else given
         refuse_existing(new_directory(output, name))
-        from dcml_tune.trainer import trained_model
+        from dcml_tune.training.starting_model import trained_model
 
         restart, begins_with = arguments.restart_schedule, None
         if restart and not arguments.checkpoint:
@@ -122,7 +124,7 @@ class _Run:
         Raises:
             SettingError: if there is none of this name, or other flags are given.
         """
-        from dcml_tune.trainer import Trainer
+        from dcml_tune.training.trainer import Trainer
 
         others = parser().given(argv).keys() - {"resume", "output_dir", "tracking_uri", "cuda_device", "wandb_enabled"}
         if others:
@@ -147,7 +149,7 @@ class _Run:
         arguments = self.arguments
         lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes(config)]
         lines += self.test_lines
-        lines += without_effect(config, vars(arguments)) + original.without_meaning(arguments)
+        lines += unused_settings(config, vars(arguments)) + reference_flags.without_meaning(arguments)
         lines.append(trained.split(config))
         if self.trainer.epoch > 0:
             lines.append(f"goes on after epoch {self.trainer.epoch}")
@@ -164,7 +166,7 @@ class _Run:
     def run(self) -> int:
         """Train to the end; returns the exit status."""
         from dcml_tune.tracking import Tracker, environment_tags
-        from dcml_tune.trainer import NonFiniteLossError
+        from dcml_tune.training.trainer import NonFiniteLossError
 
         words = ["python", "-m", "dcml_tune.train", *sys.argv[1:]]
         data = self.trainer.data.identity(self.config).compared
@@ -237,8 +239,8 @@ class _Run:
 
     def _keep(self, tracker: Tracker, measures: dict[str, float]) -> None:
         """Log the best model, and say where it is."""
-        from dcml_tune.model import best_model
-        from dcml_tune.trainer import Trainer
+        from dcml_tune.models.embedder import best_model
+        from dcml_tune.training.trainer import Trainer
 
         best = best_model(self.checkpoint)
         if best is None:
@@ -261,7 +263,7 @@ class _Run:
     def _wandb(self) -> WandbRun | None:
         if not self.arguments.wandb_enabled:
             return None
-        from dcml_tune.weights_and_biases import WandbRun
+        from dcml_tune.tracking.wandb import WandbRun
 
         return WandbRun(self.name, self.output, self.config.model_dump())
 

@@ -62,7 +62,7 @@ def main(tree: Path) -> None:
 
 
 def room(module: str) -> str:
-    """The room of a module: `data` of `dcml_tune.data.image_store`, `trainables` of `trainables.study`."""
+    """The room of a module: `data` of `dcml_tune.data.image_store`, `trainables` of `trainables.study_file`."""
     package, *below = module.split(".")
     return below[0] if package == "dcml_tune" else package
 

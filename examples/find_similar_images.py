@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import Tensor
 
-from dcml_tune.commandline import run_command
+from dcml_tune.cli.parser import run_command
 from dcml_tune.data import ImageList
 from dcml_tune.data.decoding import SUFFIXES
-from dcml_tune.model import MaskedEmbedder, load
-from dcml_tune.trainer import embed_images
+from dcml_tune.models.embedder import MaskedEmbedder, load
+from dcml_tune.training.embedding import embed_images
 
 
 def main(argv: list[str]) -> int:

@@ -8,9 +8,9 @@ this file and takes SPACE from it. Each setting of docs/settings.md can vary.
 
 from pathlib import Path
 
-from dcml_tune.commandline import run_command
-from dcml_tune.search import main as search
-from dcml_tune.studies import read_study
+from dcml_tune.cli.parser import run_command
+from dcml_tune.runs.study import read_study
+from dcml_tune.search.__main__ import main as search
 from search_spaces.space import Choice, Float, SearchSpace
 
 SPACE = SearchSpace(

@@ -8,9 +8,9 @@ DIRECTORY/model (default: runs/example/model).
 
 from pathlib import Path
 
-from dcml_tune.commandline import run_command
-from dcml_tune.config import TrialConfig
-from dcml_tune.trainer import Trainer
+from dcml_tune.cli.parser import run_command
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.training.trainer import Trainer
 
 CONFIG = TrialConfig(
     dataset="emoji",

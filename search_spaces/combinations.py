@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar, cast
 
-from dcml_tune.commandline import typed
-from dcml_tune.config import TrialConfig
+from dcml_tune.cli.parser import typed
+from dcml_tune.config.trial import TrialConfig
 from search_spaces.domains import Choice, Domain, Float, Int
 
 MOST = 20_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 
 Plain = bool | int | float | str | None
 """What Optuna keeps of a choice as it is."""

@@ -9,16 +9,17 @@ from typing import Any, get_args
 
 import optuna
 
-from dcml_tune.commandline import typed
-from dcml_tune.config import IMAGE_DEFAULTS, SettingError, TrialConfig, broken_rule, unknown_name
-from dcml_tune.effects import idle
+from dcml_tune.cli.parser import typed
+from dcml_tune.config.errors import SettingError, unknown_name
+from dcml_tune.config.trial import IMAGE_DEFAULTS, TrialConfig, broken_rule
+from dcml_tune.config.unused import unused_reasons
 from search_spaces.combinations import Explored, explore
 from search_spaces.constant import MAY_NOT_VARY
 from search_spaces.domains import Choice, Domain, Float, Int
 
-__all__ = ["Choice", "Domain", "Feasible", "Float", "Int", "SearchSpace", "SpaceError"]
+__all__ = ["Choice", "Domain", "Float", "InfeasibleReason", "Int", "SearchSpace", "SpaceError"]
 
-Feasible = Callable[[TrialConfig], str | None]
+InfeasibleReason = Callable[[TrialConfig], str | None]
 """Says why a configuration cannot work on a data set, or None."""
 
 
@@ -84,7 +85,7 @@ class SearchSpace:
                 )
         return replace(self, domains=wider.domains, why=wider.why)
 
-    def restricted(self, fixed: dict[str, Any], feasible: Feasible | None = None) -> SearchSpace:
+    def restricted(self, fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None = None) -> SearchSpace:
         """The space of one search: fixed settings do not vary, and choices that no completion makes work are gone.
 
         Raises:
@@ -97,18 +98,18 @@ class SearchSpace:
                 f"search space {self.name}: every setting that varies is fixed by a flag; leave one of them out, "
                 "or use `python -m dcml_tune.train` for a single setting"
             )
-        explored = space._explored(feasible)
+        explored = space._explored(infeasible_reason)
         working = [point for point, reason in explored.found if reason is None]
         if not explored.is_whole:
             return space
         if not working:
-            raise SettingError(space._why_nothing_works(explored, fixed, feasible))
+            raise SettingError(space._why_nothing_works(explored, fixed, infeasible_reason))
         for name, domain in domains.items():
             if isinstance(domain, Choice) and name in explored.names:
                 domains[name] = Choice(value for value in domain.values if any(p[name] == value for p in working))
         return replace(space, domains=domains)
 
-    def suggest(self, trial: optuna.Trial, feasible: Feasible | None = None) -> dict[str, Any]:
+    def suggest(self, trial: optuna.Trial, infeasible_reason: InfeasibleReason | None = None) -> dict[str, Any]:
         """Draw the settings that vary, so that combinations that cannot work are seldom drawn.
 
         Whole numbers are drawn from between the least and the greatest that works with what was drawn before them.
@@ -116,7 +117,7 @@ class SearchSpace:
         Raises:
             SettingError: if the settings that were drawn cannot work together after all.
         """
-        explored = self._explored(feasible)
+        explored = self._explored(infeasible_reason)
         working = [point for point, reason in explored.found if reason is None and explored.is_whole]
         chosen: dict[str, Any] = {}
         for name, domain in self.domains.items():
@@ -126,15 +127,15 @@ class SearchSpace:
                 ]
                 domain = Int(min(fitting), max(fitting), domain.log) if fitting else domain
             chosen[name] = domain.suggest(trial, name)
-        if reason := self.refusal(chosen, feasible):
+        if reason := self.refusal(chosen, infeasible_reason):
             raise SettingError(reason)
         return chosen
 
-    def _explored(self, feasible: Feasible | None) -> Explored[str | None]:
+    def _explored(self, infeasible_reason: InfeasibleReason | None) -> Explored[str | None]:
         """Why each combination of what varies cannot work, or None."""
 
         def look(config: TrialConfig) -> str | None:
-            return broken_rule(config) or (feasible(config) if feasible is not None else None)
+            return broken_rule(config) or (infeasible_reason(config) if infeasible_reason is not None else None)
 
         return explore(self._settings(), self.domains, look)
 
@@ -146,7 +147,7 @@ class SearchSpace:
         return {**defaults, **IMAGE_DEFAULTS.get(dataset, {}), "dataset": dataset, **published}
 
     def _why_nothing_works(
-        self, explored: Explored[str | None], fixed: dict[str, Any], feasible: Feasible | None
+        self, explored: Explored[str | None], fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None
     ) -> str:
         """The reason that is next to be removed: by the smallest change of one setting that does not vary."""
         by_data = [(point, reason) for point, reason in explored.found if self.refusal(point) is None]
@@ -154,9 +155,11 @@ class SearchSpace:
         remedy = ""
         for name, value in self._changes(fixed) if len(explored.found) <= _FEW else ():
             changed = replace(self, published={**self.published, name: value})
-            point = next((point for point, refused in changed._explored(feasible).found if refused is None), None)
+            point = next(
+                (point for point, refused in changed._explored(infeasible_reason).found if refused is None), None
+            )
             if point is not None:
-                reason, remedy = self.refusal(point, feasible), f"; it works with {name}={value}"
+                reason, remedy = self.refusal(point, infeasible_reason), f"; it works with {name}={value}"
                 break
         if all(refused == reason for _, refused in explored.found):  # whatever the values of the others are
             return f"{reason}{remedy}"
@@ -181,19 +184,19 @@ class SearchSpace:
                     with suppress(SettingError):
                         yield name, typed(name, changed)
 
-    def refusal(self, chosen: dict[str, Any], feasible: Feasible | None = None) -> str | None:
+    def refusal(self, chosen: dict[str, Any], infeasible_reason: InfeasibleReason | None = None) -> str | None:
         """Why the published point with these settings instead cannot work, or None."""
         try:
             config = TrialConfig(**{**self.published, **chosen, "dataset": self.published.get("dataset", self.name)})
         except SettingError as error:
             return str(error)
-        return feasible(config) if feasible is not None else None
+        return infeasible_reason(config) if infeasible_reason is not None else None
 
     def unvaried(self, name: str) -> Any:
         """What a setting is where it does not vary: published, or its default."""
         return self.published.get(name, getattr(TrialConfig(dataset=self.published.get("dataset", self.name)), name))
 
-    def point0(self, feasible: Feasible | None = None) -> tuple[dict[str, Any], list[str]]:
+    def published_point(self, infeasible_reason: InfeasibleReason | None = None) -> tuple[dict[str, Any], list[str]]:
         """The published values of the settings that vary, and a line for each that had to be moved.
 
         A setting is moved into its domain. Where the point cannot work then, the nearest one that does is taken;
@@ -207,22 +210,22 @@ class SearchSpace:
                 lines.append(
                     f"trial 0: {name} {published} of the published setting is outside {domain}; takes {point[name]}"
                 )
-        reason = self.refusal(point, feasible)
+        reason = self.refusal(point, infeasible_reason)
         if reason is None:
             return point, lines
-        for found, refused in self._explored(feasible).found:
-            if refused is None and self.refusal({**point, **found}, feasible) is None:
+        for found, refused in self._explored(infeasible_reason).found:
+            if refused is None and self.refusal({**point, **found}, infeasible_reason) is None:
                 moved = [
                     f"{name} from {point[name]} to {value}" for name, value in found.items() if value != point[name]
                 ]
                 return {**point, **found}, [*lines, f"trial 0: {', '.join(moved)}: {reason}"]
         raise SettingError(f"the published setting cannot work here: {reason}")
 
-    def without_effect(self) -> list[str]:
+    def unused_settings(self) -> list[str]:
         """A line for each setting that varies and does nothing, whatever the values of the others are."""
 
         def look(config: TrialConfig) -> dict[str, str] | None:
-            return None if broken_rule(config) else idle(config)
+            return None if broken_rule(config) else unused_reasons(config)
 
         explored = explore(self._settings(), self.domains, look)
         found = [each for _, each in explored.found if each is not None]

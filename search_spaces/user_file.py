@@ -14,8 +14,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from dcml_tune.config import WORDS_FOR_WEIGHTS, SettingError
-from dcml_tune.interruption import SearchStopped
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import WORDS_FOR_WEIGHTS
+from dcml_tune.utils.signals import SearchStopped
 from search_spaces.domains import Choice
 from search_spaces.space import SearchSpace, SpaceError
 

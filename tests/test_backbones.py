@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dcml_tune.backbones import build
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.model import MaskedEmbedder
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.backbones import build
+from dcml_tune.models.embedder import MaskedEmbedder
 
 # Name, side of the images, channels of the features.
 ORIGINAL = [

@@ -106,23 +106,23 @@ def test_scaling_measures_clustering_and_evaluation(program, tmp_path):
 
 def test_fidelity_puts_back_what_version_0_1_did(program, monkeypatch):
     """Repeated batches in smaller clusters, and one triplet for each positive pair."""
-    from dcml_tune import mining
-    from dcml_tune.config import TrialConfig
-    from dcml_tune.data import batches
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.data import samplers
+    from dcml_tune.losses import miners
 
     fidelity = program("fidelity")
-    monkeypatch.setattr(batches, "_draw", batches._draw)
-    monkeypatch.setattr(mining, "_deal", mining._deal)
+    monkeypatch.setattr(samplers, "_draw", samplers._draw)
+    monkeypatch.setattr(miners, "_deal", miners._deal)
     labels, partition = np.arange(120) % 10, (np.arange(120) >= 90).astype(np.int64)
     config = TrialConfig(batch_size=16, num_samples_per_class=4)
     y = torch.tensor([0] * 5 + [1, 1, 2, 2])
     x = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
 
     def second_cluster():
-        return [batch.tolist() for cluster, batch in batches.epoch_batches(partition, labels, config, 0) if cluster]
+        return [batch.tolist() for cluster, batch in samplers.epoch_batches(partition, labels, config, 0) if cluster]
 
     def anchors():
-        return mining.mine("distanceweighted", x, y, generator=torch.Generator().manual_seed(0))[0].bincount().tolist()
+        return miners.mine("distanceweighted", x, y, generator=torch.Generator().manual_seed(0))[0].bincount().tolist()
 
     now = second_cluster()
     assert (len(now), anchors()) == (5, [3] * 9)

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from dcml_tune.browse import main
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 from dcml_tune.tracking import Tracker
 from dcml_tune.tracking.reading import model_of_run, read_runs
 

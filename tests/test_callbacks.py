@@ -8,7 +8,8 @@ import torch
 
 from dcml_tune.divisions import Division
 from dcml_tune.tracking import Tracker
-from trainables.callbacks import Guard, Progress
+from trainables.tracking_callback import Progress
+from trainables.watchdog import TrialWatchdog
 
 SETTINGS = {"dataset": "emoji", "nb_epochs": 6, "force_full_embedding_epoch": 5, "nb_clusters": 2}
 
@@ -16,7 +17,7 @@ SETTINGS = {"dataset": "emoji", "nb_epochs": 6, "force_full_embedding_epoch": 5,
 @pytest.fixture
 def progress():
     """Of 40 trials, the best of which is 017, and of which two run."""
-    guard = Guard(directory=Path(), need=0, trial_timeout=None)
+    guard = TrialWatchdog(directory=Path(), need=0, trial_timeout=None)
     made = Progress(None, search="s", metric="val/recall_at_1", varied=["nb_clusters"], tags={}, planned=40, guard=guard,
                     quiet=True)  # fmt: skip
     for number in range(40):
@@ -66,11 +67,11 @@ def test_each_reclustering_is_an_artifact(progress, tmp_path):
 
 def test_a_pause_of_the_driver_is_no_trials_fault(monkeypatch):
     """A study that was locked for minutes: clocks of trials go on where they were; one that hangs is ended all the same."""
-    from trainables import callbacks
+    from trainables import tracking_callback
 
     now, ended = [1000.0], []
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
-    guard = Guard(directory=Path(), need=0, trial_timeout=60.0)
+    monkeypatch.setattr(tracking_callback.time, "monotonic", lambda: now[0])
+    guard = TrialWatchdog(directory=Path(), need=0, trial_timeout=60.0)
     monkeypatch.setattr(guard, "_end", lambda trial: ended.append(trial.trial_id))
     trial = SimpleNamespace(trial_id="a", status="RUNNING")
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 from dcml_tune.tracking import Tracker
 from dcml_tune.tracking.checking import check_store
 

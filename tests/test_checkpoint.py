@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dcml_tune import checkpoint
-from dcml_tune.checkpoint import CheckpointError
+from dcml_tune.utils import checkpoint
+from dcml_tune.utils.checkpoint import CheckpointError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 

@@ -10,10 +10,14 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from dcml_tune import clustering
-from dcml_tune.clustering import acceptable, cluster, divide, drop_singles, kmeans, match, recluster
-from dcml_tune.config import TrialConfig
-from dcml_tune.schedule import EpochPlan
+import dcml_tune.clustering.kmeans as kmeans_module
+import dcml_tune.clustering.partition as partition_module
+from dcml_tune.clustering import faiss_backend, lloyd, reclustering
+from dcml_tune.clustering.kmeans import kmeans
+from dcml_tune.clustering.partition import acceptable, cluster, divide, drop_singles, match
+from dcml_tune.clustering.reclustering import recluster
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
 
 BACKENDS = ["faiss", "torch", "sklearn", "auto"]
 
@@ -45,9 +49,9 @@ def test_torch_gives_the_labels_of_faiss(n, dim, k, seed, monkeypatch):
     ours = {backend: kmeans(features, k, seed=seed, backend=backend) for backend in ("faiss", "torch")}
     np.testing.assert_array_equal(ours["torch"][0], ours["faiss"][0])
     np.testing.assert_allclose(ours["torch"][1], ours["faiss"][1], atol=1e-5)
-    monkeypatch.setattr(clustering, "LEAST_GAIN", -np.inf)
+    monkeypatch.setattr(lloyd, "LEAST_GAIN", -np.inf)
     for niter in (1, 4):
-        monkeypatch.setattr(clustering, "MAX_ITERATIONS", niter)
+        monkeypatch.setattr(lloyd, "MAX_ITERATIONS", niter)
         labels, centroids = faiss_kmeans(features, k, seed=seed, niter=niter)
         found = kmeans(features, k, seed=seed, backend="torch")
         np.testing.assert_array_equal(found[0], labels)
@@ -59,9 +63,9 @@ def test_empty_clusters_are_filled_as_in_faiss(seed, monkeypatch):
     """Copies among the initial images leave clusters empty; these take the same halves as in Faiss."""
     features, _ = groups(400, 30, 8, seed)
     features[:80] = features[0]
-    monkeypatch.setattr(clustering, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(lloyd, "MAX_ITERATIONS", 1)
     _, centroids = faiss_kmeans(features, 60, seed=seed, niter=1)
-    start = features[clustering._first_images(400, 60, seed).numpy()]
+    start = features[kmeans_module._first_images(400, 60, seed).numpy()]
     assert len(np.unique(start, axis=0)) < 60, "no cluster was empty: the case is not met"
     np.testing.assert_allclose(kmeans(features, 60, seed=seed, backend="torch")[1], centroids, atol=1e-6)
 
@@ -70,8 +74,8 @@ def test_empty_clusters_are_filled_as_in_faiss(seed, monkeypatch):
 def test_iterations_equal_those_of_a_loop(backend, monkeypatch):
     """Two iterations from given centroids give a loop's clusters and centroids."""
     features, _ = groups(60, 5, 4, 3, noise=0.8)
-    monkeypatch.setattr(clustering, "LEAST_GAIN", 0)
-    monkeypatch.setattr(clustering, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(lloyd, "LEAST_GAIN", 0)
+    monkeypatch.setattr(lloyd, "MAX_ITERATIONS", 2)
     labels, centroids = kmeans(features, 5, seed=0, backend=backend, init=features[:5])
     expected_labels, expected_centroids = naive.lloyd(features, features[:5], 2)
     np.testing.assert_array_equal(labels, expected_labels)
@@ -138,7 +142,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
     """How many images are compared with the centroids at once changes nothing."""
     features, _ = groups(300, 8, 6, 5)
     expected = kmeans(features, 8, seed=0, backend="torch")[0]
-    monkeypatch.setattr(clustering, "MAX_ENTRIES", 100)
+    monkeypatch.setattr(lloyd, "MAX_ENTRIES", 100)
     np.testing.assert_array_equal(kmeans(features, 8, seed=0, backend="torch")[0], expected)
 
 
@@ -152,9 +156,9 @@ def test_one_hot_products_sum_like_additions_at_indices(monkeypatch):
     """The two ways to sum a cluster's images, for a GPU and for the CPU, agree."""
     features, own = groups(500, 7, 9, 1)
     x, labels = torch.from_numpy(features), torch.from_numpy(own)
-    monkeypatch.setattr(clustering, "MAX_ENTRIES", 700)
-    sums, counts = clustering._sums(x.as_subclass(OnGPU), labels, 7)
-    expected_sums, expected_counts = clustering._sums(x, labels, 7)
+    monkeypatch.setattr(lloyd, "MAX_ENTRIES", 700)
+    sums, counts = lloyd.cluster_sums(x.as_subclass(OnGPU), labels, 7)
+    expected_sums, expected_counts = lloyd.cluster_sums(x, labels, 7)
     np.testing.assert_allclose(sums.numpy(), expected_sums.numpy(), rtol=1e-5)
     np.testing.assert_array_equal(counts.numpy(), expected_counts.numpy())
 
@@ -230,7 +234,7 @@ def test_features_whose_sum_is_not_finite_are_taken():
 )
 def test_faiss_takes_a_part_of_the_trials_share(free, cap, taken, expected):
     """Of what is left on the GPU and of the trial's own cap, a quarter at most."""
-    assert clustering._faiss_bytes(free, cap, taken) == expected
+    assert faiss_backend._faiss_bytes(free, cap, taken) == expected
 
 
 def test_faiss_gpu_without_a_gpu_is_refused_with_the_remedy():
@@ -324,7 +328,7 @@ def tried(monkeypatch):
         calls.append((seed, init))
         return kmeans(features, k, seed=seed, backend=backend, init=init)
 
-    monkeypatch.setattr(clustering, "kmeans", recorded)
+    monkeypatch.setattr(partition_module, "kmeans", recorded)
     return calls
 
 
@@ -341,7 +345,7 @@ def test_cluster_takes_the_first_seed_that_is_acceptable(tried, caplog):
     np.testing.assert_array_equal(centroids, expected[1])
     assert not caplog.records
     tried.clear()
-    cluster(features, own, 4, seed=first, init=features[clustering._first_images(40, 4, first).numpy()])
+    cluster(features, own, 4, seed=first, init=features[kmeans_module._first_images(40, 4, first).numpy()])
     assert [(seed, init is None) for seed, init in tried] == [(s, s > first) for s in range(first, found + 1)]
 
 
@@ -499,7 +503,7 @@ def test_adaptive_clusterings_without_previous_centroids_start_from_images_apart
     tried.clear()
     # Centroids of which no try is acceptable: two images to a class.
     cluster(features[:8], np.arange(8), 2, seed=0, init=features[:2], spread=True)
-    assert [init is not None for _, init in tried] == [True] * clustering.TRIES
+    assert [init is not None for _, init in tried] == [True] * reclustering.TRIES
 
 
 def test_one_cluster_leaves_out_images_alone_of_their_class():

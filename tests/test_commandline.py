@@ -3,10 +3,11 @@ import sys
 
 import pytest
 
-from dcml_tune.commandline import Parser, add_settings, given_settings, settings_to_flags, typed
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.plan import writable
-from dcml_tune.resources import share
+from dcml_tune.cli.parser import Parser, add_settings, given_settings, settings_to_flags, typed
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.paths import writable
+from trainables.resources import share
 
 
 def settings(*words):

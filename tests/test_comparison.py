@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
-from dcml_tune.comparison import Comparison, pairs_needed
+from dcml_tune.search.statistics import Comparison, pairs_needed
 
 
 def drawn(effects, units, *, noise=0.01, seed=0, missing=()):

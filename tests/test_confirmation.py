@@ -4,11 +4,11 @@ from statistics import mean
 
 import pytest
 
-from dcml_tune.confirmation import NO_DIVISION, PUBLISHED, Raced, Unit, contenders, race, units
-from dcml_tune.search import best_trial
-from dcml_tune.studies import by_launch, first_best
-from dcml_tune.verdict import verdict
-from trainables.optuna_searcher import KnownTrial
+from dcml_tune.runs.study import by_launch, first_best
+from dcml_tune.search.__main__ import best_trial
+from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Confirmation, FoldSeed, candidates, race, units
+from dcml_tune.search.verdict import verdict
+from trainables.searcher import KnownTrial
 
 METRIC = "val/recall_at_1"
 POINT = {"dataset": "emoji", "nb_clusters": 4, "masking_lambda": 0.01}
@@ -26,12 +26,12 @@ class Runs:
         self.effects, self.noise, self.asked = effects, noise, []
 
     def __call__(self, wanted):
-        self.asked.append([(contender.name, unit) for contender, unit in wanted])
+        self.asked.append([(candidate.name, unit) for candidate, unit in wanted])
         return {
-            (contender.name, unit): self._result(
-                self.effects[contender.name] + 0.1 * unit.fold + self.noise * ((7 * number + 3 * unit.seed) % 5 - 2)
+            (candidate.name, unit): self._result(
+                self.effects[candidate.name] + 0.1 * unit.fold + self.noise * ((7 * number + 3 * unit.seed) % 5 - 2)
             )
-            for number, (contender, unit) in enumerate(wanted)
+            for number, (candidate, unit) in enumerate(wanted)
         }
 
     @staticmethod
@@ -41,7 +41,7 @@ class Runs:
 
 def four(values=(0.6, 0.5, 0.5, 0.4)):
     """Two trials, and the controls."""
-    found = contenders(
+    found = candidates(
         [trial("001", [values[0]], masking_lambda=0.1), trial("002", [values[1]], nb_clusters=2)], POINT, 2
     )
     assert [each.name for each in found] == ["001", "002", PUBLISHED, NO_DIVISION]
@@ -59,14 +59,14 @@ def test_contenders_are_the_best_trials_and_the_controls():
         trial("005", [0.5], nb_clusters=1),  # no division
         trial("006", [0.4], masking_lambda=0.3),
     ]
-    found = {each.name: each for each in contenders(trials, POINT, 2)}
+    found = {each.name: each for each in candidates(trials, POINT, 2)}
     assert list(found) == ["002", "004", PUBLISHED, NO_DIVISION]
     assert (found["002"].value, found["002"].epochs) == (0.7, 1)
     assert (found["004"].value, found["004"].epochs) == (0.66, None)  # nobody knows where it would have been best
     assert (found[PUBLISHED].value, found[PUBLISHED].epochs) == (0.6, 2)
     assert found[NO_DIVISION].value == 0.5
     assert found[NO_DIVISION].config == {**POINT, "nb_clusters": 1}
-    assert [each.name for each in contenders(trials, {**POINT, "nb_clusters": 1}, 1)] == ["002", PUBLISHED]
+    assert [each.name for each in candidates(trials, {**POINT, "nb_clusters": 1}, 1)] == ["002", PUBLISHED]
 
 
 def test_units_have_a_seed_each_and_no_fold_of_the_search():
@@ -80,7 +80,7 @@ def test_a_race_drops_who_cannot_win_and_ends_when_one_is_left():
     """All run on the same units; two units are the fewest that tell anything."""
     runs = Runs({"001": 0.6, "002": 0.5, PUBLISHED: 0.597, NO_DIVISION: 0.4})
     found = race(four(), units(6, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
-    assert runs.asked[0] == [(name, Unit(n, n)) for n in (1, 2) for name in ("001", "002", PUBLISHED, NO_DIVISION)]
+    assert runs.asked[0] == [(name, FoldSeed(n, n)) for n in (1, 2) for name in ("001", "002", PUBLISHED, NO_DIVISION)]
     assert found.dropped["002"] == found.dropped[NO_DIVISION] == 2
     assert {name for batch in runs.asked[1:] for name, _ in batch} <= {"001", PUBLISHED}
     assert found.winner.name == "001"
@@ -116,8 +116,8 @@ def test_a_setting_trains_as_long_as_the_mean_of_its_curves_is_best():
     """Not as long as its luckiest curve."""
     [one, *_] = four()
     curves = ([0.1, 0.5, 0.4], [0.3, 0.2, 0.4], [0.1, 0.2, 0.3])
-    results = {(one.name, Unit(n, n)): {f"{METRIC}_best": max(c), "curve": c} for n, c in enumerate(curves, 1)}
-    found = Raced(contenders=four(), units=[], results=results, dropped={}, metric=METRIC)
+    results = {(one.name, FoldSeed(n, n)): {f"{METRIC}_best": max(c), "curve": c} for n, c in enumerate(curves, 1)}
+    found = Confirmation(candidates=four(), units=[], results=results, dropped={}, metric=METRIC)
     assert found.epochs(one) == 3
     assert found.epochs(four()[2]) is None  # was neither confirmed nor run to its end
 
@@ -171,7 +171,7 @@ def test_a_control_that_wins_is_said_to_have_won():
 
 def test_vehicleid_is_judged_by_its_own_measure():
     """Which copies the one by which trials were compared."""
-    raced = Raced(contenders=four(), units=[], results={}, dropped={}, metric=METRIC)
+    raced = Confirmation(candidates=four(), units=[], results={}, dropped={}, metric=METRIC)
     runs = {"seed 0": {"test/recall_at_1": 0.9, "test/official_recall_at_1": 0.7}}
     assert verdict(raced, "001", {"001": runs}, {"validation": None, "test": None})["test_metric"] == (
         "test/official_recall_at_1"
@@ -187,15 +187,15 @@ EQUAL = [
 
 def test_of_equal_trials_the_first_is_the_best_everywhere():
     """In the search, without a confirmation, and in one that finds them equal, too; also the order of 1000 trials."""
-    found = contenders(EQUAL, POINT, 2)
+    found = candidates(EQUAL, POINT, 2)
     assert best_trial(EQUAL).key == "000"
     assert [(each.name, each.key) for each in found] == [("001", "001"), (PUBLISHED, "000"), (NO_DIVISION, "002")]
     assert race(found, [], metric=METRIC, results=Runs({}), is_over=lambda: False).winner.name == PUBLISHED
     runs = Runs(dict.fromkeys(["001", PUBLISHED, NO_DIVISION], 0.6), noise=0.0)
     assert race(found, units(3, 1, 0), metric=METRIC, results=runs, is_over=lambda: False).winner.name == PUBLISHED
-    later = contenders([trial("1000", [0.6], masking_lambda=0.3), trial("999", [0.6], masking_lambda=0.2)], POINT, 2)
+    later = candidates([trial("1000", [0.6], masking_lambda=0.3), trial("999", [0.6], masking_lambda=0.2)], POINT, 2)
     assert [each.name for each in later][:2] == ["999", "1000"]
-    raced = Raced(contenders=later, units=[], results={}, dropped={}, metric=METRIC)
+    raced = Confirmation(candidates=later, units=[], results={}, dropped={}, metric=METRIC)
     assert raced.winner.name == "999"
 
 

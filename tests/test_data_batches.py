@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import epoch_batches, load, open_or_build, round_robin
+from dcml_tune.data.image_list import Indices
 from dcml_tune.data.image_store import ImageStore
-from dcml_tune.data.images import Indices
 from dcml_tune.data.loader import BatchLoader
 from dcml_tune.data.transforms import TrainTransform
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 import trees
 
-from dcml_tune.config import TrialConfig
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.__main__ import main
-from dcml_tune.trainer import TrialData
+from dcml_tune.training.trial_data import TrialData
 
 SIZES = ["--sz-resize", "36", "--sz-crop", "32"]
 

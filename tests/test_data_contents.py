@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcml_tune.config import TrialConfig
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import Identity, ImageList, contents, load, open_or_build
-from dcml_tune.files import read_sealed, write_sealed
+from dcml_tune.utils.files import read_checksummed, write_checksummed
 
 
 @pytest.fixture
@@ -126,13 +126,13 @@ def test_a_damaged_note_costs_time_alone(images, tmp_path, reads, damage):
     """What was known is found out again."""
     before = known(images, tmp_path / "stores")
     (file,) = (tmp_path / "stores" / "contents").glob("*.json")
-    facts = read_sealed(file)
+    facts = read_checksummed(file)
     if damage in ("text", "deep"):
         file.write_text("x" if damage == "text" else "[" * 100_000)
     elif damage == "gone":
         shutil.rmtree(tmp_path / "stores")
     else:
-        write_sealed(file, {**facts, "sizes": facts["sizes"][:3] if damage == "short" else ["1"] * 6})
+        write_checksummed(file, {**facts, "sizes": facts["sizes"][:3] if damage == "short" else ["1"] * 6})
     reads.clear()
     assert known(images, tmp_path / "stores") == before
     assert len(reads) == 6

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, hold_out, hold_out_rows, load, open_or_build
-from dcml_tune.data.images import DataSet, UnreadableImageError
+from dcml_tune.data.image_list import DataSet, UnreadableImageError
 from dcml_tune.data.splits import nb_folds
 
 

@@ -25,12 +25,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import ImageList, ImageStore, load, open_or_build
+from dcml_tune.data.image_list import UnreadableImageError
 from dcml_tune.data.image_store import builder, headers, needed_bytes, room
-from dcml_tune.data.images import UnreadableImageError
 from dcml_tune.data.loader import evaluation_batches
-from dcml_tune.files import read_sealed, write_sealed
+from dcml_tune.utils.files import read_checksummed, write_checksummed
 
 SIZES = [(40, 30), (30, 40), (33, 33), (24, 51), (500, 31), (20, 20), (24, 24)]
 MODES = ["RGB", "L", "P", "RGBA", "RGB", "1", "RGB"]
@@ -266,10 +267,10 @@ def test_tampered_store_is_built_anew(images: ImageList, file: str, caplog: pyte
 def test_store_of_something_else_is_built_anew(images: ImageList, kind: str, change: dict[str, Any]) -> None:
     """A description that is sound but not of what was asked for leads to a new store."""
     store = build(images, kind)
-    facts = read_sealed(store.directory / "meta.json")
-    write_sealed(store.directory / "meta.json", {**facts, **change})
+    facts = read_checksummed(store.directory / "meta.json")
+    write_checksummed(store.directory / "meta.json", {**facts, **change})
     again = build(images, kind)
-    assert read_sealed(again.directory / "meta.json") == facts
+    assert read_checksummed(again.directory / "meta.json") == facts
     assert (again.image(3) == store.image(3)).all()
 
 
@@ -284,7 +285,7 @@ def test_header_of_pixels_is_not_believed(images: ImageList) -> None:
 
 def pixel_bytes(store: ImageStore, *rows: int) -> list[int]:
     """A position in the file of pixels within each of some rows."""
-    offset = read_sealed(store.directory / "meta.json")["offset"]
+    offset = read_checksummed(store.directory / "meta.json")["offset"]
     starts = np.load(store.directory / "index.npy")[:, 1]
     return [offset + int(starts[row]) * (1200 if store.kind == "evaluation" else 1) + 5 for row in rows]
 
@@ -670,7 +671,9 @@ def test_nothing_is_unpickled(images: ImageList) -> None:
     store = build(images)
     np.save(store.directory / "index.npy", np.array([print], dtype=object), allow_pickle=True)
     crc = zlib.crc32((store.directory / "index.npy").read_bytes())
-    write_sealed(store.directory / "meta.json", {**read_sealed(store.directory / "meta.json"), "index_crc": crc})
+    write_checksummed(
+        store.directory / "meta.json", {**read_checksummed(store.directory / "meta.json"), "index_crc": crc}
+    )
     with pytest.raises(ValueError, match="allow_pickle=False"):
         ImageStore(store.directory)
     assert len(build(images)) == 7

@@ -12,8 +12,8 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as V
 
-from dcml_tune.data import albums
-from dcml_tune.data.albums import jitter
+from dcml_tune.data import augmentations
+from dcml_tune.data.augmentations import jitter
 from dcml_tune.data.transforms import Crops, TrainTransform, crop_and_flip, draw_crops, resized_crops
 
 
@@ -120,7 +120,7 @@ def test_holes_appear(album: str) -> None:
 @pytest.mark.parametrize(("size", "side"), [(224, 40), (256, 40), (112, 20), (64, 11)])
 def test_holes_have_one_size(size: int, side: int) -> None:
     """Each hole is a square of 40 pixels, smaller in crops below 224; together they cover what a loop's squares do."""
-    pipeline = albums.Pipeline([albums._holes(size)])
+    pipeline = augmentations.Pipeline([augmentations._holes(size)])
     white = [np.full((size, size, 3), 255, np.uint8)] * 300
     dark = pipeline(white, np.random.default_rng(0))[:, :, :, 0] == 0
     areas = dark.sum(axis=(1, 2))

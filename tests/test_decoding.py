@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
 
-from dcml_tune.config import TrialConfig
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import ImageList, load
 from dcml_tune.data.decoding import (
     DEPARTURES,
@@ -32,7 +32,7 @@ from dcml_tune.data.decoding import (
     identify,
     open_regular,
 )
-from dcml_tune.data.images import UnreadableImageError, why
+from dcml_tune.data.image_list import UnreadableImageError, why
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(np.kron(COLOURS, np.ones((16, 16, 1), np.uint8)))

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from dcml_tune import checkpoint
-from dcml_tune.checkpoint import CheckpointError
-from dcml_tune.config import TrialConfig
-from dcml_tune.criterion import MetricLoss
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.divisions import Division, cluster_measures, mask_measures
-from dcml_tune.trainer import Trainer, trained_model
+from dcml_tune.losses.criterion import MetricLoss
+from dcml_tune.training.starting_model import trained_model
+from dcml_tune.training.trainer import Trainer
+from dcml_tune.utils import checkpoint
+from dcml_tune.utils.checkpoint import CheckpointError
 
 
 @pytest.fixture

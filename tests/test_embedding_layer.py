@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.model import MaskedEmbedder
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.embedder import MaskedEmbedder
 
 
 def model(**settings):

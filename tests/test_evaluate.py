@@ -5,12 +5,13 @@ import json
 import pytest
 import trees
 
-from dcml_tune.checkpoint import CheckpointError
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.data import published as counts
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data.datasets import official_counts as counts
 from dcml_tune.evaluate import main
-from dcml_tune.model import MaskedEmbedder
-from dcml_tune.trainer import Trainer
+from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.training.trainer import Trainer
+from dcml_tune.utils.checkpoint import CheckpointError
 
 TINY = {"arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 8}
 

@@ -7,8 +7,9 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from dcml_tune import evaluation
-from dcml_tune.evaluation import ami, map_at_r, marp, nmi, r_precision, recall_at_k, retrieval_measures
+from dcml_tune.metrics import neighbours
+from dcml_tune.metrics.clustering import ami, nmi
+from dcml_tune.metrics.retrieval import map_at_r, marp, r_precision, recall_at_k, retrieval_measures
 
 KS = (1, 2, 4, 100)
 
@@ -80,8 +81,8 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
     rows, labels = clustered(150, 9, 5, seed=3)
     expected = retrieval_measures(rows, labels, KS)
     for distances, results in [(1, 1 << 22), (700, 1 << 22), (1 << 24, 1), (1 << 24, 500)]:
-        monkeypatch.setattr(evaluation, "_DISTANCES", distances)
-        monkeypatch.setattr(evaluation, "_RESULTS", results)
+        monkeypatch.setattr(neighbours, "_DISTANCES", distances)
+        monkeypatch.setattr(neighbours, "_RESULTS", results)
         assert retrieval_measures(rows, labels, KS) == pytest.approx(expected, abs=1e-9)
 
 
@@ -90,12 +91,12 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
 @pytest.mark.parametrize(("tile", "width"), [((64, 128), 9), ((32, 32), 20), ((48, 100), 20), ((512, 4096), 1)])
 def test_lists_over_tiles_equal_a_stable_sort(monkeypatch, tile, width, values, with_gallery):
     """Tiles of any size find the same others, also where duplicates tie; small whole numbers make distances exact."""
-    monkeypatch.setattr(evaluation, "_TILE", tile)
+    monkeypatch.setattr(neighbours, "_TILE", tile)
     rng = np.random.default_rng(width)
     rows = rng.integers(-values, values + 1, size=(500, 3)).astype(np.float32)
     others = rng.integers(-values, values + 1, size=(330, 3)).astype(np.float32) if with_gallery else rows
     labels, other_labels = np.zeros(len(rows)), np.zeros(len(others)) if with_gallery else None
-    search = evaluation._search(rows, labels, others if with_gallery else None, other_labels)
+    search = neighbours._search(rows, labels, others if with_gallery else None, other_labels)
     assert search._lists_pay(width)
     distances = np.square(rows[:, None].astype(float) - others).sum(2)
     if not with_gallery:
@@ -117,10 +118,10 @@ def test_measures_are_the_same_by_lists_and_by_whole_rows(monkeypatch):
     """Images without others of their class, classes of any size and a k above the largest, by either way."""
     rows, labels = clustered(900, 60, 8, seed=11)
     labels[:5] = 1000 + np.arange(5)
-    monkeypatch.setattr(evaluation, "_TILE", (128, 256))
+    monkeypatch.setattr(neighbours, "_TILE", (128, 256))
     measured = []
     for entries in (0, 1 << 25):
-        monkeypatch.setattr(evaluation, "_LISTED", entries)
+        monkeypatch.setattr(neighbours, "_LISTED", entries)
         measured.append(retrieval_measures(rows, labels, (1, 4, 50)))
     assert measured[0] == pytest.approx(measured[1], abs=1e-9)
 
@@ -136,7 +137,7 @@ def test_nearest_equals_a_stable_sort(width, columns, values):
     distances[:, 7], distances[0, :] = -0.0, 0.0
     distances[3, 11] = torch.inf
     expected = distances.sort(dim=1, stable=True).indices[:, :width]
-    torch.testing.assert_close(evaluation._nearest(distances, width), expected)
+    torch.testing.assert_close(neighbours._nearest(distances, width), expected)
 
 
 @pytest.mark.parametrize("with_gallery", [False, True])
@@ -181,13 +182,13 @@ def test_precision_of_the_backbone_does_not_reach_distances(monkeypatch):
     """Autocast and low matmul precision around the call change nothing, and are as they were after it."""
     rows, labels = clustered(300, 30, 64, seed=9, noise=2.0)
     expected = retrieval_measures(rows, labels, KS)
-    seen, nearest, before = [], evaluation._nearest, torch.get_float32_matmul_precision()
+    seen, nearest, before = [], neighbours._nearest, torch.get_float32_matmul_precision()
 
     def recorded(distances, width):
         seen.append(torch.get_float32_matmul_precision())
         return nearest(distances, width)
 
-    monkeypatch.setattr(evaluation, "_nearest", recorded)
+    monkeypatch.setattr(neighbours, "_nearest", recorded)
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dcml_tune import search
-from dcml_tune.config import SettingError
-from dcml_tune.data.emoji import ARCHIVE
-from dcml_tune.studies import read_study
+from dcml_tune.config.errors import SettingError
+from dcml_tune.data.datasets.emoji import ARCHIVE
+from dcml_tune.runs.study import read_study
+from dcml_tune.search import __main__ as search
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -10,7 +10,7 @@ import pytest
 
 START = """
 import gc, os, signal, sys, time, weakref
-from dcml_tune.interruption import *
+from dcml_tune.utils.signals import *
 
 def send(number=signal.SIGINT):
     os.kill(os.getpid(), number)

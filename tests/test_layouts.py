@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import trees
 
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import classes, load
+from dcml_tune.data.datasets.official_counts import COUNTS, counts
 from dcml_tune.data.layouts import LAYOUTS
 from dcml_tune.data.lists import read_lines
-from dcml_tune.data.published import COUNTS, counts
 
 CASES = [(name, make) for name, makers in trees.LAYOUTS.items() for make in makers]
 
@@ -266,7 +267,7 @@ def test_classes_by_number_or_name():
 def test_products_by_their_class_ids(tmp_path, monkeypatch):
     """Online Products without lists: class ids of all classes say the split, and there are no super-classes."""
     monkeypatch.setitem(classes.NB_CLASSES, "sop", 6)
-    monkeypatch.setattr("dcml_tune.data.sop.NB_TRAIN_CLASSES", 4)
+    monkeypatch.setattr("dcml_tune.data.datasets.sop.NB_TRAIN_CLASSES", 4)
     for label in range(1, 7):
         for number in range(3):
             trees.write(tmp_path / "train" / str(label) / f"{number}.jpg", label, number)

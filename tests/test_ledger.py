@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import trees
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.ledger import NAME, broken, enter
-from dcml_tune.protocols import official_measures
-from dcml_tune.trainer import Trainer, embed
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.metrics.protocols import official_measures
+from dcml_tune.runs.ledger import NAME, broken, enter
+from dcml_tune.training.embedding import embed
+from dcml_tune.training.trainer import Trainer
 
 TINY = {"weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 16, "nb_epochs": 1, "batch_size": 8}
 

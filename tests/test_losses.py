@@ -7,19 +7,19 @@ import torch.nn.functional as F
 from pytorch_metric_learning import losses as pml
 from torch.profiler import ProfilerActivity, profile
 
-from dcml_tune import losses
-from dcml_tune.mining import mine
+from dcml_tune.losses import functional
+from dcml_tune.losses.miners import mine
 
 # Images of each class in a batch: equal, unequal, with single images, two classes only, as published.
 CLASS_SIZES = [[2, 2, 2], [4, 4], [1, 2, 5, 3], [1, 1, 1, 2], [7, 2], [1, 1, 1]]
 ONE_CLASS = [[4], [1]]
 ALL_BATCH_LOSSES = {
-    "semihard": lambda x, y: losses.triplet_semihard_loss(x, y, margin=0.2),
-    "semihard soft": lambda x, y: losses.triplet_semihard_loss(x, y, margin=0.2, soft=True),
-    "all": lambda x, y: losses.triplet_all_loss(x, y, margin=0.2),
-    "all soft": lambda x, y: losses.triplet_all_loss(x, y, margin=0.2, soft=True),
-    "npairs": lambda x, y: losses.npairs_loss(x, y, alpha=5.0),
-    "kantorov": losses.kantorov_margin_loss,
+    "semihard": lambda x, y: functional.triplet_semihard_loss(x, y, margin=0.2),
+    "semihard soft": lambda x, y: functional.triplet_semihard_loss(x, y, margin=0.2, soft=True),
+    "all": lambda x, y: functional.triplet_all_loss(x, y, margin=0.2),
+    "all soft": lambda x, y: functional.triplet_all_loss(x, y, margin=0.2, soft=True),
+    "npairs": lambda x, y: functional.npairs_loss(x, y, alpha=5.0),
+    "kantorov": functional.kantorov_margin_loss,
 }
 ORACLES = {
     "semihard": lambda x, y: naive.triplet_semihard(x, y, 0.2, False),
@@ -80,7 +80,7 @@ def test_margin_loss_is_that_of_the_loops(sizes, nu, kind):
     per_class = torch.linspace(0.7, 1.4, len(sizes), dtype=torch.float64)
     beta = {"number": 1.1, "tensor": torch.tensor(1.1, dtype=torch.float64), "one a class": per_class}[kind]
     chosen, triplets = some_triplets(y, 12)
-    value = losses.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=nu)
+    value = functional.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=nu)
     betas = per_class.tolist() if kind == "one a class" else [1.1] * len(sizes)
     # A beta that is a plain number is not trained, and nothing pulls it.
     expected = naive.margin(x, y.tolist(), chosen, betas, 0.2, nu if kind != "number" else 0.0)
@@ -94,7 +94,7 @@ def test_nu_pulls_beta_down():
     grads = {}
     for nu in (0.0, 0.5):
         beta = torch.full((3,), 1.2, dtype=torch.float64, requires_grad=True)
-        losses.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=nu).backward()
+        functional.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=nu).backward()
         grads[nu] = beta.grad
     anchors = {int(y[a]) for a, _, _ in chosen}
     for label in range(3):
@@ -106,7 +106,7 @@ def test_margin_loss_without_active_terms_is_zero():
     x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
     beta = torch.tensor(1.0, requires_grad=True)
     triplets = (torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))
-    value = losses.margin_loss(x, torch.tensor([0, 0, 1, 1]), triplets, beta=beta, margin=0.2, nu=1.0)
+    value = functional.margin_loss(x, torch.tensor([0, 0, 1, 1]), triplets, beta=beta, margin=0.2, nu=1.0)
     value.backward()
     assert value.item() == 0
     assert beta.grad.item() == 0
@@ -119,7 +119,7 @@ def test_triplet_loss_is_that_of_the_loops(sizes, soft):
     """The mean over the triplets that cost something; the soft form's over all."""
     x, y = batch(sizes)
     chosen, triplets = some_triplets(y, 12)
-    value = losses.triplet_loss(x, y, triplets, margin=0.2, soft=soft)
+    value = functional.triplet_loss(x, y, triplets, margin=0.2, soft=soft)
     assert value.item() == pytest.approx(naive.triplet(x, chosen, 0.2, soft), abs=1e-9)
 
 
@@ -129,8 +129,8 @@ def test_no_triplets_cost_nothing(beta):
     x, y = batch([2, 2])
     none = (torch.empty(0, dtype=torch.long),) * 3
     x.requires_grad_()
-    margin = losses.margin_loss(x, y, none, beta=beta, margin=0.2, nu=0.5)
-    (margin + losses.triplet_loss(x, y, none, margin=0.2)).backward()
+    margin = functional.margin_loss(x, y, none, beta=beta, margin=0.2, nu=0.5)
+    (margin + functional.triplet_loss(x, y, none, margin=0.2)).backward()
     assert margin.item() == 0
     assert not x.grad.any()
 
@@ -145,7 +145,7 @@ def test_margin_loss_agrees_with_pytorch_metric_learning():
     value_theirs.backward()
     beta = torch.full((3,), 1.1, requires_grad=True)
     x_ours = x.float().requires_grad_()
-    value = losses.margin_loss(x_ours, y, triplets, beta=beta, margin=0.2, nu=0.3)
+    value = functional.margin_loss(x_ours, y, triplets, beta=beta, margin=0.2, nu=0.3)
     value.backward()
     torch.testing.assert_close(value, value_theirs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(beta.grad, theirs.beta.grad, atol=1e-5, rtol=1e-5)
@@ -159,7 +159,7 @@ def test_triplet_loss_agrees_with_pytorch_metric_learning():
     x, y = batch([3, 3, 4], dim=6)
     _, triplets = some_triplets(y, 30)
     theirs = pml.TripletMarginLoss(margin=0.2)(x.float(), y, triplets)
-    ours = losses.triplet_loss(x.float(), y, triplets, margin=0.2)
+    ours = functional.triplet_loss(x.float(), y, triplets, margin=0.2)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_overlap_is_that_of_the_loops(learners, dim):
     masks = torch.randn(learners, dim, generator=torch.Generator().manual_seed(learners), dtype=torch.float64)
     masks[0] = -1.0  # a mask that the rectifier silences
     masks.requires_grad_()
-    value = losses.mask_overlap(masks)
+    value = functional.mask_overlap(masks)
     value.backward()
     assert value.item() == pytest.approx(naive.overlap(masks.tolist()), abs=1e-12)
     assert masks.grad.isfinite().all()
@@ -187,7 +187,7 @@ def test_overlap_is_that_of_the_loops(learners, dim):
 )
 def test_overlap_of_known_masks(masks, expected):
     """Slices do not overlap, equal directions do entirely, and what the rectifier cuts off does not count."""
-    assert losses.mask_overlap(torch.tensor(masks, dtype=torch.float32)).item() == pytest.approx(expected, abs=1e-6)
+    assert functional.mask_overlap(torch.tensor(masks, dtype=torch.float32)).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [*ALL_BATCH_LOSSES, "margin", "triplet"])
@@ -197,8 +197,8 @@ def test_collapsed_embeddings_have_finite_gradients(name):
     y = torch.arange(8) // 2
     triplets = mine("distanceweighted", x, y, generator=torch.Generator().manual_seed(0))
     sampled = {
-        "margin": lambda x, y: losses.margin_loss(x, y, triplets, beta=1.2, margin=0.2, nu=0.0),
-        "triplet": lambda x, y: losses.triplet_loss(x, y, triplets, margin=0.2),
+        "margin": lambda x, y: functional.margin_loss(x, y, triplets, beta=1.2, margin=0.2, nu=0.0),
+        "triplet": lambda x, y: functional.triplet_loss(x, y, triplets, margin=0.2),
     }
     value = {**ALL_BATCH_LOSSES, **sampled}[name](x, y)
     value.backward()
@@ -210,7 +210,7 @@ def test_distances_are_those_of_the_loops():
     """Every distance with 1e-8 under the root: 1e-4 from an image to itself."""
     x, _ = batch([3, 4], dim=5)
     expected = [[naive.distance(x, i, j) for j in range(7)] for i in range(7)]
-    torch.testing.assert_close(losses.pairwise_distances(x), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(functional.pairwise_distances(x), torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", [*ALL_BATCH_LOSSES, "margin", "triplet", "overlap"])
@@ -221,9 +221,9 @@ def test_no_value_is_read_back_from_the_device(name):
     beta = torch.full((5,), 1.2, requires_grad=True)
     _, triplets = some_triplets(y, 30)
     sampled = {
-        "margin": lambda x, y: losses.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1),
-        "triplet": lambda x, y: losses.triplet_loss(x, y, triplets, margin=0.2),
-        "overlap": lambda x, y: losses.mask_overlap(x),
+        "margin": lambda x, y: functional.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1),
+        "triplet": lambda x, y: functional.triplet_loss(x, y, triplets, margin=0.2),
+        "overlap": lambda x, y: functional.mask_overlap(x),
     }
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         {**ALL_BATCH_LOSSES, **sampled}[name](x, y).backward()
@@ -239,8 +239,8 @@ def test_labels_of_any_integer_type(dtype):
     # As many triplets as classes: a mask over the betas would fit, and give another loss in silence.
     _, triplets = some_triplets(y, 3)
     beta = torch.tensor([0.8, 1.0, 1.3], dtype=torch.float64)
-    value = losses.margin_loss(x, y.to(dtype), triplets, beta=beta, margin=0.2, nu=0.1)
-    assert value == losses.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1)
+    value = functional.margin_loss(x, y.to(dtype), triplets, beta=beta, margin=0.2, nu=0.1)
+    assert value == functional.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1)
     for loss in ALL_BATCH_LOSSES.values():
         assert loss(x, y.to(dtype)) == loss(x, y)
 
@@ -256,8 +256,8 @@ def test_no_size_depends_on_a_value(name):
     beta = torch.empty(5, device="meta", requires_grad=True)
     triplets = mine("distanceweighted", x, y, generator=torch.Generator())
     sampled = {
-        "margin": lambda x, y: losses.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1),
-        "triplet": lambda x, y: losses.triplet_loss(x, y, triplets, margin=0.2),
+        "margin": lambda x, y: functional.margin_loss(x, y, triplets, beta=beta, margin=0.2, nu=0.1),
+        "triplet": lambda x, y: functional.triplet_loss(x, y, triplets, margin=0.2),
     }
     value = {**ALL_BATCH_LOSSES, **sampled}[name](x, y)
     value.backward()

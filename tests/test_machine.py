@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dcml_tune import machine
+from dcml_tune.utils import machine
 
 
 @pytest.fixture(params=["linux", "without"])
@@ -63,7 +63,7 @@ def test_peak_memory(monkeypatch):
 
 def test_a_store_is_built_without_the_calls(folder, monkeypatch, tmp_path):
     """The whole way: the store of some images."""
-    from dcml_tune.config import TrialConfig
+    from dcml_tune.config.trial import TrialConfig
     from dcml_tune.data import load, open_or_build
 
     monkeypatch.delattr(os, "sched_getaffinity")

@@ -11,8 +11,8 @@ from pytorch_metric_learning.miners import BatchEasyHardMiner
 from test_losses import CLASS_SIZES, ONE_CLASS, batch
 from torch.profiler import ProfilerActivity, profile
 
-from dcml_tune.config import Sampler
-from dcml_tune.mining import distance_weights, mine, pairwise_distances
+from dcml_tune.config.trial import Sampler
+from dcml_tune.losses.miners import distance_weights, mine, pairwise_distances
 
 SAMPLERS = get_args(Sampler)
 ONE_EACH = [name for name in SAMPLERS if name not in ("distanceweighted", "easypeasy")]

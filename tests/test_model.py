@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcml_tune.backbones import build
-from dcml_tune.checkpoint import CheckpointError
-from dcml_tune.config import TrialConfig
-from dcml_tune.folding import fold
-from dcml_tune.model import MaskedEmbedder, load
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.backbones import build
+from dcml_tune.models.embedder import MaskedEmbedder, load
+from dcml_tune.models.frozen_batchnorm import fold
+from dcml_tune.utils.checkpoint import CheckpointError
 
 SMALL = {"dataset": "emoji", "weights": "none", "sz_embedding": 16}
 

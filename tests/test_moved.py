@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from dcml_tune import data
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.files import read_sealed, write_sealed
-from dcml_tune.moved import follow, images_then_and_now, output_before
-from dcml_tune.plan import given_plan
-from dcml_tune.record import Record
-from dcml_tune.search import main, parser
-from dcml_tune.trainer import TrialData
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.moved import follow, output_before
+from dcml_tune.runs.record import Record
+from dcml_tune.search.__main__ import main, parser
+from dcml_tune.search.data_identity import images_then_and_now
+from dcml_tune.search.plan import given_plan
+from dcml_tune.training.trial_data import TrialData
+from dcml_tune.utils.files import read_checksummed, write_checksummed
 
 TINY = [
     "--weights", "none", "--sz-resize", "32", "--sz-crop", "32", "--nb-epochs", "2", "--mod-epoch", "1", "--mod-epoch-freeze", "0",
@@ -46,10 +48,10 @@ def resume(output, *more):
 
 def of_0_1(search, dataset):
     """The record as version 0.1 wrote it."""
-    asked = read_sealed(search / "search.json")
+    asked = read_checksummed(search / "search.json")
     for name in ("test", "test_sizes", "output", "name"):
         del asked[name]
-    write_sealed(search / "search.json", {**asked, "data": dataset.fingerprint_by_time})
+    write_checksummed(search / "search.json", {**asked, "data": dataset.fingerprint_by_time})
 
 
 def test_images_that_were_moved_and_touched_are_the_same(begun, images, tmp_path, capsys):
@@ -64,20 +66,20 @@ def test_images_that_were_moved_and_touched_are_the_same(begun, images, tmp_path
 
 def test_the_new_directory_is_written_down(begun, images, tmp_path):
     """So that the next resume needs not be told."""
-    from dcml_tune.plan import resumed_plan
+    from dcml_tune.search.plan import resumed_plan
 
     elsewhere = images.rename(tmp_path / "elsewhere")
     words = ["--resume", "s", "--output-dir", str(begun.parent), "--dataset-dir", str(elsewhere)]
     plan = resumed_plan(parser().parse_args(words), parser().given(words))
     plan.begin().release()
-    asked = read_sealed(begun / "search.json")
+    asked = read_checksummed(begun / "search.json")
     assert asked["settings"]["dataset_dir"] == asked["space"]["published"]["dataset_dir"] == str(elsewhere)
     assert resume(begun.parent) == 0
 
 
 def test_an_output_directory_that_was_moved(begun, tmp_path, capsys):
     """What lies below it is found at its new place: images, the file of the space, a database of one's own."""
-    asked = read_sealed(begun / "search.json")
+    asked = read_checksummed(begun / "search.json")
     (begun.parent / "space.py").write_text("x")
     flags = {
         **asked["flags"],
@@ -85,16 +87,16 @@ def test_an_output_directory_that_was_moved(begun, tmp_path, capsys):
         "tracking_uri": f"sqlite:///{begun.parent}/own.db",
     }
     (begun.parent / "own.db").touch()
-    write_sealed(begun / "search.json", {**asked, "flags": flags})
+    write_checksummed(begun / "search.json", {**asked, "flags": flags})
     there = begun.parent.rename(tmp_path / "there")
-    from dcml_tune.plan import resumed_plan
+    from dcml_tune.search.plan import resumed_plan
 
     words = ["--resume", "s", "--output-dir", str(there)]
     plan = resumed_plan(parser().parse_args(words), parser().given(words))
     assert plan.uri == f"sqlite:///{there}/own.db"
     assert f"the output directory was {begun.parent}, and what lies below it is found here" in plan.head()
     plan.begin().release()
-    asked = read_sealed(there / "s" / "search.json")
+    asked = read_checksummed(there / "s" / "search.json")
     assert asked["settings"]["dataset_dir"] == str(there / "images")
     assert asked["flags"]["space"] == str(there / "space.py")
     assert asked["output"] == str(there)
@@ -187,7 +189,7 @@ def test_data_of_a_trial_are_not_read_again(begun, images, monkeypatch):
     from dcml_tune.data import contents
 
     monkeypatch.setattr(contents, "_hash", lambda path: pytest.fail(f"{path} was read"))
-    settings = read_sealed(begun / "search.json")["space"]["published"]
+    settings = read_checksummed(begun / "search.json")["space"]["published"]
     config = TrialConfig(**{**settings, "nb_clusters": 2})
     assert TrialData.open(config, begun.parent / "store").identity(config).compared
     assert sys.modules["dcml_tune.data.contents"] is contents

@@ -18,14 +18,15 @@ import raw_images as raw
 import trees
 from PIL import ExifTags, Image
 
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import inspect, load, open_or_build
 from dcml_tune.data.__main__ import main as data_command
+from dcml_tune.data.image_list import UnreadableImageError
 from dcml_tune.data.image_store import unreadable
-from dcml_tune.data.images import UnreadableImageError
 from dcml_tune.data.remains import matched, of_train, store_tests
-from dcml_tune.search import main as search_command
-from dcml_tune.trainer import TrialData
+from dcml_tune.search.__main__ import main as search_command
+from dcml_tune.training.trial_data import TrialData
 
 RED = (250, 20, 30)
 WIDE = np.full((6, 10, 3), RED, np.uint8)

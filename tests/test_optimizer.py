@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.criterion import MetricLoss
-from dcml_tune.model import MaskedEmbedder
-from dcml_tune.optimizer import build_optimizer
-from dcml_tune.schedule import EpochPlan
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.losses.criterion import MetricLoss
+from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.training.optimizer import build_optimizer
 
 BASE = {
     "arch": "resnet18", "weights": "none", "sz_resize": 32, "sz_crop": 32, "base_lr": 1e-3, "weight_decay": 0.1,

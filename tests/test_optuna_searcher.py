@@ -7,10 +7,10 @@ import optuna
 import pytest
 from ray.tune.search import Searcher
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 from search_spaces.space import Choice, Float, Int, SearchSpace
-from trainables.belief import BELIEVED, draw_around
-from trainables.optuna_searcher import OptunaSearcher
+from trainables.prior_sampler import BELIEVED, draw_around
+from trainables.searcher import OptunaSearcher
 
 SPACE = SearchSpace(
     name="emoji",
@@ -62,7 +62,7 @@ def test_the_study_knows_how_each_trial_ended(make):
     searcher.on_trial_complete("b", result(0.4, epoch=3))
     searcher.on_trial_complete("c", error=True)
     searcher.on_trial_complete("d", result(0.0, failed_reason="out of GPU memory"))
-    searcher.explain("002", "its process died")
+    searcher.set_failure_reason("002", "its process died")
     assert states(searcher) == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "PRUNED", "PRUNED"]
     assert searcher.study.best_value == 0.6
     known = searcher.known()
@@ -159,7 +159,7 @@ def test_a_result_that_is_not_finite_fails_its_trial_alone(make):
 
 def test_what_cannot_work_is_told_as_failed_and_not_launched(make):
     """The study keeps the reason."""
-    searcher = make(feasible=lambda config: "no division here" if config.nb_clusters > 1 else None)
+    searcher = make(infeasible_reason=lambda config: "no division here" if config.nb_clusters > 1 else None)
     found = [searcher.suggest(str(number)) for number in range(8)]
     assert {each["nb_clusters"] for each in found} == {1}
     refused = [trial for trial in searcher.study.trials if trial.state == optuna.trial.TrialState.FAIL]
@@ -198,13 +198,13 @@ def test_patience_ends_the_launching(make):
         assert searcher.suggest(name) != Searcher.FINISHED
     searcher.on_trial_complete("a", result(0.6))
     searcher.on_trial_complete("b", result(0.5))
-    assert not searcher.is_patient_no_more()
+    assert not searcher.patience_exhausted()
     searcher.on_trial_complete("c", error=True)
-    assert searcher.is_patient_no_more()
+    assert searcher.patience_exhausted()
     assert searcher.suggest("f") == Searcher.FINISHED
     searcher.on_trial_complete("d", result(0.7))
     assert isinstance(searcher.suggest("f"), dict)
-    assert not make().is_patient_no_more()
+    assert not make().patience_exhausted()
 
 
 def test_several_metrics_make_a_front(make):
@@ -219,9 +219,9 @@ def test_several_metrics_make_a_front(make):
             (searcher.on_trial_result if epoch == 3 else searcher.on_trial_complete)(name, last)
     searcher.on_trial_complete("d", error=True)
     assert states(searcher) == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
-    assert searcher.front() == [("000", [0.6, 0.3, 9.0]), ("001", [0.5, 0.3, 4.5])]
+    assert searcher.pareto_front() == [("000", [0.6, 0.3, 9.0]), ("001", [0.5, 0.3, 4.5])]
     assert [trial.best for trial in searcher.known()] == [0.6, 0.5, 0.4, None]
-    assert searcher.is_patient_no_more()
+    assert searcher.patience_exhausted()
     again = make(metrics=metrics)
     assert isinstance(again.suggest("e"), dict)
     again.on_trial_result("e", result(0.7, 3, **{"val/map_at_r": 0.1, "time/epoch_s": 1.0}))
@@ -289,7 +289,7 @@ def test_a_search_goes_on_in_a_wider_space(tmp_path):
         searcher.suggest(name)
     searcher.on_trial_complete("a", result(0.6))
     searcher.on_trial_complete("b", error=True)
-    searcher.explain("001", "its process died")
+    searcher.set_failure_reason("001", "its process died")
     searcher.on_trial_result("c", result(0.5, epoch=2))
     before = searcher.known()
     wider = SPACE.extended(

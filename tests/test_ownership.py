@@ -2,11 +2,11 @@ import subprocess
 import sys
 import time
 
-from trainables.ownership import take
+from trainables.trial_lock import take
 
 OWNER = """
 import pathlib, sys, time
-from trainables.ownership import take
+from trainables.trial_lock import take
 owner = take(pathlib.Path(sys.argv[1]))
 print("taken", flush=True)
 time.sleep(1000)

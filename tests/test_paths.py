@@ -11,14 +11,16 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from dcml_tune import browse, evaluate, paths, search, train
-from dcml_tune.commandline import command
-from dcml_tune.config import SettingError
+from dcml_tune import browse, evaluate, train
+from dcml_tune.cli.parser import command
+from dcml_tune.config.errors import SettingError
 from dcml_tune.data import __main__ as data
 from dcml_tune.report import __main__ as report
-from dcml_tune.stored import printable
+from dcml_tune.runs import paths
+from dcml_tune.search import __main__ as search
 from dcml_tune.tracking import __main__ as tracking
-from dcml_tune.tracking import _safe_key
+from dcml_tune.tracking.mlflow_api import safe_key
+from dcml_tune.utils.stored import printable
 
 ODD = "r?u%20n#s & {y}'\"<>\\;$HOME[b]*é☃"
 """A directory that means something else in a URL, an address of SQLAlchemy, HTML, a shell or a template."""
@@ -239,7 +241,7 @@ def test_a_name_works_everywhere_or_nowhere(name, tmp_path):
     assert paths.sqlite_file(paths.study_address(directory)) == directory / "optuna.db"
     assert shlex.split(command("dcml_tune.search", "--resume", name))[3:] == ["--resume", name]
     assert not name.startswith("-")
-    assert _safe_key(name) == name
+    assert safe_key(name) == name
     assert printable(name) == name
 
 

@@ -7,12 +7,13 @@ import psutil
 import pytest
 import torch
 
-from dcml_tune import probe as probing
-from dcml_tune import search
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.files import read_sealed
-from dcml_tune.plan import given_plan
-from dcml_tune.probe import Choice, Measured, ProbeError, choose, full_division, measure, probe
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.search import __main__ as search
+from dcml_tune.search import gpu_probe as probing
+from dcml_tune.search.gpu_probe import Choice, Measured, ProbeError, choose, full_division, measure, probe
+from dcml_tune.search.plan import given_plan
+from dcml_tune.utils.files import read_checksummed
 
 GB = 10**9
 TINY = TrialConfig(
@@ -173,7 +174,7 @@ def test_a_resume_takes_what_was_measured(folder, tmp_path, capsys, monkeypatch)
     plan = given_plan(search.parser().parse_args(words), search.parser().given(words))
     assert plan.shares.gpus_per_trial == 0.25
     plan.begin().release()
-    assert read_sealed(tmp_path / "s" / "search.json")["flags"]["gpus_per_trial"] == 0.25
+    assert read_checksummed(tmp_path / "s" / "search.json")["flags"]["gpus_per_trial"] == 0.25
     for again in ([], ["--gpus-per-trial", "auto"], ["--gpus-per-trial", "0.25"]):
         assert search.main(["--resume", "s", "--output-dir", str(tmp_path), "--dry-run", *again]) == 0
         said = capsys.readouterr().out

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from dcml_tune.clustering import kmeans
-from dcml_tune.data.images import EvaluationSet, ImageList
-from dcml_tune.protocols import _one_each, clustering_measures, final_measures, official_measures
+from dcml_tune.clustering.kmeans import kmeans
+from dcml_tune.data.image_list import EvaluationSet, ImageList
+from dcml_tune.metrics.protocols import _one_each, clustering_measures, final_measures, official_measures
 
 
 def points(labels, dim=6, seed=0):

@@ -9,9 +9,10 @@ import pytest
 import trees
 from scipy.io import loadmat, savemat
 
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import hold_out, load
-from dcml_tune.data.published import COUNTS
+from dcml_tune.data.datasets.official_counts import COUNTS
 from search_spaces.published import RESULTS, as_text
 
 NAMES = list(trees.MAKERS)
@@ -113,7 +114,7 @@ def test_a_partial_copy_is_refused_or_noted(name, copies):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_copy_has_no_note(name, copies, monkeypatch):
     """With the counts of the tree in place of the published ones."""
-    from dcml_tune.data.published import counts
+    from dcml_tune.data.datasets.official_counts import counts
 
     monkeypatch.setitem(COUNTS, name, counts(read(name, copies / name)))
     assert read(name, copies / name, allow_partial=False).notes == ()

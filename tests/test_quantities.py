@@ -5,13 +5,15 @@ import math
 
 import pytest
 
-from dcml_tune import browse, evaluate, search, train
-from dcml_tune.commandline import run_command, truth, typed
-from dcml_tune.config import SEEDS, SettingError, TrialConfig
-from dcml_tune.confirmation import units
+from dcml_tune import browse, evaluate, train
+from dcml_tune.cli.parser import run_command, truth, typed
+from dcml_tune.cli.quantities import QuantityError, seconds, size
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import SEEDS, TrialConfig
 from dcml_tune.data import __main__ as data_command
-from dcml_tune.quantities import QuantityError, seconds, size
 from dcml_tune.report import __main__ as report_command
+from dcml_tune.search import __main__ as search
+from dcml_tune.search.confirmation import units
 from dcml_tune.tracking import __main__ as tracking_command
 
 PARSERS = {

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dcml_tune.config import SettingError
-from dcml_tune.resources import cluster_address
+from dcml_tune.config.errors import SettingError
 from trainables import ray_files
 from trainables.ray_files import remove_old_sessions, secure_token
+from trainables.resources import cluster_address
 
 
 @pytest.fixture

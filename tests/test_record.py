@@ -4,10 +4,10 @@ import sys
 import pytest
 from searches import SMALLEST
 
-from dcml_tune.config import SettingError
-from dcml_tune.files import write_sealed
-from dcml_tune.record import Record, all_records
-from dcml_tune.search import main
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.record import Record, all_records
+from dcml_tune.search.__main__ import main
+from dcml_tune.utils.files import write_checksummed
 
 
 def test_a_record_is_made_once_and_found_again(tmp_path):
@@ -26,7 +26,9 @@ def test_one_process_runs_a_search(tmp_path):
     """Another is told who does; when that process is gone, however it ended, the search is free."""
     record = Record.create(tmp_path / "s", SMALLEST)
     record.begin()
-    script = "import sys, pathlib; from dcml_tune.record import Record; Record.open(pathlib.Path(sys.argv[1])).hold()"
+    script = (
+        "import sys, pathlib; from dcml_tune.runs.record import Record; Record.open(pathlib.Path(sys.argv[1])).hold()"
+    )
     words = [sys.executable, "-c", script, str(tmp_path / "s")]
     refused = subprocess.run(words, capture_output=True, text=True, check=False)
     assert "search s: process" in refused.stderr
@@ -85,7 +87,7 @@ def test_a_record_with_a_right_checksum_and_wrong_content_is_one_line(tmp_path, 
     """It neither breaks the list of searches nor hides the others in it."""
     Record.create(tmp_path / "good", SMALLEST).release()
     (tmp_path / "bad").mkdir()
-    write_sealed(tmp_path / "bad" / "search.json", {"format": 1, **asked})
+    write_checksummed(tmp_path / "bad" / "search.json", {"format": 1, **asked})
     with pytest.raises(
         SettingError, match=r"--resume bad: .*search.json holds what no search has asked for"
     ) as refused:
@@ -110,7 +112,7 @@ def test_what_is_no_record_is_one_line(tmp_path, text):
 def test_a_state_that_cannot_be_only_informs_no_more(tmp_path, change, capsys):
     """The study and the trials say what is to be done; the list of searches goes on."""
     Record.create(tmp_path / "s", SMALLEST).release()
-    write_sealed(tmp_path / "s" / "state.json", change)
+    write_checksummed(tmp_path / "s" / "state.json", change)
     assert Record.open(tmp_path / "s").state.status == "interrupted"
     assert main(["--resume", "--output-dir", str(tmp_path)]) == 0
     assert "s: interrupted, 0 of 0 trials ended" in capsys.readouterr().out

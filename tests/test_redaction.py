@@ -4,15 +4,16 @@ import shlex
 
 import pytest
 
-from dcml_tune import browse, evaluate, search, train
-from dcml_tune.config import SettingError
-from dcml_tune.redaction import redact, redact_command
+from dcml_tune import browse, evaluate, train
+from dcml_tune.config.errors import SettingError
 from dcml_tune.report import __main__ as report
 from dcml_tune.report.page import Commands, Section, Table, Text, render
+from dcml_tune.search import __main__ as search
 from dcml_tune.tracking import Tracker, compare_url, environment_tags, flush, tracking_uri, ui_command
 from dcml_tune.tracking import __main__ as tracking
-from dcml_tune.tracking.addresses import absolute_uri
 from dcml_tune.tracking.reading import read_runs
+from dcml_tune.tracking.uris import absolute_uri
+from dcml_tune.utils.redaction import redact, redact_command
 
 SECRET = "geheim7"
 LOGINS = [

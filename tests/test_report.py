@@ -17,15 +17,19 @@ import trees
 from PIL import Image
 from searches import SMALLEST
 
-from dcml_tune import checkpoint, ledger
-from dcml_tune.config import PAPER_LABEL, SettingError, TrialConfig
-from dcml_tune.files import write_sealed
-from dcml_tune.model import MaskedEmbedder, best_model
-from dcml_tune.record import Record
-from dcml_tune.report import pictures, write_report
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
+from dcml_tune.models.embedder import MaskedEmbedder, best_model
+from dcml_tune.report import write_report
 from dcml_tune.report.__main__ import main
+from dcml_tune.report.sections import pictures
+from dcml_tune.runs import ledger
+from dcml_tune.runs.record import Record
 from dcml_tune.tracking import Tracker
-from dcml_tune.trainer import Trainer, TrialData
+from dcml_tune.training.trainer import Trainer
+from dcml_tune.training.trial_data import TrialData
+from dcml_tune.utils import checkpoint
+from dcml_tune.utils.files import write_checksummed
 
 DOMAINS = {
     "nb_clusters": optuna.distributions.CategoricalDistribution([2, 4]),
@@ -157,7 +161,7 @@ def add_model(directory, settings, stores):
 @pytest.fixture(scope="module")
 def whole(searched):
     """The text of the page of a search that has everything, and its directory."""
-    write_sealed(searched / "s" / "verdict.json", VERDICT)
+    write_checksummed(searched / "s" / "verdict.json", VERDICT)
     lines = [{"when": "2026-01-01T13:00:00", "run": "s/final", "dataset": "folder", "before": 2}]
     (searched / "test-ledger.jsonl").write_text(json.dumps(lines[0]) + "\n{torn")
     before = digests(searched / "s")

@@ -1,7 +1,7 @@
 import pytest
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.schedule import EpochPlan
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
 
 
 def plans(**settings):

@@ -12,11 +12,11 @@ import optuna
 import pytest
 from PIL import Image
 
-from dcml_tune import ledger
-from dcml_tune.files import read_sealed
-from dcml_tune.paths import mlflow_address, study_address
+from dcml_tune.runs import ledger
+from dcml_tune.runs.paths import mlflow_address, study_address
 from dcml_tune.tracking import best_model
 from dcml_tune.train import _config, parser
+from dcml_tune.utils.files import read_checksummed
 
 TINY = [
     "--train-classes", "16", "--weights", "none", "--sz-resize", "32", "--sz-crop", "32", "--sz-embedding", "16",
@@ -64,7 +64,7 @@ def test_search_ends_to_end(folder, tmp_path):
     assert_trials(client, of_role(runs, "trial"), done.stdout, parent.data.tags["dcml.winner"])
     assert_confirmed(of_role(runs, "confirm"))
     assert_scored(runs, tmp_path / ledger.NAME)
-    verdict = read_sealed(tmp_path / "s" / "verdict.json")
+    verdict = read_checksummed(tmp_path / "s" / "verdict.json")
     assert parent.data.tags["dcml.verdict"].splitlines() == verdict["lines"]
     assert all(line in done.stdout for line in verdict["lines"])
     files = {each.path for each in client.list_artifacts(parent.info.run_id)}
@@ -256,7 +256,7 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
     """The training command runs one setting and leaves a model."""
     done = command("folder", "--dataset-dir", folder, "--name", "t", "--output-dir", tmp_path, *TINY, module="train")
     assert done.returncode == 0, done.stderr
-    from dcml_tune.model import load
+    from dcml_tune.models.embedder import load
 
     assert load(tmp_path / "t" / "checkpoint").masks.shape == (1, 16)
 

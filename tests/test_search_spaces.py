@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.effects import idle
-from dcml_tune.plan import _recorded_space
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.config.unused import unused_reasons
+from dcml_tune.search.plan import _recorded_space
 from search_spaces import load_space
 from search_spaces.constant import MAY_NOT_VARY
 from search_spaces.space import Choice, Float, Int, SearchSpace
@@ -38,7 +39,7 @@ def test_shipped_spaces_vary_the_four_settings(dataset):
     assert list(space.domains) == ["nb_clusters", "mod_epoch", "masking_lambda", "mask_lr_mult"]
     assert set(space.why) == set(space.domains)
     assert space.domains["mask_lr_mult"].log
-    assert space.point0()[0]["nb_clusters"] in space.domains["nb_clusters"].values
+    assert space.published_point()[0]["nb_clusters"] in space.domains["nb_clusters"].values
 
 
 def test_what_cannot_work_is_never_drawn(space):
@@ -58,7 +59,7 @@ def test_what_cannot_work_is_never_drawn(space):
 
 def test_trial_0_is_the_published_setting_lowered_until_it_fits(space):
     """What had to be moved is said."""
-    point, lines = space.restricted({"mod_epoch": 1}, too_many(8)).point0(too_many(8))
+    point, lines = space.restricted({"mod_epoch": 1}, too_many(8)).published_point(too_many(8))
     assert point["nb_clusters"] == 8
     assert any("nb_clusters" in line and "32" in line and "8" in line for line in lines)
 
@@ -85,7 +86,7 @@ def test_the_reason_is_the_one_that_the_smallest_change_removes():
     said = str(refused.value)
     assert "nb_epochs=2: must be more than 2" in said
     assert said.endswith("it works with nb_epochs=3")
-    assert load_space("folder").restricted({"nb_epochs": 3}).point0()[0]["nb_clusters"] == 2
+    assert load_space("folder").restricted({"nb_epochs": 3}).published_point()[0]["nb_clusters"] == 2
 
 
 @pytest.mark.parametrize("classes", [10, 33, 400])
@@ -93,26 +94,26 @@ def test_the_reason_is_the_one_that_the_smallest_change_removes():
 def test_a_short_search_is_refused_only_where_nothing_works(nb_epochs, classes):
     """With the rules of `folder`, and of so many classes; trial 0 is one that works."""
 
-    def feasible(config):
+    def infeasible_reason(config):
         return "too few classes" if 2 * config.nb_clusters > classes else None
 
     space, fixed = load_space("folder"), {"nb_epochs": nb_epochs}
-    working = set(brute_force(replace(space, published=space.published | fixed), feasible))
+    working = set(brute_force(replace(space, published=space.published | fixed), infeasible_reason))
     if not working:
         with pytest.raises(SettingError, match="can work"):
-            space.restricted(fixed, feasible)
+            space.restricted(fixed, infeasible_reason)
         return
-    restricted = space.restricted(fixed, feasible)
+    restricted = space.restricted(fixed, infeasible_reason)
     assert set(restricted.domains["nb_clusters"].values) == {clusters for clusters, *_ in working}
-    assert restricted.refusal(restricted.point0(feasible)[0], feasible) is None
+    assert restricted.refusal(restricted.published_point(infeasible_reason)[0], infeasible_reason) is None
 
 
-def brute_force(space, feasible=None):
+def brute_force(space, infeasible_reason=None):
     """The combinations of finite domains that work, by building each setting."""
     finite = {n: d for n, d in space.domains.items() if not isinstance(d, Float)}
     values = [d.values if isinstance(d, Choice) else range(d.low, d.high + 1) for d in finite.values()]
     for found in itertools.product(*values):
-        if space.refusal(dict(zip(finite, found, strict=True)), feasible) is None:
+        if space.refusal(dict(zip(finite, found, strict=True)), infeasible_reason) is None:
             yield found
 
 
@@ -146,28 +147,28 @@ PUBLISHED = st.fixed_dictionaries(
 @given(SPACES, PUBLISHED, st.integers(1, 8), st.integers(0, 10**6))
 def test_a_space_is_refused_exactly_where_nothing_works(domains, published, most, seed):
     """Against every combination, built one by one, for rules that are not monotone: choices, trial 0 and draws, too."""
-    feasible = too_many(most)
+    infeasible_reason = too_many(most)
     space = SearchSpace(name="emoji", published=published, domains=domains)
     finite = [name for name, domain in domains.items() if not isinstance(domain, Float)]
-    working = set(brute_force(space, feasible))
+    working = set(brute_force(space, infeasible_reason))
     if not working:
         with pytest.raises(SettingError, match=r".+: .+"):
-            space.restricted({}, feasible)
+            space.restricted({}, infeasible_reason)
         return
-    restricted = space.restricted({}, feasible)
+    restricted = space.restricted({}, infeasible_reason)
     for place, name in enumerate(finite):
         if isinstance(domains[name], Choice):
             assert set(restricted.domains[name].values) == {found[place] for found in working}, name
-    assert restricted.refusal(restricted.point0(feasible)[0], feasible) is None
+    assert restricted.refusal(restricted.published_point(infeasible_reason)[0], infeasible_reason) is None
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     with suppress(SettingError):
-        chosen = restricted.suggest(study.ask(), feasible)
+        chosen = restricted.suggest(study.ask(), infeasible_reason)
         assert tuple(chosen[name] for name in finite) in working
-    for line in restricted.without_effect():
+    for line in restricted.unused_settings():
         name = line.split(" varies and has no effect")[0]
         points = [dict(zip(finite, found, strict=True)) for found in brute_force(restricted)]
         for point in points:
-            assert name in idle(TrialConfig(**{"dataset": "emoji", **published, **point})), (name, point)
+            assert name in unused_reasons(TrialConfig(**{"dataset": "emoji", **published, **point})), (name, point)
 
 
 def test_a_setting_is_not_said_to_be_idle_because_of_one_number_of_clusters():
@@ -180,8 +181,8 @@ def test_a_setting_is_not_said_to_be_idle_because_of_one_number_of_clusters():
         "stop_recluster": Choice([False, True]),
     }
     space = SearchSpace(name="emoji", published={"nb_epochs": 9, "num_samples_per_class": 4}, domains=domains)
-    assert space.without_effect() == []
-    alone = replace(space, domains={**domains, "nb_clusters": Choice([1])}).without_effect()
+    assert space.unused_settings() == []
+    alone = replace(space, domains={**domains, "nb_clusters": Choice([1])}).unused_settings()
     assert [line.split()[0] for line in alone] == ["mod_epoch", "masking_lambda", "stop_recluster"]
 
 
@@ -277,11 +278,11 @@ def test_a_users_file_widens_a_space(tmp_path):
 
 def test_a_setting_that_varies_in_vain_is_named():
     """With fixed masks nothing is to be searched in the masks; where some value of another makes it act, it is not named."""
-    lines = load_space("folder").restricted({"fixed_mask": True}).without_effect()
+    lines = load_space("folder").restricted({"fixed_mask": True}).unused_settings()
     assert [line.split(" varies and has no effect: ")[0] for line in lines] == ["masking_lambda", "mask_lr_mult"]
-    assert load_space("folder").restricted({}).without_effect() == []
+    assert load_space("folder").restricted({}).unused_settings() == []
     space = load_space("folder").widened(fixed_mask=Choice([False, True]))
-    assert space.restricted({}).without_effect() == []
+    assert space.restricted({}).unused_settings() == []
 
 
 def test_a_search_of_an_earlier_version_that_broke_the_seal_does_not_go_on():

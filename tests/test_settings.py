@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dcml_tune import original
-from dcml_tune.config import TrialConfig
-from dcml_tune.effects import without_effect
+from dcml_tune.cli import reference_flags
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.config.unused import unused_settings
 from dcml_tune.train import _config, parser
-from dcml_tune.trainer import Trainer, embed
+from dcml_tune.training.embedding import embed
+from dcml_tune.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "settings.md"
@@ -225,7 +226,7 @@ def test_a_setting_acts(setting, context, values, folder, stores):
 def test_a_setting_that_is_said_to_have_no_effect_has_none(setting, context, values, folder, stores):
     """It is named before anything runs, and the training is the same to the last bit."""
     settings = [{**BASE, **context, setting: value} for value in values]
-    said = without_effect(TrialConfig(**settings[1]), [setting])
+    said = unused_settings(TrialConfig(**settings[1]), [setting])
     assert [line.split(" has no effect")[0] for line in said] == [f"{setting}={values[1]}"]
     assert same(*(training(each, folder, stores) for each in settings))
 
@@ -234,7 +235,7 @@ def test_a_setting_that_is_said_to_have_no_effect_has_none(setting, context, val
 def test_no_setting_that_acts_is_said_to_have_no_effect(setting, context, values):
     """The cases of `test_a_setting_acts`."""
     for value in values:
-        assert without_effect(TrialConfig(**{**BASE, **context, setting: value}), [setting]) == []
+        assert unused_settings(TrialConfig(**{**BASE, **context, setting: value}), [setting]) == []
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ SAME = {"inf": None, "": None, "True": True, "False": False, "0": False, "1": Tr
 def test_train_has_the_defaults_of_the_original():
     """Without flags, but for the backbones and sizes of our own data sets, and the number of loader processes."""
     config = _config(parser().parse_args([]))
-    assert (config.dataset, config.dataset_dir) == ("cub", original.DATA_PATH)
+    assert (config.dataset, config.dataset_dir) == ("cub", reference_flags.DATA_PATH)
     names = {"random_seed": "seed"}
     for row in csv.DictReader((HERE / "original_flags.csv").open()):
         flag = row["flags"].split()[-1].lstrip("-").replace("-", "_")
@@ -312,6 +313,6 @@ def test_train_has_the_defaults_of_the_original():
 
 def original_name(text):
     """Our name of the original's choice."""
-    from dcml_tune.config import ORIGINAL_NAMES
+    from dcml_tune.config.trial import ORIGINAL_NAMES
 
     return ORIGINAL_NAMES.get(text, text)

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from dcml_tune import search
-from dcml_tune.config import SettingError
-from dcml_tune.interruption import SearchStopped
+from dcml_tune.config.errors import SettingError
+from dcml_tune.search import __main__ as search
+from dcml_tune.utils.signals import SearchStopped
 from search_spaces import load_space
 
 IMPORTS = "from search_spaces import *\nfrom search_spaces.emoji import SPACE as EMOJI\n"
@@ -112,14 +112,14 @@ def test_a_file_of_any_name_that_is_right_is_taken(tmp_path, capsys):
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "hello\n")
     assert (
-        space.point0()[0]["nb_clusters"] == 4
+        space.published_point()[0]["nb_clusters"] == 4
     )  # that of the shipped space, 32, lies outside, and is moved with a line
 
 
 def test_a_signal_passes_through_a_file_that_waits(tmp_path):
     """It is no fault of the file."""
     file = tmp_path / "space.py"
-    file.write_text("from dcml_tune.interruption import SearchStopped\nraise SearchStopped('SIGINT')")
+    file.write_text("from dcml_tune.utils.signals import SearchStopped\nraise SearchStopped('SIGINT')")
     with pytest.raises(SearchStopped):
         load_space("emoji", file)
 

@@ -4,8 +4,8 @@ import os
 import pytest
 from pydantic import Field
 
-from dcml_tune.files import TornFileError, read_sealed, write_sealed
-from dcml_tune.stored import Count, Finite, Moment, Scalar, Stored, checked, parse, printable
+from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
+from dcml_tune.utils.stored import Count, Finite, Moment, Scalar, Stored, checked, parse, printable
 
 
 class Example(Stored):
@@ -75,20 +75,20 @@ def test_a_sealed_file_that_holds_anything_else_is_torn(tmp_path, text):
     """Whatever it is."""
     file = tmp_path / "f.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(TornFileError, match="cannot be read") as refused:
-        read_sealed(file)
+    with pytest.raises(CorruptFileError, match="cannot be read") as refused:
+        read_checksummed(file)
     assert str(refused.value).isprintable()
 
 
 def test_a_right_checksum_does_not_make_wrong_content_right(tmp_path):
     """The seal of a file is no secret: everyone can make one."""
     file = tmp_path / "f.json"
-    write_sealed(file, {"count": 1})
-    assert read_sealed(file, Example) == {"count": 1}
-    write_sealed(file, {"count": "many"})
-    assert read_sealed(file) == {"count": "many"}
-    with pytest.raises(TornFileError, match=r"f\.json: holds what cannot be .*count"):
-        read_sealed(file, Example)
+    write_checksummed(file, {"count": 1})
+    assert read_checksummed(file, Example) == {"count": 1}
+    write_checksummed(file, {"count": "many"})
+    assert read_checksummed(file) == {"count": "many"}
+    with pytest.raises(CorruptFileError, match=r"f\.json: holds what cannot be .*count"):
+        read_checksummed(file, Example)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -96,10 +96,10 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     for name in ("pipe.json", "zero.json"):
-        with pytest.raises(TornFileError, match="no regular file"):
-            read_sealed(tmp_path / name)
+        with pytest.raises(CorruptFileError, match="no regular file"):
+            read_checksummed(tmp_path / name)
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(TornFileError, match="1,073,741,824 bytes"):
-        read_sealed(tmp_path / "large.json")
+    with pytest.raises(CorruptFileError, match="1,073,741,824 bytes"):
+        read_checksummed(tmp_path / "large.json")
     assert json.loads('{"a": 1}') == parse(b'{"a": 1}')

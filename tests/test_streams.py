@@ -14,7 +14,7 @@ import pytest
 SCRIPT = """
 import logging, sys
 from pathlib import Path
-from dcml_tune.commandline import run_command
+from dcml_tune.cli.parser import run_command
 
 def main(argv):
     from rich.console import Console
@@ -169,7 +169,7 @@ def test_an_error_that_nobody_expected_is_one_line_with_a_file(tmp_path, case):
 import os
 from pathlib import Path
 from dcml_tune import tracebacks
-from dcml_tune.commandline import run_command
+from dcml_tune.cli.parser import run_command
 
 def main(argv):
     tracebacks.keep_in(Path.cwd())
@@ -193,7 +193,7 @@ run_command(main)
 
 def test_where_tracebacks_go(tmp_path, monkeypatch):
     """Beside the search, else to the temporary directory; where neither can be written, that is said."""
-    from dcml_tune import tracebacks
+    from dcml_tune.utils import tracebacks
 
     monkeypatch.setattr(tracebacks, "_file", None)
     monkeypatch.setattr(tracebacks, "_directory", None)
@@ -215,7 +215,7 @@ def test_where_tracebacks_go(tmp_path, monkeypatch):
 
 def test_ctrl_c_says_one_line(tmp_path):
     """In each command, also before it has anything to end in order."""
-    code = "import os, signal, time\nfrom dcml_tune.commandline import run_command\n"
+    code = "import os, signal, time\nfrom dcml_tune.cli.parser import run_command\n"
     code += "def main(argv):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\nrun_command(main)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped (SIGINT)\n")

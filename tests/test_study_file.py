@@ -13,13 +13,13 @@ import optuna
 import pytest
 
 from dcml_tune import study_file
-from dcml_tune.config import SettingError
-from dcml_tune.interruption import SearchStopped, signal_handled, stopped_by_signals
-from dcml_tune.studies import KEY, read_study
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.study import KEY, read_study
 from dcml_tune.study_file import copy_of, copy_study, mend
+from dcml_tune.utils.signals import SearchStopped, signal_handled, stopped_by_signals
 from search_spaces.space import Float, SearchSpace
-from trainables.optuna_searcher import OptunaSearcher
-from trainables.study import PatientStorage
+from trainables.searcher import OptunaSearcher
+from trainables.study_file import PatientStorage
 
 SPACE = SearchSpace(name="emoji", published={"dataset": "emoji"}, domains={"masking_lambda": Float(1e-3, 1.0)})
 METRIC = "val/recall_at_1"
@@ -94,10 +94,10 @@ CALLS = {
     "result": lambda searcher: searcher.on_trial_result("b", {f"{METRIC}_best": 0.5, "epoch": 2}),
     "complete": lambda searcher: searcher.on_trial_complete("b", {f"{METRIC}_best": 0.6, "epoch": 2, "done_all": True}),
     "failure": lambda searcher: searcher.on_trial_complete("b", {"failed_reason": "x", f"{METRIC}_best": 0.0}),
-    "reason": lambda searcher: searcher.explain("001", "killed"),
+    "reason": lambda searcher: searcher.set_failure_reason("001", "killed"),
     "known": lambda searcher: searcher.known(),
     "cut short": lambda searcher: searcher.cut_short("no time"),
-    "patience": lambda searcher: searcher.is_patient_no_more(),
+    "patience": lambda searcher: searcher.patience_exhausted(),
 }
 
 
@@ -159,7 +159,7 @@ def test_opening_waits_too(search, hold, monkeypatch):
 
 def test_reading_does_not_wait_for_ever(search, hold, monkeypatch):
     """A report or a warm start takes the copy, which is nearly as new."""
-    monkeypatch.setattr("dcml_tune.studies._PATIENCE_S", 0.5)
+    monkeypatch.setattr("dcml_tune.runs.study._PATIENCE_S", 0.5)
     hold(search / "optuna.db", 60)
     assert keys(search) == ["000", "001"]
 
@@ -314,7 +314,7 @@ def test_a_study_that_may_not_be_read_is_refused(search):
     """Its permissions are named, and nothing is put in its place."""
     (search / "optuna.db").chmod(0)
     code = "import os, sys; from pathlib import Path; from dcml_tune import study_file\n"
-    code += "import dcml_tune.files, optuna\n"
+    code += "import dcml_tune.utils.files, optuna\n"
     code += "os.getuid() or os.setuid(65534)\ntry: print(study_file.mend(Path(sys.argv[1]), 's'))\n"
     code += "except Exception as error: print(type(error).__name__, error)"
     for parent in [search, *search.parents[:3]]:

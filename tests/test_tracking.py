@@ -22,9 +22,9 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from dcml_tune import tracking
-from dcml_tune.config import SettingError
-from dcml_tune.redaction import redact, redact_command
+from dcml_tune.config.errors import SettingError
 from dcml_tune.tracking import Tracker, best_model, end_dead, flush
+from dcml_tune.utils.redaction import redact, redact_command
 
 RECALL = "val/recall_at_1"
 

@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 from mlflow import MlflowClient
 
-from dcml_tune.config import SettingError
-from dcml_tune.paths import mlflow_address
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.paths import mlflow_address
 from dcml_tune.tracking import Tracker, flush
 from dcml_tune.tracking.moved import files_of, local_path, repoint
 from dcml_tune.tracking.reading import model_of_run

@@ -11,10 +11,13 @@ import mlflow
 import pytest
 import torch
 
-from dcml_tune import browse, checkpoint, evaluate, original
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.model import MaskedEmbedder, best_model, load
+from dcml_tune import browse, evaluate
+from dcml_tune.cli import reference_flags
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.embedder import MaskedEmbedder, best_model, load
 from dcml_tune.train import _config, main, parser
+from dcml_tune.utils import checkpoint
 
 # The authors' sample command for SOP with the original's flag names, but for the script's name.
 SAMPLE = """
@@ -78,12 +81,12 @@ def test_the_sample_command_is_read_as_it_stands():
 )
 def test_names_of_runs(words, name):
     """--name, or the original's two parts."""
-    assert original.run_name(parser().parse_args(words)) == name
+    assert reference_flags.run_name(parser().parse_args(words)) == name
 
 
 def test_data_set_by_place_or_by_flag():
     """Either names it; two that differ are refused; without any it is the original's default."""
-    of = lambda *words: original.dataset_of(parser().parse_args([*words]))  # noqa: E731
+    of = lambda *words: reference_flags.dataset_of(parser().parse_args([*words]))  # noqa: E731
     assert (of("cars"), of("--dataset=cars"), of("cars", "--dataset", "cars"), of()) == ("cars", "cars", "cars", "cub")
     with pytest.raises(SettingError, match="--dataset sop: data set cars is named, too"):
         of("cars", "--dataset", "sop")
@@ -293,8 +296,8 @@ def test_an_interrupted_run_is_resumed(folder, tmp_path):
 def test_a_resumed_run_ends_as_one_that_ran_through(train, tmp_path, monkeypatch, capsys):
     """The same measures at every epoch, in one MLflow run."""
     train("--name=whole", nb_epochs=4)
-    from dcml_tune.interruption import SearchStopped
-    from dcml_tune.trainer import Trainer
+    from dcml_tune.training.trainer import Trainer
+    from dcml_tune.utils.signals import SearchStopped
 
     real = Trainer.run_epoch
 

@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 
-from dcml_tune import search, train
-from dcml_tune.commandline import given_settings, settings_to_flags
-from dcml_tune.config import SettingError
+from dcml_tune import train
+from dcml_tune.cli.parser import given_settings, settings_to_flags
+from dcml_tune.config.errors import SettingError
+from dcml_tune.search import __main__ as search
 
 # Everything but the two settings of the masks is fixed, so that both commands are asked the same.
 BASE = {

@@ -6,8 +6,8 @@ import ray
 import torch
 from ray.tune.utils import validate_save_restore
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.model import load
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.embedder import load
 from trainables import DivideAndConquer, Run
 
 SETTINGS = {

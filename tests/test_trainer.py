@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch.profiler import profile
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.schedule import EpochPlan
-from dcml_tune.trainer import Trainer
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.training.trainer import Trainer
 
 
 @pytest.fixture

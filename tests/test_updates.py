@@ -6,11 +6,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcml_tune import losses, mining
-from dcml_tune.config import TrialConfig
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.loader import ToDevice
-from dcml_tune.optimizer import build_optimizer
-from dcml_tune.probe.trial import SyntheticTrial
+from dcml_tune.losses import functional, miners
+from dcml_tune.search.gpu_probe.trial import SyntheticTrial
+from dcml_tune.training.optimizer import build_optimizer
 
 # What the host asks of a device: values, numbers of entries, draws whose number is one of them.
 WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.multinomial", "aten.masked_select"}
@@ -67,7 +67,7 @@ def test_what_a_step_copies_to_a_gpu_is_page_locked(settings, monkeypatch):
     Only forward: torch's backward pass and update need a real one.
     """
     made, gpu = trial(**settings, amp=False), torch.device("cuda")
-    pairs, locked = mining.positive_pairs(torch.from_numpy(made.labels)), []
+    pairs, locked = miners.positive_pairs(torch.from_numpy(made.labels)), []
 
     def pin_memory(tensor):
         locked.append(tensor)
@@ -75,16 +75,16 @@ def test_what_a_step_copies_to_a_gpu_is_page_locked(settings, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
-    for module in (mining, losses):  # pretended tensors have no numbers for numpy
+    for module in (miners, functional):  # pretended tensors have no numbers for numpy
         monkeypatch.setattr(module, "positive_pairs", lambda labels: pairs)
-    monkeypatch.setattr(mining, "_gumbel_like", lambda weights, generator: torch.zeros_like(weights))
+    monkeypatch.setattr(miners, "_gumbel_like", lambda weights, generator: torch.zeros_like(weights))
     with FakeTensorMode(allow_non_fake_inputs=True), Calls() as calls:
         for module in (*made.model.modules(), *made.criterion.modules()):
             for name, parameter in [*module.named_parameters(recurse=False)]:
                 module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device=gpu))
             for name, buffer in [*module.named_buffers(recurse=False)]:
                 module._buffers[name] = torch.empty_like(buffer, device=gpu)
-        made.device, made._to_device = gpu, lambda images: mining.move(images, gpu)
+        made.device, made._to_device = gpu, lambda images: miners.move(images, gpu)
         made.optimizer = build_optimizer(made.model, made.criterion, made.config)
         made._set_trainable(made.plan)
         calls.found.clear()

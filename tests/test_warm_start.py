@@ -2,9 +2,9 @@ import optuna
 import pytest
 from searches import SMALLEST
 
-from dcml_tune.config import SettingError
-from dcml_tune.record import Record
-from dcml_tune.studies import KEY
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.record import Record
+from dcml_tune.runs.study import KEY
 from search_spaces.space import Choice, Float, SearchSpace
 from trainables.warm_start import EARLIER, warm_start
 

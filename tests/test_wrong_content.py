@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from searches import SMALLEST
 
-from dcml_tune import checkpoint, ledger
-from dcml_tune.checkpoint import CheckpointError
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import ImageList, ImageStore, contents, open_or_build
-from dcml_tune.files import TornFileError, read_sealed, write_sealed
-from dcml_tune.model import MaskedEmbedder, load
-from dcml_tune.pretrained import load_into
-from dcml_tune.record import Record
-from dcml_tune.report import facts as report_facts
+from dcml_tune.models.embedder import MaskedEmbedder, load
+from dcml_tune.models.pretrained import load_into
+from dcml_tune.report import search_data as report_facts
 from dcml_tune.results import read_result
-from dcml_tune.trainer import Trainer
+from dcml_tune.runs import ledger
+from dcml_tune.runs.record import Record
+from dcml_tune.training.trainer import Trainer
+from dcml_tune.utils import checkpoint
+from dcml_tune.utils.checkpoint import CheckpointError
+from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
 from search_spaces.space import SearchSpace
 
 GONE = object()
@@ -90,7 +92,7 @@ LINE = {"when": "2026-01-01", "run": "s/1", "dataset": "cub", "test_set": "a", "
 
 def sealed(directory, name, facts):
     try:
-        write_sealed(directory / name, facts)
+        write_checksummed(directory / name, facts)
     except (RecursionError, UnicodeEncodeError):  # nobody can write it either
         (directory / name).write_text("x")
     return directory / name
@@ -135,7 +137,7 @@ def test_a_result(result, tmp_path_factory):
     file = sealed(tmp_path_factory.mktemp("trial"), "result.json", result)
     try:
         found = read_result(file)
-    except TornFileError:
+    except CorruptFileError:
         return
     assert all(isinstance(value, int | float) for name, value in found.items() if "/" in name)
 
@@ -169,7 +171,7 @@ def store(tmp_path_factory):
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(root / f"{number}.png")
     images = ImageList(("0.png", "1.png", "2.png"), np.zeros(3, np.int64), root)
     made = open_or_build(images, root.parent / "stores", kind="evaluation", sz_resize=8, sz_crop=8)
-    return images, made.directory, read_sealed(made.directory / "meta.json")
+    return images, made.directory, read_checksummed(made.directory / "meta.json")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -185,7 +187,7 @@ def test_the_description_of_a_store(store, data):
     except ValueError:
         pass
     finally:
-        write_sealed(directory / "meta.json", meta)
+        write_checksummed(directory / "meta.json", meta)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -194,10 +196,10 @@ def test_what_is_known_of_images(store, data):
     """Is known, or found out again."""
     images, directory, _ = store
     (file,) = (directory.parent / "contents").glob("*.json")
-    known, facts = contents.contents(images, directory.parent), read_sealed(file)
+    known, facts = contents.contents(images, directory.parent), read_checksummed(file)
     sealed(file.parent, file.name, data.draw(wrong(facts)))
     assert len(contents.contents(images, directory.parent) or ()) == len(known)
-    write_sealed(file, facts)
+    write_checksummed(file, facts)
 
 
 # -- models ------------------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ def other(name, change):
 
 
 NOT_FINITE = lambda value: torch.full_like(value, torch.nan)  # noqa: E731
-WHOLE = lambda value: value.long()  # noqa: E731
+EXIT_OK = lambda value: value.long()  # noqa: E731
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ WHOLE = lambda value: value.long()  # noqa: E731
         (without("masks"), "masks is missing"),
         (lambda tensors: tensors.update({"more\x1b[2J": torch.zeros(1)}), r"more\x1b[2J belongs to no part of it"),
         (other("embedding.weight", lambda value: value[:-1]), "has the shape (7, 1280), not (8, 1280)"),
-        (other("embedding.bias", WHOLE), "has numbers of torch.int64"),
+        (other("embedding.bias", EXIT_OK), "has numbers of torch.int64"),
         (other("embedding.bias", NOT_FINITE), "is not finite"),
         (other("embedding.bias", lambda value: value.to(torch.complex64)), "torch.complex64"),
         (other("embedding.bias", lambda value: value.double()), "torch.float64"),
@@ -314,7 +316,7 @@ def rewritten(trained, target, change_tensors=lambda tensors: None, **facts):
             "moments of nothing:exp_avg fit no parameter",
         ),
         (
-            lambda t: t.update({"moments/embedding.bias:step": WHOLE(torch.zeros(1))}),
+            lambda t: t.update({"moments/embedding.bias:step": EXIT_OK(torch.zeros(1))}),
             {},
             "moments of embedding.bias:step",
         ),
@@ -347,7 +349,7 @@ def test_settings_of_a_state_that_are_not_known(trained, tmp_path):
     ("change", "said"),
     [
         (other("weight", NOT_FINITE), "weight is not finite"),
-        (other("weight", WHOLE), "has whole numbers for weight"),
+        (other("weight", EXIT_OK), "has whole numbers for weight"),
         (other("weight", lambda value: value.to(torch.complex64)), "weight has numbers of torch.complex64"),
         (other("weight", lambda value: value.to_sparse()), "weight is sparse"),
         (other("weight", lambda value: value.to("meta")), "weight has a shape and no numbers"),

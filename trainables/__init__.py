@@ -7,7 +7,8 @@ import gc
 _collects = gc.isenabled()
 gc.disable()
 try:
-    from trainables.divide_and_conquer import DivideAndConquer, Run
+    from trainables.run import Run
+    from trainables.trainable import DivideAndConquer
 finally:
     gc.freeze()
     if _collects:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dcml_tune.config import SettingError
-from dcml_tune.interruption import hangup_ignored, signals_wait
-from dcml_tune.tracebacks import InFile
+from dcml_tune.config.errors import SettingError
+from dcml_tune.utils.signals import hangup_ignored, signals_wait
+from dcml_tune.utils.tracebacks import InFile
 from trainables.ray_files import remove_old_sessions, secure_token, session_root, token_file
 
 

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 
 log = logging.getLogger(__name__)
 

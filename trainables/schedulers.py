@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from dcml_tune.config import TrialConfig
-from dcml_tune.schedule import milestones
-from trainables.divide_and_conquer import RUN
-from trainables.optuna_searcher import KnownTrial
+from dcml_tune.config.schedule import milestones
+from dcml_tune.config.trial import TrialConfig
+from trainables.run import RUN
+from trainables.searcher import KnownTrial
 
 SchedulerName = Literal["asha", "asha-epochs", "median", "none"]
 
@@ -81,7 +81,7 @@ class _ByPhase(AsyncHyperBandScheduler):
 
 
 class PhaseAsha(_Remembering, _ByPhase):
-    """ASHA at the milestones of the method (`dcml_tune.schedule.milestones`)."""
+    """ASHA at the milestones of the method (`dcml_tune.config.schedule.milestones`)."""
 
 
 class Asha(_Remembering, AsyncHyperBandScheduler):

@@ -10,11 +10,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.paths import named_directory
-from dcml_tune.record import Record
-from dcml_tune.studies import KEY, read_study
-from search_spaces.space import Feasible, SearchSpace
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.paths import named_directory
+from dcml_tune.runs.record import Record
+from dcml_tune.runs.study import KEY, read_study
+from search_spaces.space import InfeasibleReason, SearchSpace
 
 EARLIER = "dcml.earlier"
 """Attribute of a trial that an earlier search ran: SEARCH/KEY."""
@@ -42,7 +43,7 @@ def warm_start(
     data: Collection[str],
     metrics: list[str],
     space: SearchSpace,
-    feasible: Feasible | None = None,
+    infeasible_reason: InfeasibleReason | None = None,
 ) -> WarmStart:
     """Read earlier searches.
 
@@ -55,14 +56,14 @@ def warm_start(
         data: fingerprints of the images, by this version and by earlier ones.
         metrics: by which trials are compared.
         space: of the search that begins.
-        feasible: says why a configuration cannot work on the data, or None.
+        infeasible_reason: says why a configuration cannot work on the data, or None.
 
     Raises:
         SettingError: if there is no such search, its images are others, or it was compared by other metrics.
     """
     found = WarmStart()
     for name in names:
-        _add(found, _known(output, name, data, metrics), space, feasible)
+        _add(found, _known(output, name, data, metrics), space, infeasible_reason)
     return found
 
 
@@ -86,7 +87,7 @@ def _known(output: Path, name: str, data: Collection[str], metrics: list[str]) -
     return record
 
 
-def _add(found: WarmStart, record: Record, space: SearchSpace, feasible: Feasible | None) -> None:
+def _add(found: WarmStart, record: Record, space: SearchSpace, infeasible_reason: InfeasibleReason | None) -> None:
     published = record.asked["space"]["published"]
     comparable: list[tuple[FrozenTrial, dict[str, Any]]] = []
     others: list[tuple[FrozenTrial, dict[str, Any]]] = []
@@ -98,7 +99,7 @@ def _add(found: WarmStart, record: Record, space: SearchSpace, feasible: Feasibl
         config = TrialConfig(**{**published, **frozen.params})
         chosen = {name: getattr(config, name) for name in space.domains}
         if not all(domain.holds(chosen[name]) for name, domain in space.domains.items()) or space.refusal(
-            chosen, feasible
+            chosen, infeasible_reason
         ):
             outside += 1
             continue

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from dcml_tune.config import SettingError, TrialConfig, unknown_name
-from dcml_tune.data import cars, cub, emoji, folder, inshop, sop, vid
-from dcml_tune.data.batches import epoch_batches, round_robin
+from dcml_tune.config.errors import SettingError, unknown_name
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.contents import Identity
+from dcml_tune.data.datasets import cars, cub, emoji, folder, inshop, sop, vid
+from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, UnreadableImageError, fingerprint
 from dcml_tune.data.image_store import ImageStore, Inspection, Kind, inspect, needed_bytes, open_or_build
-from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, UnreadableImageError, fingerprint
+from dcml_tune.data.samplers import epoch_batches, round_robin
 from dcml_tune.data.splits import HeldOut, hold_out, hold_out_rows
 
 __all__ = [

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.commandline import BAD_INPUT, Parser, add_settings, given_settings, run_command
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.paths import STORES, output_directory
+from dcml_tune.cli.parser import BAD_INPUT, Parser, add_settings, given_settings, run_command
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.paths import STORES, output_directory
 
 if TYPE_CHECKING:
     from dcml_tune.data import DataSet, ImageList, ImageStore, Inspection
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     """Check, say what was found, and build."""
     arguments = parser().parse_args(argv)
     from dcml_tune import data
-    from dcml_tune.data.published import COUNTS, counts
+    from dcml_tune.data.datasets.official_counts import COUNTS, counts
     from dcml_tune.data.remains import of_tests, of_train
 
     config = TrialConfig(**{**given_settings(arguments), "dataset": arguments.dataset})
@@ -110,8 +111,8 @@ def _decode(dataset: DataSet) -> Seen:
 def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Seen:
     """Build the stores of a search's images; returns what was seen of them."""
     from dcml_tune import data
-    from dcml_tune.files import free_bytes, readable_size
-    from dcml_tune.plan import writable
+    from dcml_tune.runs.paths import writable
+    from dcml_tune.utils.files import free_bytes, readable_size
 
     stores = writable(output) / STORES
     wanted: list[tuple[ImageList, data.Kind]] = [(dataset.train, config.image_store), (dataset.train, "evaluation")]

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 from dcml_tune.data.decoding import SUFFIXES, open_regular
-from dcml_tune.data.images import named
+from dcml_tune.data.image_list import named
 from dcml_tune.data.tree import Tree
 
 SIDES = {

@@ -26,10 +26,10 @@ from typing import Any
 from filelock import FileLock
 
 from dcml_tune.data.decoding import RefusedFileError, open_regular
-from dcml_tune.data.images import DataSet, ImageList, fingerprint, named
-from dcml_tune.files import CANNOT_WRITE, TornFileError, read_sealed, write_sealed
-from dcml_tune.machine import usable_cores
-from dcml_tune.stored import Count, Stored
+from dcml_tune.data.image_list import DataSet, ImageList, fingerprint, named
+from dcml_tune.utils.files import CANNOT_WRITE, CorruptFileError, read_checksummed, write_checksummed
+from dcml_tune.utils.machine import usable_cores
+from dcml_tune.utils.stored import Count, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -190,8 +190,8 @@ def _say_changed(images: ImageList, before: _Known | None, hashes: list[str]) ->
 def _read(file: Path, count: int) -> _Known | None:
     """What is known of so many files; None if nothing is."""
     try:
-        known = _Known(**read_sealed(file, _Known))
-    except TornFileError:
+        known = _Known(**read_checksummed(file, _Known))
+    except CorruptFileError:
         return None
     lengths = {len(each) for each in (known.sizes, known.times, known.inodes, known.hashes)}
     return known if lengths == {count} else None
@@ -200,7 +200,7 @@ def _read(file: Path, count: int) -> _Known | None:
 def _write(file: Path, known: _Known) -> None:
     """Keep what is known; where nothing can be written it is found out again next time."""
     try:
-        write_sealed(file, known.model_dump())
+        write_checksummed(file, known.model_dump())
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise

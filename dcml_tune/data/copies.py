@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from dcml_tune.config import SettingError, TrialConfig
-from dcml_tune.data.folder import directory
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data.datasets.folder import directory
 from dcml_tune.data.folders import Folders
-from dcml_tune.data.images import named
+from dcml_tune.data.image_list import named
 from dcml_tune.data.layouts import LAYOUTS, OWN, SPLIT_IN, Layout, Parts
 from dcml_tune.data.tree import is_folder
-from dcml_tune.stored import printable
+from dcml_tune.utils.stored import printable
 
 DEEPEST = 2
 """Folders below `dataset_dir` that are looked into."""

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 from dcml_tune.data.class_folders import LISTS, Entry, label
 from dcml_tune.data.classes import numbers
-from dcml_tune.data.images import named
+from dcml_tune.data.image_list import named
 from dcml_tune.data.tree import Tree, is_folder, walk
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
 from dcml_tune.data.decoding import open_regular
 
 # The longer ones first: the mark of UTF-16 is the beginning of that of UTF-32.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dcml_tune.data.image_list import Indices, Pixels
 from dcml_tune.data.image_store import ImageStore
-from dcml_tune.data.images import Indices, Pixels
 from dcml_tune.data.transforms import TrainTransform
 
 # First word of the seed of augmentation; the choice of batches (batches.py) has another.

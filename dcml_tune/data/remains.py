@@ -15,10 +15,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dcml_tune.config import SettingError, TrialConfig
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.decoding import departure_lines
+from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, Indices, named
 from dcml_tune.data.image_store import open_or_build
-from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, Indices, named
 
 Mask = npt.NDArray[np.bool_]
 

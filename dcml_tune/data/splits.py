@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dcml_tune.config import SettingError
-from dcml_tune.data.images import DataSet, EvaluationSet, ImageList, Indices
+from dcml_tune.config.errors import SettingError
+from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, Indices
 
 
 @dataclass(frozen=True, eq=False)

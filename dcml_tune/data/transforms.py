@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcml_tune.data.images import Indices, Pixels
+from dcml_tune.data.image_list import Indices, Pixels
 
 # torchvision's RandomResizedCrop: shares of the area, range of width / height, and tries before the middle
 # of the image is taken.
@@ -76,7 +76,7 @@ class TrainTransform:
 
     def _prepared(self) -> Augmentation:
         if self._augment is None and self.album is not None:
-            from dcml_tune.data.albums import ALBUMS
+            from dcml_tune.data.augmentations import ALBUMS
 
             self._augment = ALBUMS[self.album](self.sz_crop)
         return self._augment or partial(crop_and_flip, size=self.sz_crop)

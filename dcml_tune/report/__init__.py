@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcml_tune import tracebacks
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
+from dcml_tune.utils import tracebacks
 
 if TYPE_CHECKING:
-    from dcml_tune.report.drawing import Album
-    from dcml_tune.report.facts import Facts
+    from dcml_tune.report.figures import Album
     from dcml_tune.report.page import Section
+    from dcml_tune.report.search_data import Facts
 
 __all__ = ["write_report"]
 
@@ -37,11 +37,11 @@ def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
     Raises:
         SettingError: if there is no such search, or the page cannot be written.
     """
-    from dcml_tune.files import write_whole
-    from dcml_tune.report import outcome
-    from dcml_tune.report.drawing import Album, drawing
-    from dcml_tune.report.facts import moment, read_facts
+    from dcml_tune.report.figures import Album, drawing
     from dcml_tune.report.page import render
+    from dcml_tune.report.search_data import moment, read_facts
+    from dcml_tune.report.sections import outcome
+    from dcml_tune.utils.files import write_atomic
 
     facts = read_facts(directory, uri)
     album = Album(directory / "report")
@@ -56,7 +56,7 @@ def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
             head=outcome.head(facts),
             sections=sections,
         )
-        write_whole(album.directory / "index.html", page.encode())
+        write_atomic(album.directory / "index.html", page.encode())
         album.forget_others()
     except OSError as error:
         raise SettingError(
@@ -67,8 +67,8 @@ def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
 
 def _builders(pictures: bool) -> list[Callable[[Facts, Album], Section]]:
     """What makes the sections, in their order."""
-    from dcml_tune.report import division, outcome, progress, settings
-    from dcml_tune.report.pictures import pictures as of_images
+    from dcml_tune.report.sections import division, outcome, progress, settings
+    from dcml_tune.report.sections.pictures import pictures as of_images
 
     made = [outcome.verdict, progress.learning, settings.settings, progress.costs, division.division]
     return [*made, *([of_images] if pictures else []), outcome.confirmation, outcome.commands]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dcml_tune.commandline import Parser, run_command
-from dcml_tune.paths import named_directory, output_directory
-from dcml_tune.tracking.addresses import add_flag
+from dcml_tune.cli.parser import Parser, run_command
+from dcml_tune.runs.paths import named_directory, output_directory
+from dcml_tune.tracking.uris import add_flag
 
 
 def parser() -> Parser:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     """Write the page and say where it is."""
     arguments = parser().parse_args(argv)
     from dcml_tune.report import write_report
-    from dcml_tune.report.facts import known_search, recorded_uri
+    from dcml_tune.report.search_data import known_search, recorded_uri
 
     directory = known_search(named_directory("NAME", arguments.name, output_directory(arguments.output_dir)))
     page = write_report(

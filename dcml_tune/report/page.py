@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, StrictUndefined
 
-from dcml_tune.redaction import redact
-from dcml_tune.stored import printable
+from dcml_tune.utils.redaction import redact
+from dcml_tune.utils.stored import printable
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no number."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from dcml_tune.commandline import Parser, run_command
-from dcml_tune.paths import SPOOL, named_directory, output_directory
-from dcml_tune.quantities import real
-from dcml_tune.tracking import flush
-from dcml_tune.tracking.addresses import add_flag
+from dcml_tune.cli.parser import Parser, run_command
+from dcml_tune.cli.quantities import real
+from dcml_tune.runs.paths import SPOOL, named_directory, output_directory
+from dcml_tune.tracking.tracker import flush
+from dcml_tune.tracking.uris import add_flag
 
 
 def parser() -> Parser:

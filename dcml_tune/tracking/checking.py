@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dcml_tune.config import SettingError
-from dcml_tune.paths import sqlite_file
-from dcml_tune.redaction import redact
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.paths import sqlite_file
 from dcml_tune.study_file import BUSY_S, patiently
-from dcml_tune.tracking import _client, _short
+from dcml_tune.tracking.mlflow_api import client_of, short
+from dcml_tune.utils.redaction import redact
 
 _LOCKED_S = 20.0  # longest wait for a database that another process holds
 _NO_LOGIN = (401, 403)
@@ -41,11 +41,11 @@ def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) 
         _check_file(file, experiment)
         return True
     try:
-        found = _client(uri).get_experiment_by_name(experiment)
+        found = client_of(uri).get_experiment_by_name(experiment)
         if found is None and make:
-            _client(uri).create_experiment(experiment)
+            client_of(uri).create_experiment(experiment)
     except ImportError as error:
-        raise SettingError(f"tracking-uri={redact(uri)}: needs a driver ({_short(error)}); install it") from None
+        raise SettingError(f"tracking-uri={redact(uri)}: needs a driver ({short(error)}); install it") from None
     except Exception as error:
         _refuse(uri, experiment, error)
         return False
@@ -69,13 +69,13 @@ def _refuse(uri: str, experiment: str, error: Exception) -> None:
         return
     if status in _NO_LOGIN or code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         raise SettingError(
-            f"{shown}: the server refuses ({_short(error)}); give its login in MLFLOW_TRACKING_USERNAME and "
+            f"{shown}: the server refuses ({short(error)}); give its login in MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD or in MLFLOW_TRACKING_TOKEN, and the right to write"
         )
     if status in _NO_SERVER or code == "ENDPOINT_NOT_FOUND" or "valid JSON" in str(error):
-        raise SettingError(f"{shown}: answers, but not as MLflow does ({_short(error)}); give the address of a server")
+        raise SettingError(f"{shown}: answers, but not as MLflow does ({short(error)}); give the address of a server")
     if isinstance(error, MlflowException) and code in ("INVALID_PARAMETER_VALUE", "RESOURCE_LIMIT_EXCEEDED"):
-        raise SettingError(f"{shown}: experiment {experiment} cannot be made ({_short(error)})")
+        raise SettingError(f"{shown}: experiment {experiment} cannot be made ({short(error)})")
 
 
 def _status(error: Exception) -> int | None:
@@ -98,7 +98,7 @@ def _check_file(file: Path, experiment: str) -> None:
     if file.stat().st_size == 0:
         return
     try:
-        tables, version, stage = patiently(lambda: _read(file, experiment), file, patience=_LOCKED_S)
+        tables, version, stage = patiently(lambda: read_records(file, experiment), file, patience=_LOCKED_S)
     except sqlite3.Error as error:
         raise _cannot(file, str(error)) from None
     if tables and "experiments" not in tables:
@@ -109,7 +109,7 @@ def _check_file(file: Path, experiment: str) -> None:
         raise deleted(experiment)
 
 
-def _read(file: Path, experiment: str) -> tuple[set[str], str | None, str | None]:
+def read_records(file: Path, experiment: str) -> tuple[set[str], str | None, str | None]:
     """Names of the tables, version of the schema, and whether the experiment is active or deleted."""
     with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=BUSY_S)) as database:
 

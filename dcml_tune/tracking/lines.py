@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from dcml_tune.stored import Count, Finite, Stored
+from dcml_tune.utils.stored import Count, Finite, Stored
 
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """What MLflow may take; a time or step that it refuses costs its own record only."""

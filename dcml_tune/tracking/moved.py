@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dcml_tune.paths import ARTIFACTS
+from dcml_tune.runs.paths import ARTIFACTS
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcml_tune.config import SettingError
-from dcml_tune.paths import sqlite_file
-from dcml_tune.redaction import redact
-from dcml_tune.tracking import KEY, REASON, ROLE, SEARCH, STATE, _client, _safe_key, _short
-from dcml_tune.tracking.addresses import absolute_uri
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.paths import sqlite_file
+from dcml_tune.tracking.mlflow_api import KEY, REASON, ROLE, SEARCH, STATE, client_of, safe_key, short
 from dcml_tune.tracking.moved import files_of
+from dcml_tune.tracking.uris import absolute_uri
+from dcml_tune.utils.redaction import redact
 
 _PAGE = 1000
 
@@ -61,7 +61,7 @@ def read_runs(uri: str, experiment: str, *, search: str | None = None, everyones
             raise SettingError(f"--experiment {experiment}: is not in {redact(uri)}; it has {known or 'none'}")
         wanted = [] if everyones else [f"tags.`{ROLE}` != ''"]
         if search is not None:
-            wanted = [f"tags.`{SEARCH}` = '{_safe_key(search)}'"]
+            wanted = [f"tags.`{SEARCH}` = '{safe_key(search)}'"]
         return [_stored(run) for run in _pages(client, found.experiment_id, " AND ".join(wanted))]
     except SettingError:
         raise
@@ -84,7 +84,7 @@ def curve(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
-    """The directory of the last model that a run has logged, as `dcml_tune.model.load` takes it.
+    """The directory of the last model that a run has logged, as `dcml_tune.models.embedder.load` takes it.
 
     Args:
         run_id: MLflow's id.
@@ -98,7 +98,7 @@ def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
     try:
         run = client.get_run(run_id)
         models = client.search_logged_models(
-            [run.info.experiment_id], filter_string=f"source_run_id = '{_safe_key(run_id)}'"
+            [run.info.experiment_id], filter_string=f"source_run_id = '{safe_key(run_id)}'"
         )
         if not models:
             raise SettingError(
@@ -126,7 +126,7 @@ def _open(uri: str) -> Any:
     file = sqlite_file(whole)
     if file is not None and not file.is_file():
         raise SettingError(f"{file}: no MLflow store there; give --output-dir or --tracking-uri")
-    return _client(whole)
+    return client_of(whole)
 
 
 def _pages(client: Any, experiment_id: str, wanted: str) -> Iterator[Any]:
@@ -163,4 +163,4 @@ def _stored(run: Any) -> StoredRun:
 
 
 def _unreachable(uri: str, error: Exception) -> SettingError:
-    return SettingError(f"tracking-uri={redact(uri)}: cannot be read ({_short(error)}); is the server up?")
+    return SettingError(f"tracking-uri={redact(uri)}: cannot be read ({short(error)}); is the server up?")

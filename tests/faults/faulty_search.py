@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from dcml_tune import study_file
-from dcml_tune.commandline import run_command
-from dcml_tune.files import read_sealed, write_sealed
-from dcml_tune.search import main
+from dcml_tune.cli.parser import run_command
+from dcml_tune.search.__main__ import main
+from dcml_tune.utils.files import read_checksummed, write_checksummed
 from trainables import DivideAndConquer
-from trainables.optuna_searcher import OptunaSearcher
+from trainables.searcher import OptunaSearcher
 
 DIRECTORY = Path(sys.argv[1]).absolute()
 CHEAP = os.environ.get("DCML_TEST_TRAINER") == "cheap"
@@ -68,10 +68,10 @@ class CheapTrainer:
         return (directory / "cheap.json").exists()
 
     def save(self, directory, **facts):
-        write_sealed(directory / "cheap.json", {"epoch": self.epoch, "best": self.best, **facts})
+        write_checksummed(directory / "cheap.json", {"epoch": self.epoch, "best": self.best, **facts})
 
     def load(self, directory):
-        facts = read_sealed(directory / "cheap.json")
+        facts = read_checksummed(directory / "cheap.json")
         self.epoch, self.best = facts["epoch"], facts["best"]
         return facts
 

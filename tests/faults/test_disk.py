@@ -113,7 +113,7 @@ def test_a_budget_of_checkpoints_keeps_the_best_models(scene):
     """Too small a budget is refused with what is needed; else the best models stay, in the directory and in MLflow."""
     import mlflow
 
-    from dcml_tune.files import size_of
+    from dcml_tune.utils.files import size_of
 
     status, said = scene.search("--num-samples", 4, "--checkpoint-budget", "1MB")
     assert (status, "--checkpoint-budget 1MB: must be at least" in said) == (2, True), said

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dcml_tune.files import read_sealed
+from dcml_tune.utils.files import read_checksummed
 
 
 @pytest.mark.fast
@@ -102,7 +102,7 @@ def test_the_time_budget_is_that_of_all_processes(cheap):
     status, said = cheap.resume()
     assert status == 0, said
     assert "the time budget was used up" in said
-    state = read_sealed(cheap.output / "s" / "state.json")
+    state = read_checksummed(cheap.output / "s" / "state.json")
     assert (state["status"], state["processes"]) == ("finished", 2)
     assert 45 <= state["elapsed_s"] < 90
     assert len(cheap.states()) < 50

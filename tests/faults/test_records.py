@@ -99,11 +99,11 @@ def test_changed_images_are_refused(interrupted, tmp_path):
     shutil.copytree(scene.images, moved)
     record = scene.output / "s" / "search.json"
     image = next(moved.glob("*/*.png"))
-    from dcml_tune.files import read_sealed, write_sealed
+    from dcml_tune.utils.files import read_checksummed, write_checksummed
 
-    facts = read_sealed(record)
+    facts = read_checksummed(record)
     facts["settings"]["dataset_dir"] = str(moved)
-    write_sealed(record, facts)
+    write_checksummed(record, facts)
     image.unlink()
     status, said = scene.resume()
     assert (status, "the images have changed" in said) == (2, True), said

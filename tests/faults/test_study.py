@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from dcml_tune.files import read_sealed
+from dcml_tune.utils.files import read_checksummed
 
 HOLD = """
 import sqlite3, sys, time
@@ -80,7 +80,7 @@ def test_a_bug_is_one_line_with_a_file(cheap):
         text = opened.read()
     assert "KeyError: 'a bug'" in text
     assert "has_a_bug" in text
-    reason = read_sealed(cheap.output / "s" / "state.json")["reason"]
+    reason = read_checksummed(cheap.output / "s" / "state.json")["reason"]
     assert "something is wrong" in reason
     assert "\n" not in reason
     cheap.environment = process_environment

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
+from dcml_tune.data.image_list import Indices, UnreadableImageError, named
 from dcml_tune.data.image_store.headers import nbytes_of, readable_images
 from dcml_tune.data.image_store.reader import INDEX, META, PIXELS, STAMP, ImageStore, crc_of, state_of
 from dcml_tune.data.image_store.room import make_room, remove
 from dcml_tune.data.image_store.threads import Progress, attempt, map_threads
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
-from dcml_tune.data.images import Indices, UnreadableImageError, named
-from dcml_tune.files import readable_size, write_sealed
-from dcml_tune.machine import reserve
+from dcml_tune.utils.files import readable_size, write_checksummed
+from dcml_tune.utils.machine import reserve
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +156,8 @@ def _describe(
     for name in (PIXELS, INDEX):
         with (fresh / name).open("r+b") as opened:
             os.fsync(opened.fileno())
-    write_sealed(fresh / META, meta)
-    write_sealed(fresh / STAMP, state_of(fresh))
+    write_checksummed(fresh / META, meta)
+    write_checksummed(fresh / STAMP, state_of(fresh))
 
 
 def unreadable(left_out: Sequence[str], total: int) -> UnreadableImageError:

@@ -7,10 +7,10 @@ from functools import lru_cache
 import numpy as np
 
 from dcml_tune.data.contents import looks
+from dcml_tune.data.image_list import Indices
 from dcml_tune.data.image_store.reader import ROW_BYTES
 from dcml_tune.data.image_store.threads import attempt, map_threads
 from dcml_tune.data.image_store.wanted import Wanted
-from dcml_tune.data.images import Indices
 
 
 def readable_images(wanted: Wanted) -> tuple[Indices, Indices, list[str]]:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dcml_tune.data.images import Pixels
+from dcml_tune.data.image_list import Pixels
 
 Kind = Literal["full", "small", "evaluation"]
 

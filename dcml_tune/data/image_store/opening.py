@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from dcml_tune.data.image_list import ImageList, Indices, named, why
 from dcml_tune.data.image_store.builder import build, unreadable
 from dcml_tune.data.image_store.headers import needed
 from dcml_tune.data.image_store.layout import Kind, Layout
@@ -20,8 +21,7 @@ from dcml_tune.data.image_store.reader import META, STAMP, ImageStore, state_of
 from dcml_tune.data.image_store.room import writing
 from dcml_tune.data.image_store.threads import SHORTAGE, Progress, attempt, map_threads, silent
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
-from dcml_tune.data.images import ImageList, Indices, named, why
-from dcml_tune.files import CANNOT_WRITE, readable_size, write_sealed
+from dcml_tune.utils.files import CANNOT_WRITE, readable_size, write_checksummed
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _verified(store: ImageStore, images: ImageList) -> ImageStore | str:
         names = [images.name(i) for i in store.kept[rows].tolist()]
         return f"{len(rows):,} of {len(store):,} images are not what was written: {named(names, limit=3)}"
     try:
-        write_sealed(store.directory / STAMP, state)
+        write_checksummed(store.directory / STAMP, state)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise

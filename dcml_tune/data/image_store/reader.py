@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dcml_tune.data.image_list import Indices, Pixels
 from dcml_tune.data.image_store.layout import Kind
 from dcml_tune.data.image_store.threads import map_threads
-from dcml_tune.data.images import Indices, Pixels
-from dcml_tune.files import TornFileError, read_sealed
-from dcml_tune.stored import Count, Stored
+from dcml_tune.utils.files import CorruptFileError, read_checksummed
+from dcml_tune.utils.stored import Count, Stored
 
 # The files of a store.
 PIXELS, INDEX, META, STAMP = "pixels.npy", "index.npy", "meta.json", "verified.json"
@@ -50,7 +50,7 @@ class ImageStore:
     def __init__(self, directory: Path) -> None:
         """Open a store that was built."""
         self.directory = directory
-        self._meta: dict[str, Any] = read_sealed(directory / META, Meta)
+        self._meta: dict[str, Any] = read_checksummed(directory / META, Meta)
         index = (directory / INDEX).read_bytes()
         pixels = directory / PIXELS
         if (pixels.stat().st_size, zlib.crc32(index)) != (self._meta["bytes"], self._meta["index_crc"]):
@@ -143,8 +143,8 @@ class ImageStore:
     def is_verified(self) -> bool:
         """Whether no file was changed since its pixels were last known to match their checksums."""
         try:
-            return bool(read_sealed(self.directory / STAMP) == state_of(self.directory))
-        except (TornFileError, OSError):
+            return bool(read_checksummed(self.directory / STAMP) == state_of(self.directory))
+        except (CorruptFileError, OSError):
             return False
 
     def is_of(self, facts: dict[str, Any]) -> bool:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dcml_tune.config import SettingError
+from dcml_tune.config.errors import SettingError
+from dcml_tune.data.image_list import why
 from dcml_tune.data.image_store.headers import needed
 from dcml_tune.data.image_store.wanted import Wanted
-from dcml_tune.data.images import why
-from dcml_tune.files import CANNOT_WRITE, free_bytes, readable_size, size_of
+from dcml_tune.utils.files import CANNOT_WRITE, free_bytes, readable_size, size_of
 
 # Free space that a store leaves to others, in bytes.
 RESERVE = 64 << 20

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from dcml_tune.data.images import why
-from dcml_tune.machine import usable_cores
+from dcml_tune.data.image_list import why
+from dcml_tune.utils.machine import usable_cores
 
 Progress = Callable[[int, int], None]
 """Is told how many are done, of how many."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dcml_tune.data.contents import contents
+from dcml_tune.data.image_list import ImageList, fingerprint
 from dcml_tune.data.image_store.layout import VERSION, Layout
-from dcml_tune.data.images import ImageList, fingerprint
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The command line: flags, exit codes, output that may fail."""

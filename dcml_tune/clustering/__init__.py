@@ -1,0 +1,7 @@
+"""k-means of the embeddings, matching of clusters, division."""
+
+from dcml_tune.clustering.kmeans import kmeans
+from dcml_tune.clustering.partition import divide, match
+from dcml_tune.clustering.reclustering import recluster
+
+__all__ = ["divide", "kmeans", "match", "recluster"]

@@ -1,0 +1,141 @@
+"""The division of the training images: k-means, matching of consecutive partitions, division in two.
+
+A partition is an integer array, one entry an image: the number of its cluster, or -1 for none.
+
+Shapes: N images, D feature dimensions, K clusters.
+
+Source: TPAMI 2021, section 3 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dcml_tune.clustering.kmeans import Features, as_tensor
+from dcml_tune.clustering.lloyd import FloatArray, IntArray, cluster_sums
+from dcml_tune.clustering.partition import cluster, divide, drop_singles, match, shared_images
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+
+ADAPTIVE = "kmeans_adaptive_centroids"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """What a reclustering found."""
+
+    partition: IntArray
+    """(N,) The clusters to train on; images alone of their class within their cluster are -1."""
+    assignment: IntArray
+    """(N,) The same with every image kept: the `previous` of the next reclustering."""
+    nmi_previous: float | None
+    """Agreement with the previous assignment in [0, 1], before a division; None where one of the two has
+    a single cluster or does not exist."""
+
+
+def recluster(
+    features: Features,
+    labels: npt.ArrayLike,
+    plan: EpochPlan,
+    previous: IntArray | None,
+    *,
+    config: TrialConfig,
+) -> Clustering:
+    """Compute the partition of an epoch anew: k-means, match, divide, drop single images.
+
+    Whether an epoch reclusters is the plan's `recluster`; this function does it when it is called. With a
+    plan of one cluster all images but those alone of their class are in it, and features do not matter.
+
+    Args:
+        features: (N, D) Unit rows in evaluation mode, penultimate features or embeddings.
+        labels: (N,) Classes.
+        plan: The epoch. With `divide` k-means finds half of its clusters, which are then split in two; with
+            `merge` the new clusters are unrelated to the previous ones and keep k-means's order.
+        previous: (N,) The `assignment` of the previous clustering, None at first.
+        config: Gives seed, `clustering_random_state`, `clustering_method`, `reassign_random`, `backend`.
+
+    Raises:
+        ValueError: as `kmeans`.
+
+    Source: TPAMI 2021, algorithm 1. The original matches with the inverse
+    permutation, which undoes the matching for more than two clusters.
+    """
+    if plan.nb_clusters == 1:
+        everything = np.zeros(len(features), dtype=np.int64)
+        # `drop_singles` gives an array of its own: a checkpoint refuses to write one array under two names.
+        return Clustering(partition=drop_singles(everything, labels), assignment=everything, nmi_previous=None)
+    nb_found = plan.nb_clusters // 2 if plan.divide else plan.nb_clusters
+    seed = _seed(config, plan.epoch)
+    assignment = _found(features, labels, nb_found, previous, config=config, seed=seed)
+    if previous is not None and not plan.merge and not config.reassign_random:
+        assignment = match(previous, assignment)
+    nmi_previous = None if previous is None else _agreement(previous, assignment)
+    if plan.divide:
+        spread = config.clustering_method == ADAPTIVE
+        assignment = divide(features, assignment, labels, seed=seed, backend=config.backend, spread=spread)
+    return Clustering(partition=drop_singles(assignment, labels), assignment=assignment, nmi_previous=nmi_previous)
+
+
+def _seed(config: TrialConfig, epoch: int) -> int:
+    """The seed of the clustering of an epoch: one a trial, or fresh by `clustering_random_state`."""
+    if config.clustering_random_state is None:
+        return config.seed
+    return int(np.random.SeedSequence([config.clustering_random_state, epoch]).generate_state(1)[0]) >> 1
+
+
+def _found(
+    features: Features,
+    labels: npt.ArrayLike,
+    k: int,
+    previous: IntArray | None,
+    *,
+    config: TrialConfig,
+    seed: int,
+) -> IntArray:
+    """The clusters that k-means finds, in its own order."""
+    if k == 1:
+        return np.zeros(len(features), dtype=np.int64)
+    adaptive = config.clustering_method == ADAPTIVE
+    init = _means_of(previous, features, k) if adaptive and previous is not None else None
+    return cluster(features, labels, k, seed=seed, backend=config.backend, init=init, spread=adaptive)[0]
+
+
+def _means_of(previous: IntArray, features: Features, k: int) -> FloatArray | None:
+    """The previous clusters' means in the new features; None unless these are k clusters, all with images."""
+    if previous.max(initial=-1) + 1 != k:
+        return None
+    x, kept = as_tensor(features), np.flatnonzero(previous >= 0)
+    sums, counts = cluster_sums(x[torch.from_numpy(kept)], torch.from_numpy(previous[kept]).to(x.device), k)
+    if not bool((counts > 0).all()):
+        return None
+    return cast(FloatArray, (sums / counts[:, None]).cpu().numpy())
+
+
+def _agreement(previous: IntArray, current: IntArray) -> float | None:
+    """Normalised mutual information (arithmetic mean) of two assignments; None if one is a single cluster."""
+    overlap = shared_images(previous, current)
+    p = overlap / max(1, overlap.sum())
+    p_previous, p_current = p.sum(1), p.sum(0)
+    entropies = _entropy(p_previous), _entropy(p_current)
+    if min(entropies) == 0:
+        return None
+    mutual = sum(entropies) - _entropy(p.ravel())
+    return float(np.clip(2 * mutual / sum(entropies), 0, 1))
+
+
+def _entropy(p: npt.NDArray[np.float64]) -> float:
+    """Entropy in nats of probabilities, zeros allowed."""
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())

@@ -1,0 +1,7 @@
+"""Settings of a trial and of a search, and the flags made from them."""
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+
+__all__ = ["EpochPlan", "SettingError", "TrialConfig"]

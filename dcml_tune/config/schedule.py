@@ -1,0 +1,103 @@
+"""EpochPlan: what happens in an epoch, as a pure function of the epoch and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dcml_tune.config.trial import TrialConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan:
+    """What one epoch does. Nothing about the schedule needs saving.
+
+    Source: TPAMI 2021, algorithm 1 and section 3.
+    """
+
+    epoch: int
+    """Counted from 0."""
+    nb_clusters: int
+    """Clusters, and so learners, that train in this epoch: after the division, if there is one."""
+    recluster: bool
+    """Compute the partition anew before training. Never true where one cluster is all there is to find."""
+    divide: bool
+    """Split every cluster in two (after reclustering into half as many)."""
+    merge: bool
+    """Cluster into half as many clusters and average the masks in pairs (`bot_top`)."""
+    backbone_frozen: bool
+    """The backbone takes no gradient."""
+    full_embedding: bool
+    """The unmasked embedding is trained; masks take no gradient."""
+    lr_factor: float
+    """Factor of step decay on every learning rate."""
+
+    @classmethod
+    def at(cls, epoch: int, config: TrialConfig) -> EpochPlan:
+        """The plan of an epoch.
+
+        Example:
+            >>> config = TrialConfig(nb_clusters=4, mod_epoch=2, nb_epochs=10)
+            >>> [EpochPlan.at(e, config).nb_clusters for e in range(6)]
+            [1, 1, 2, 2, 4, 4]
+
+        Raises:
+            ValueError: if `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"`epoch >= 0` must hold, but got epoch={epoch}")
+        due = epoch % config.mod_epoch == 0
+        clusters = _clusters(epoch, config)
+        before = _clusters(epoch - 1, config) if epoch > 0 else clusters
+        changes = clusters != before
+        final = epoch > config.epoch_of_full_division
+        phase = config.force_full_embedding_epoch
+        freezes = config.nb_clusters > 1 or config.freeze_without_division
+        # Freezing follows a reclustering: without one the backbone trains in all epochs of the period.
+        begun = epoch - epoch % config.mod_epoch
+        stopped = config.stop_recluster and config.nb_clusters > 1 and begun > config.epoch_of_full_division
+        return cls(
+            epoch=epoch,
+            nb_clusters=clusters,
+            recluster=due and max(clusters, before) > 1 and not (config.stop_recluster and final),
+            divide=changes and clusters > before,
+            merge=changes and clusters < before,
+            backbone_frozen=freezes and not stopped and epoch % config.mod_epoch < config.mod_epoch_freeze,
+            full_embedding=phase is not None and epoch >= phase,
+            lr_factor=1.0 if config.lr_step is None else config.lr_gamma ** (epoch // config.lr_step),
+        )
+
+    @property
+    def phase(self) -> str:
+        """The name of the phase, as tables show it: `1 cluster`, `4 clusters`, `full embedding`."""
+        if self.full_embedding:
+            return "full embedding"
+        return "1 cluster" if self.nb_clusters == 1 else f"{self.nb_clusters} clusters"
+
+
+def milestones(config: TrialConfig) -> tuple[int, int, int]:
+    """Epochs after which settings can be compared, as each is in the same phase of its own.
+
+    The first is one `mod_epoch` after it has reached its own number of clusters; the second comes before the
+    full-embedding phase, the third at the middle of it. Where the phase begins earlier than that, or not at all, they lie
+    at its beginning, or halfway to the end.
+
+    Example:
+        >>> milestones(TrialConfig(nb_clusters=4, mod_epoch=2, nb_epochs=20, force_full_embedding_epoch=12))
+        (6, 12, 16)
+    """
+    division, last = config.epoch_of_full_division + config.mod_epoch, config.nb_epochs
+    phase = config.force_full_embedding_epoch
+    if phase is None or phase == 0 or phase >= last:
+        phase = (min(division, last) + last) // 2
+    return min(division, phase), phase, (phase + last) // 2
+
+
+def _clusters(epoch: int, config: TrialConfig) -> int:
+    """The number of clusters that train in an epoch."""
+    periods = epoch // config.mod_epoch
+    if config.hierarchy_method == "none":
+        return config.nb_clusters
+    if config.hierarchy_method == "bot_top":
+        return max(1, config.nb_clusters >> periods)
+    # Shifting by more than the final number of doublings would only build a huge integer.
+    return min(config.nb_clusters, 1 << min(periods, config.nb_clusters.bit_length()))

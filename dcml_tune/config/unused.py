@@ -1,0 +1,121 @@
+"""Settings that another one makes meaningless: they are named before anything runs, never ignored in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from dcml_tune.config.trial import SAMPLED_CRITERIA, TrialConfig
+
+Rule = tuple[tuple[str, ...], bool, str]
+"""Settings, whether they do nothing, and why."""
+
+
+def unused_settings(config: TrialConfig, given: Collection[str] | None = None) -> list[str]:
+    """One line for each setting that differs from its default and does nothing.
+
+    Args:
+        config: of a trial.
+        given: the settings to look at; None: all.
+
+    Example:
+        >>> unused_settings(TrialConfig(nb_clusters=1, masking_lambda=0.5))
+        ['masking_lambda=0.5 has no effect: nb_clusters=1 has no other mask to overlap with']
+    """
+    changed = config.non_default()
+    found = {
+        name: why
+        for name, why in unused_reasons(config).items()
+        if name in changed and (given is None or name in given)
+    }
+    return [f"{name}={changed[name]} has no effect: {why}" for name, why in found.items()]
+
+
+def unused_reasons(config: TrialConfig) -> dict[str, str]:
+    """The settings that do nothing whatever their value is, and why."""
+    found: dict[str, str] = {}
+    for names, does_nothing, why in _rules(config):
+        for name in names if does_nothing else ():
+            found.setdefault(name, why)
+    return found
+
+
+def _rules(config: TrialConfig) -> list[Rule]:
+    return [*_of_masks(config), *_of_loss(config), *_of_batches(config), *_of_schedule(config), *_of_data(config)]
+
+
+def _of_masks(config: TrialConfig) -> list[Rule]:
+    single = config.nb_clusters == 1
+    still = single and config.masks_freeze_one_cluster  # one mask, which stays as it began
+    plain = still and config.masking_init == "ones"  # and changes nothing
+    full = config.force_full_embedding_epoch == 0 and not single
+    summed = config.masks_sum_for_full_emb  # then the masks are multiplied into the full embedding, as they began
+    return [
+        (("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init", "mask_relu", "masks_freeze_one_cluster"),
+         config.fixed_mask, "fixed_mask=True trains no masks"),
+        (("masking_lambda", "mask_lr_mult", "mask_wd_mult"), full, "force_full_embedding_epoch=0 trains no masks"),
+        (("mask_relu",), full and not summed, "force_full_embedding_epoch=0 uses no masks"),
+        (("fixed_mask",), single, "nb_clusters=1 has one mask, of ones"),
+        (("masking_lambda",), single, "nb_clusters=1 has no other mask to overlap with"),
+        (("mask_lr_mult", "mask_wd_mult"), still, "nb_clusters=1 trains no masks unless masks_freeze_one_cluster=False"),
+        (("mask_relu", "force_full_embedding_epoch"), plain, "nb_clusters=1 has one mask, of ones, that is not trained"),
+        (("masks_freeze_one_cluster",), not single and config.hierarchy_method == "none",
+         "hierarchy_method=none never has one cluster"),
+        (("mask_wd_mult",), config.weight_decay == 0, "weight_decay=0"),
+    ]  # fmt: skip
+
+
+def _of_loss(config: TrialConfig) -> list[Rule]:
+    criterion = config.criterion
+    # Which negatives are useful to the margin loss decides what distanceweighted draws, for whatever loss.
+    drawn = criterion in SAMPLED_CRITERIA and config.sampler == "distanceweighted"
+    return [
+        (("sampler", "cutoff"), criterion not in SAMPLED_CRITERIA, f"criterion={criterion} samples no triplets"),
+        (
+            ("cutoff",),
+            config.sampler not in ("distanceweighted", "easypeasy"),
+            f"sampler={config.sampler} has no cutoff",
+        ),
+        (("alpha", "lr_alpha"), criterion != "npairs", f"criterion={criterion} has no alpha"),
+        (("nu", "lr_beta"), criterion != "margin", f"criterion={criterion} has no beta"),
+        (("beta",), criterion != "margin" and not drawn, f"criterion={criterion} has no beta"),
+        (("nu",), config.lr_beta == 0, "lr_beta=0 trains no beta"),
+        (("soft_loss",), not criterion.startswith("triplet"), f"criterion={criterion} has no soft form"),
+        (("margin",), criterion in ("npairs", "kantorov_margin"), f"criterion={criterion} has no margin"),
+        (
+            ("margin",),
+            criterion.startswith("triplet") and config.soft_loss and not drawn,
+            "the soft form has no margin",
+        ),
+    ]
+
+
+def _of_batches(config: TrialConfig) -> list[Rule]:
+    sampler = config.batch_sampler
+    return [
+        (("small_class_action",), sampler != "adaptbalanced", f"batch_sampler={sampler} does not use it"),
+        (("num_samples_per_class",), sampler == "randombatch", "batch_sampler=randombatch takes any images"),
+    ]
+
+
+def _of_schedule(config: TrialConfig) -> list[Rule]:
+    single = config.nb_clusters == 1
+    freezes = config.mod_epoch_freeze > 0 and (not single or config.freeze_without_division)
+    return [
+        (("lr_gamma",), config.lr_step is None, "lr_step=None never decays the learning rate"),
+        (("freeze_without_division",), not single or config.mod_epoch_freeze == 0,
+         "it acts only when nb_clusters=1 and mod_epoch_freeze > 0"),
+        (("mod_epoch_freeze",), single and not config.freeze_without_division,
+         "nb_clusters=1 never freezes the backbone unless freeze_without_division=True"),
+        (("mod_epoch",), single and not freezes, "nb_clusters=1 never divides"),
+        (("hierarchy_method", "stop_recluster", "reassign_random", "clustering_method", "clustering_random_state",
+          "penultimate_for_clusters", "backend"), single, "nb_clusters=1 leaves nothing to cluster"),
+    ]  # fmt: skip
+
+
+def _of_data(config: TrialConfig) -> list[Rule]:
+    return [
+        (("val_share",), config.protocol == "paper", "protocol=paper holds no classes out"),
+        (("split_seed", "fold"), config.held_out_share == 0, "no classes are held out"),
+        (("allow_partial",), config.dataset in ("emoji", "folder"), f"{config.dataset} has no published counts"),
+        (("strict",), config.dataset == "emoji", "emoji has no classes with a single image"),
+    ]

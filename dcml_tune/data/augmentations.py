@@ -1,0 +1,134 @@
+"""The augmentations that `album` names: two of albumentations, and heavy colour jitter.
+
+Each draws from the generator it is given: one seed an image, so that an image's augmentation depends on
+nothing but its place in the batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from dcml_tune.data.image_list import Pixels
+from dcml_tune.data.transforms import RATIO, SCALE, Augmentation, crop_and_flip
+
+# Else the import asks a server whether there is a newer version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+
+# Brightness, contrast and saturation by up to this much, and hue by up to a quarter of it.
+JITTER = 0.4
+
+
+class Pipeline:
+    """An albumentations pipeline, seeded for each image."""
+
+    def __init__(self, steps: list[Any]) -> None:
+        """Compose the steps; the last of those that change the size must give squares."""
+        # One trial has one core or few; OpenCV would start a thread for each core of the machine.
+        cv2.setNumThreads(0)
+        self._pipeline = A.Compose(steps)
+
+    def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
+        """Augment images H x W x 3 into B x S x S x 3."""
+        seeds = rng.integers(2**32, size=len(views)).tolist()
+        return np.stack([self._one(view, seed) for view, seed in zip(views, seeds, strict=True)])
+
+    def _one(self, view: Pixels, seed: int) -> Pixels:
+        self._pipeline.set_random_seed(seed)
+        # Some steps write in place, and the store's views cannot be written to.
+        square: Pixels = self._pipeline(image=view.copy())["image"]
+        return square
+
+
+class ColorHeavy:
+    """Random resized crop, flip, colour jitter (p 0.8), grey (p 0.2)."""
+
+    def __init__(self, size: int) -> None:
+        """Take the side of the squares, in pixels."""
+        self.size = size
+
+    def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
+        """Augment images H x W x 3 into B x S x S x 3."""
+        squares = crop_and_flip(views, rng, size=self.size)
+        for square, seed in zip(squares, rng.integers(2**32, size=len(views)).tolist(), strict=True):
+            own = np.random.default_rng(seed)
+            image = torch.from_numpy(square).permute(2, 0, 1)
+            jittered = jitter(image, own) if own.random() < 0.8 else image
+            grey = F.rgb_to_grayscale(jittered, num_output_channels=3) if own.random() < 0.2 else jittered
+            square[:] = grey.permute(1, 2, 0).numpy()
+        return squares
+
+
+def jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Change brightness, contrast, saturation and hue of an image 3 x H x W, in a random order.
+
+    Source: torchvision's ColorJitter, which draws from torch's global generator and so depends on who drew
+        before.
+    """
+    brightness, contrast, saturation = rng.uniform(1 - JITTER, 1 + JITTER, 3).tolist()
+    hue = float(rng.uniform(-JITTER / 4, JITTER / 4))
+    steps: list[Callable[[Tensor], Tensor]] = [
+        lambda x: F.adjust_brightness(x, brightness),
+        lambda x: F.adjust_contrast(x, contrast),
+        lambda x: F.adjust_saturation(x, saturation),
+        lambda x: F.adjust_hue(x, hue),
+    ]
+    for step in rng.permutation(len(steps)).tolist():
+        image = steps[step](image)
+    return image
+
+
+def geom(size: int) -> Augmentation:
+    """Rotation, then random resized crop, flip, holes, blur; no colour."""
+    return Pipeline([_rotation(), _crop(size), A.HorizontalFlip(p=0.5), _holes(size), _blur()])
+
+
+def geom_color(size: int) -> Augmentation:
+    """Random resized crop, brightness and contrast, flip, rotation, holes, blur."""
+    light = A.RandomBrightnessContrast(brightness_limit=(-0.2, 0.2), contrast_limit=(-0.2, 0.2), p=0.5)
+    return Pipeline([_crop(size), light, A.HorizontalFlip(p=0.5), _rotation(), _holes(size), _blur()])
+
+
+ALBUMS: dict[str, Callable[[int], Augmentation]] = {
+    "Geom": geom,
+    "GeomColor": geom_color,
+    "ColorHeavy": ColorHeavy,
+}
+
+
+def hole_side(size: int) -> int:
+    """Side in pixels of a hole: 40, as in the original, and in crops below 224 the same share of the side.
+
+    Five holes of 40 would hide most of an image of 64.
+    """
+    return max(1, round(40 * min(1.0, size / 224)))
+
+
+def _crop(size: int) -> Any:
+    return A.RandomResizedCrop(size=(size, size), scale=SCALE, ratio=RATIO, area_for_downscale="image")
+
+
+def _rotation() -> Any:
+    # ShiftScaleRotate of the original's albumentations: it mirrored the image at its borders.
+    return A.Affine(rotate=(-45, 45), translate_percent=(-0.0625, 0.0625), border_mode=cv2.BORDER_REFLECT_101, p=0.5)
+
+
+def _holes(size: int) -> Any:
+    # The names of version 0.4 (max_holes, ...) would be ignored in silence.
+    side = hole_side(size)
+    return A.CoarseDropout(
+        num_holes_range=(1, 5), hole_height_range=(side, side), hole_width_range=(side, side), fill=0, p=0.5
+    )
+
+
+def _blur() -> Any:
+    return A.Blur(blur_limit=(3, 7), p=0.5)

@@ -1,0 +1,52 @@
+"""PKU VehicleID: vehicles seen by surveillance cameras; three test lists, of which each is part of the next larger one.
+
+Source: Liu et al., "Deep Relative Distance Learning: Tell the Difference Between Similar Vehicles", CVPR 2016.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data.copies import find_copy
+from dcml_tune.data.datasets.official_counts import Listing, assemble
+from dcml_tune.data.image_list import DataSet
+from dcml_tune.data.lists import bad_line, image_path, read_lines
+
+SIZES = ("2400", "1600", "800")
+"""Vehicles of the test lists, which are the names of the test sets; published results are of the first."""
+
+
+def read(config: TrialConfig) -> DataSet:
+    """List the images of train_list.txt and test_list_2400.txt, _1600 and _800: `image vehicle` a line.
+
+    Everyone is searched in everyone else of a list, as in the original; the official protocol, with one gallery image a
+    vehicle, is `dcml_tune.evaluate`'s.
+
+    Raises:
+        SettingError: for a line of another form, and as `copies.find_copy` and `published.assemble`.
+    """
+    copy = find_copy(config)
+    images = copy.parts["images"]
+    rows = [_rows(copy.parts[name], images.name) for name in ("train", *SIZES)]
+    vehicles = sorted({vehicle for own in rows for _, vehicle in own}, key=int)
+    label = {vehicle: place for place, vehicle in enumerate(vehicles)}
+    train, *tests = ([(path, label[vehicle]) for path, vehicle in own] for own in rows)
+    listing = Listing(
+        class_names=tuple(vehicles),
+        train=train,
+        tests=tuple((size, own, None) for size, own in zip(SIZES, tests, strict=True)),
+        ks=(1, 5),
+    )
+    return assemble(config, images.parent, listing, copy.notes)
+
+
+def _rows(file: Path, folder: str) -> list[tuple[str, str]]:
+    """Path and vehicle of each image."""
+    rows = []
+    for line in read_lines(file):
+        image, *vehicle = line.split()
+        if len(vehicle) != 1 or not vehicle[0].isdecimal():
+            raise bad_line(file, line, "`image vehicle`")
+        rows.append((image_path(file, line, f"{folder}/{image.removesuffix('.jpg')}.jpg"), vehicle[0]))
+    return rows

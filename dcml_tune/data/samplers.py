@@ -1,0 +1,229 @@
+"""Which images form the batches of an epoch: the batch samplers, and the order over the clusters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data.image_list import Indices
+
+logger = logging.getLogger(__name__)
+
+# First word of the seed of everything drawn here; augmentation (loader.py) has another.
+STREAM = 1
+
+
+def round_robin(batches_per_cluster: Sequence[int]) -> list[tuple[int, int]]:
+    """The order of the batches of an epoch: one batch each cluster a round.
+
+    There are as many rounds as the largest cluster has batches; smaller clusters start over. A cluster
+    without batches takes no part.
+
+    Returns:
+        (cluster, batch number) for each step.
+
+    Example:
+        >>> round_robin([2, 1])
+        [(0, 0), (1, 0), (0, 1), (1, 0)]
+    """
+    rounds = range(max(batches_per_cluster, default=0))
+    sizes = [(cluster, size) for cluster, size in enumerate(batches_per_cluster) if size > 0]
+    return [(cluster, number % size) for number in rounds for cluster, size in sizes]
+
+
+def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoch: int) -> list[tuple[int, Indices]]:
+    """The batches of an epoch, in the order in which they are trained on.
+
+    A cluster of n images has max(1, n // size) batches, of `config.images_per_batch` = size different images. Where
+    `round_robin` starts over, the cluster draws that many new ones, as the original does: none is repeated. A cluster
+    with too few classes or pairs for a batch is skipped, with a warning. Everything is drawn from (config.seed, epoch,
+    cluster), so a cluster's batches do not depend on the others', but for how many of them there are.
+
+    Args:
+        partition: N, the cluster of each image; -1 is in no batch.
+        labels: N, the class of each image.
+        config: names the batch sampler, and how large batches are.
+        epoch: counted from 0.
+
+    Returns:
+        For each step the learner (the cluster) and the positions of its images among the N, `num_replicas`
+        times.
+
+    Raises:
+        SettingError: if no cluster can give a batch.
+    """
+    members = [np.flatnonzero(partition == cluster) for cluster in range(int(partition.max(initial=-1)) + 1)]
+    sizes = [_batches_of(labels[rows], config) for rows in members]
+    if skipped := [str(cluster) for cluster, rows in enumerate(members) if len(rows) and not sizes[cluster]]:
+        logger.warning(
+            "epoch %d: no batch of two classes and a pair of images can be had of the clusters of %d learners (%s), "
+            "which are skipped", epoch, len(skipped), ", ".join(skipped),
+        )  # fmt: skip
+    if not any(sizes):
+        raise SettingError(
+            f"batch_sampler={config.batch_sampler}: no cluster has two classes and a pair of images of one; "
+            "lower nb_clusters, or take a data set with more images a class"
+        )
+    drawn = [
+        _draw(rows, labels[rows], config, [STREAM, config.seed, epoch, cluster], size, rounds=max(sizes))
+        for cluster, (rows, size) in enumerate(zip(members, sizes, strict=True))
+    ]
+    # A cluster's k-th turn takes its k-th batch, whatever number `round_robin` gives it.
+    turns = [iter(own) for own in drawn]
+    return [(cluster, np.tile(next(turns[cluster]), config.num_replicas)) for cluster, _ in round_robin(sizes)]
+
+
+def _batches_of(labels: Indices, config: TrialConfig) -> int:
+    """How many batches a cluster has before it starts over; 0 if it cannot give any."""
+    sizes = np.unique(labels, return_counts=True)[1]
+    pairs = int((sizes > 1).sum())
+    if len(sizes) < 2 or pairs < (2 if config.batch_sampler == "npairs" else 1):
+        return 0
+    return max(1, len(labels) // config.images_per_batch)
+
+
+def _draw(
+    rows: Indices, labels: Indices, config: TrialConfig, seed: list[int], size: int, *, rounds: int
+) -> list[Indices]:
+    """`rounds` batches of a cluster, as positions among all images: `size` at a time, each time from a new shuffle."""
+    if size == 0:
+        return []
+    batches: list[Indices] = []
+    for again in range(-(-rounds // size)):
+        rng = np.random.default_rng([*seed, again] if again else seed)
+        batches += SAMPLERS[config.batch_sampler](_Classes.of(labels, rng), size, config, rng)
+    return [rows[batch] for batch in batches[:rounds]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Classes:
+    """The images of a cluster, class by class, shuffled within each."""
+
+    images: Indices
+    """n: positions in the cluster; class c has those from starts[c] to starts[c] + sizes[c]."""
+    starts: Indices
+    sizes: Indices
+
+    @classmethod
+    def of(cls, labels: Indices, rng: np.random.Generator) -> _Classes:
+        images = np.lexsort((rng.random(len(labels)), labels))
+        _, starts, sizes = np.unique(labels[images], return_index=True, return_counts=True)
+        return cls(images, starts.astype(np.int64), sizes.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def draw(self, chosen: Indices, quota: Indices) -> list[Indices]:
+        """Take images of the chosen classes.
+
+        A class hands out its images in turn, so that all are seen before any is seen again in the epoch; it
+        repeats images within one batch only if more are asked for than it has.
+
+        Args:
+            chosen: batches x P classes.
+            quota: batches x P, how many images of each.
+        """
+        flat, takes = chosen.ravel(), quota.ravel()
+        # How many images of the same class the choices before this one take.
+        order = np.argsort(flat, kind="stable")
+        before = np.cumsum(takes[order]) - takes[order]
+        firsts = np.r_[True, flat[order][1:] != flat[order][:-1]]
+        offsets = np.empty_like(before)
+        offsets[order] = before - np.maximum.accumulate(np.where(firsts, before, 0))
+        step = np.arange(takes.sum()) - np.repeat(np.cumsum(takes) - takes, takes)
+        at = (np.repeat(offsets, takes) + step) % np.repeat(self.sizes[flat], takes)
+        images = self.images[np.repeat(self.starts[flat], takes) + at]
+        return np.split(images, np.cumsum(quota.sum(axis=1))[:-1])
+
+
+def _adaptbalanced(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """`num_samples_per_class` images a class; more where classes are few.
+
+    Where a class has fewer images than its share: `duplicate` repeats them, `smaller_batch` does without, and
+    `sample_other` fills the batch with images of the cluster that are not in it, as far as there are any.
+    """
+    per_batch = config.images_per_batch // config.num_samples_per_class
+    chosen = _choose(len(classes), min(per_batch, len(classes)), number, rng)
+    quota = np.full(chosen.shape, config.images_per_batch // chosen.shape[1])
+    quota[:, : config.images_per_batch % chosen.shape[1]] += 1
+    if config.small_class_action == "duplicate":
+        return classes.draw(chosen, quota)
+    batches = classes.draw(chosen, np.minimum(quota, classes.sizes[chosen]))
+    if config.small_class_action == "smaller_batch":
+        return batches
+    return [_fill(batch, config.images_per_batch, len(classes.images), rng) for batch in batches]
+
+
+def _balanced_old(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """`num_samples_per_class` images a class; classes, and their images, are repeated where they are few."""
+    per_batch = config.images_per_batch // config.num_samples_per_class
+    if per_batch <= len(classes):
+        chosen = _choose(len(classes), per_batch, number, rng)
+    else:
+        chosen = rng.integers(len(classes), size=(number, per_batch))
+        # Departure: the original may draw one class only, and then there is no negative in the batch.
+        chosen[:, :2] = _choose(len(classes), 2, number, rng)
+    return classes.draw(chosen, np.full(chosen.shape, config.num_samples_per_class))
+
+
+def _npairs(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """`num_samples_per_class` images of classes that are drawn independently, so that one may come twice in a batch.
+
+    Only classes with two images are drawn, and at least two of them.
+    """
+    paired = np.flatnonzero(classes.sizes > 1)
+    chosen = rng.integers(len(paired), size=(number, config.images_per_batch // config.num_samples_per_class))
+    chosen[:, :2] = _choose(len(paired), 2, number, rng)
+    return classes.draw(paired[chosen], np.full(chosen.shape, config.num_samples_per_class))
+
+
+def _randombatch(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
+    """Random images; where all are of one class, the last is exchanged for one of another."""
+    of = np.empty(len(classes.images), dtype=np.int64)
+    of[classes.images] = np.repeat(np.arange(len(classes)), classes.sizes)
+    shuffled = rng.permutation(len(of))
+    batches = [
+        shuffled[start : start + config.images_per_batch]
+        for start in range(0, number * config.images_per_batch, config.images_per_batch)
+    ]
+    for batch in batches:
+        if (of[batch] == of[batch[0]]).all():
+            batch[-1] = rng.choice(np.flatnonzero(of != of[batch[0]]))
+    return batches
+
+
+Sampler = Callable[[_Classes, int, TrialConfig, np.random.Generator], list[Indices]]
+
+SAMPLERS: dict[str, Sampler] = {
+    "adaptbalanced": _adaptbalanced,
+    "balanced_old": _balanced_old,
+    "npairs": _npairs,
+    "randombatch": _randombatch,
+}
+
+
+def _choose(classes: int, wanted: int, number: int, rng: np.random.Generator) -> Indices:
+    """Choose classes for batches, none twice in a batch: number x wanted.
+
+    Each batch is a random choice; the classes are cut from shuffled lists of all, so that all come up before
+    any comes up again, but for the rest of a list that fills no batch.
+    """
+    lists = -(-number // (classes // wanted))
+    shuffled = rng.permuted(np.tile(np.arange(classes), (lists, 1)), axis=1)
+    return shuffled[:, : classes // wanted * wanted].reshape(-1, wanted)[:number]
+
+
+def _fill(batch: Indices, size: int, images: int, rng: np.random.Generator) -> Indices:
+    """Add random images of the cluster that are not in the batch, up to a size or until none is left."""
+    missing = min(size, images) - len(batch)
+    if missing == 0:
+        return batch
+    # A few more than are missing will do where the cluster is much larger than the batch; else look at all.
+    candidates = rng.choice(images, min(images, 2 * size), replace=False, shuffle=True)
+    others = candidates[~np.isin(candidates, batch)][:missing]
+    return np.concatenate([batch, others])

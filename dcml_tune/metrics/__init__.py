@@ -1,0 +1,6 @@
+"""Retrieval and clustering measures."""
+
+from dcml_tune.metrics.clustering import ami, nmi
+from dcml_tune.metrics.retrieval import map_at_r, marp, r_precision, recall_at_k, retrieval_measures
+
+__all__ = ["ami", "map_at_r", "marp", "nmi", "r_precision", "recall_at_k", "retrieval_measures"]

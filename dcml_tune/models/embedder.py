@@ -1,0 +1,248 @@
+"""MaskedEmbedder: a backbone, pooling, a linear layer, and one mask a learner.
+
+Shapes: B images, F penultimate features, D embedding dimensions, K masks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.backbones import Backbone, build
+from dcml_tune.utils import checkpoint
+from dcml_tune.utils.checkpoint import CheckpointError
+from dcml_tune.utils.stored import Finite, Scalar, Stored
+
+BEST = "best"
+"""A trial's directory holds its best model in a folder of this name and the epoch."""
+
+_MOST_MASKS = 1 << 16
+# The settings without which a model cannot be built again from its weights, or measured on the classes that it has not
+# seen.
+_MODEL_SETTINGS = (
+    "dataset", "train_classes", "ratio_classes", "val_share", "split_seed", "protocol", "arch", "sz_resize", "sz_crop", "features_pooling", "features_dropout_prob", "bn_learnable",
+    "sz_embedding", "mask_relu", "fixed_mask", "masks_sum_for_full_emb", "masks_normalize_before_sum", "amp",
+)  # fmt: skip
+
+
+class MaskedEmbedder(nn.Module):
+    """Embeds images; in training as one of K learners that share all but their mask.
+
+    Images are uint8 (0..255) B x 3 x H x W, normalised here as the backbone's weights were trained, or floats that
+    are normalised already. Embeddings are float32 and have unit length.
+
+    Source: TPAMI 2021, section 3.2.
+    """
+
+    def __init__(self, config: TrialConfig) -> None:
+        """Build the model; its random parts depend on `config.seed` alone.
+
+        Raises:
+            SettingError: if the backbone is not known, its weights are not on this machine, or it pools by
+                itself and `features_pooling` asks for another.
+        """
+        super().__init__()
+        self.config = config
+        frozen_statistics = not config.bn_learnable
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.backbone: Backbone = build(
+                config.arch, weights=config.weights, sz_crop=config.sz_crop, frozen_statistics=frozen_statistics
+            )
+            self.embedding = nn.Linear(self.backbone.dim, config.sz_embedding)
+            _initialise(self.embedding, config)
+            self.masks = nn.Parameter(self._first_masks(), requires_grad=not config.fixed_mask)
+        if self.backbone.pooled and config.features_pooling == "max":
+            raise SettingError(f"features_pooling=max: {config.arch} pools by itself; leave it at avg")
+        mean, std = torch.tensor(self.backbone.mean), torch.tensor(self.backbone.std)
+        self.register_buffer("scale", (1 / (255 * std))[:, None, None], persistent=False)
+        self.register_buffer("shift", (-mean / std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor, learner: int | None = None) -> Tensor:
+        """Embeddings B x D of unit length: of one learner, or the full ones."""
+        return self.embed(self.penultimate(images), learner)
+
+    def penultimate(self, images: Tensor) -> Tensor:
+        """Penultimate features B x F (float32, not normalised), of normalised or uint8 images."""
+        if images.dtype == torch.uint8:
+            images = torch.addcmul(cast(Tensor, self.shift), images, cast(Tensor, self.scale))
+        images = images.contiguous(memory_format=torch.channels_last)
+        bfloat16 = self.config.amp and images.is_cuda
+        with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16):
+            features = self.backbone(images)
+        if not self.backbone.pooled:
+            pool = F.adaptive_max_pool2d if self.config.features_pooling == "max" else F.adaptive_avg_pool2d
+            features = pool(features.float(), 1).flatten(1)
+        return F.dropout(features.float(), self.config.features_dropout_prob, self.training)
+
+    def embed(self, features: Tensor, learner: int | None = None) -> Tensor:
+        """Embeddings B x D of unit length from penultimate features B x F."""
+        z_BD = self.embedding(features)
+        if learner is not None:
+            z_BD = z_BD * self.effective_masks()[learner]
+        elif self.config.masks_sum_for_full_emb:
+            z_BD = z_BD * self._sum_of_masks()
+        return F.normalize(z_BD, dim=1)
+
+    def effective_masks(self) -> Tensor:
+        """The masks K x D as they are multiplied into the embedding: rectified unless `mask_relu` is off."""
+        return F.relu(self.masks) if self.config.mask_relu else self.masks
+
+    def _sum_of_masks(self) -> Tensor:
+        masks_KD = self.effective_masks()
+        if self.config.masks_normalize_before_sum == "l1":
+            masks_KD = F.normalize(masks_KD, p=1, dim=1)
+        return masks_KD.sum(0)
+
+    def divide_masks(self) -> None:
+        """K masks become 2K: children 2k and 2k+1 copy parent k; a fixed mask is cut in halves."""
+        masks_KD = self.masks.detach().repeat_interleave(2, 0)
+        if self.config.fixed_mask:
+            for child in range(len(masks_KD)):
+                owned = masks_KD[child].nonzero().flatten()
+                half = len(owned) // 2
+                masks_KD[child, owned[half:] if child % 2 == 0 else owned[:half]] = 0
+        self._replace_masks(masks_KD)
+
+    def merge_masks(self) -> None:
+        """2K masks become K: mask k is the mean of masks 2k and 2k+1; fixed masks are united."""
+        pairs = self.masks.detach().reshape(-1, 2, self.config.sz_embedding)
+        self._replace_masks(pairs.amax(1) if self.config.fixed_mask else pairs.mean(1))
+
+    def _first_masks(self) -> Tensor:
+        """The masks at epoch 0: one with `top_bot`, else one for each of `nb_clusters`."""
+        config = self.config
+        count = 1 if config.hierarchy_method == "top_bot" else config.nb_clusters
+        if config.fixed_mask:
+            slices = np.array_split(np.arange(config.sz_embedding), count)
+            return torch.stack([torch.isin(torch.arange(config.sz_embedding), torch.tensor(s)).float() for s in slices])
+        if config.masking_init == "normal":
+            return torch.normal(0.9, 0.7, (count, config.sz_embedding))
+        return torch.ones(count, config.sz_embedding)
+
+    def _replace_masks(self, masks_KD: Tensor) -> None:
+        self.masks = nn.Parameter(masks_KD.contiguous(), requires_grad=self.masks.requires_grad)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; the number of masks follows the state."""
+        masks = state_dict.get("masks")
+        if masks is not None and masks.shape != self.masks.shape:
+            self._replace_masks(torch.empty_like(masks, device=self.masks.device))
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def train(self, mode: bool = True) -> MaskedEmbedder:
+        """As in torch, but batch-norm layers stay in evaluation mode unless `bn_learnable`."""
+        super().train(mode)
+        if not self.config.bn_learnable:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def save(self, directory: Path, state: dict[str, Tensor] | None = None, **facts: Any) -> None:
+        """Write `model.safetensors` and `model.json` into a directory.
+
+        Args:
+            directory: made if it is missing.
+            state: weights to write instead of the present ones.
+            facts: what else to keep beside the weights, such as measures.
+        """
+        settings = {name: getattr(self.config, name) for name in _MODEL_SETTINGS}
+        facts = {"settings": settings, "mean": self.backbone.mean, "std": self.backbone.std, **facts}
+        checkpoint.write(directory, "model", state or self.state_dict(), facts)
+
+
+class _Facts(Stored):
+    """model.json."""
+
+    settings: dict[str, Scalar]
+    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+
+
+def load(path: str | Path) -> MaskedEmbedder:
+    """The model of a checkpoint, in evaluation mode: `load(path)(images)` gives full embeddings.
+
+    Nothing in the files is executed.
+
+    Args:
+        path: directory of a model, or that of a trial, whose best model is taken.
+
+    Raises:
+        CheckpointError: if a file is missing, torn, changed, or holds what no model can be.
+        SettingError: if the backbone cannot be built by the versions that are installed.
+    """
+    directory = best_model(Path(path)) or Path(path)
+    tensors, facts = checkpoint.read(directory, "model", _Facts)
+    model = MaskedEmbedder(_config_of(facts["settings"], directory))
+    check_weights(model, tensors, directory / "model.safetensors")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def check_weights(model: MaskedEmbedder, tensors: dict[str, Tensor], file: Path) -> None:
+    """Weights must be those of the model; the number of masks may be another.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    wanted = model.state_dict()
+    masks = tensors.get("masks")
+    if masks is not None and masks.ndim == 2 and 1 <= len(masks) <= _MOST_MASKS:
+        wanted["masks"] = wanted["masks"].new_empty((len(masks), model.config.sz_embedding))
+    checkpoint.check_tensors(tensors, wanted, file)
+
+
+def _config_of(settings: dict[str, Any], directory: Path) -> TrialConfig:
+    """The configuration that a model was made with, which this version must know."""
+    try:
+        return TrialConfig(**{**settings, "weights": "none"})
+    except SettingError as error:
+        raise CheckpointError(f"checkpoint {directory}: its settings cannot be ({error}); take another") from None
+
+
+def best_model(trial: Path) -> Path | None:
+    """The directory of the best model of a trial's directory; None if there is none."""
+    found = checkpoint.numbers(trial, BEST)
+    return trial / checkpoint.numbered(BEST, found[0]) if found else None
+
+
+def _initialise(layer: nn.Linear, config: TrialConfig) -> None:
+    """Initialise the embedding layer by `init_method`: each cluster's slice as a layer of its own, as in the original.
+
+    Gains are those of a linear layer. Biases are torch's own, but 0.1 for trunc_normal.
+    """
+    method = config.init_method or "pt_default"
+    if method == "pt_default":
+        return
+    sizes = [len(part) for part in np.array_split(np.arange(layer.out_features), config.nb_clusters)]
+    slices = [nn.Linear(layer.in_features, size) for size in sizes if size]
+    for part in slices:
+        _initialise_slice(part, method)
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([part.weight for part in slices]))
+        layer.bias.copy_(torch.cat([part.bias for part in slices]))
+
+
+def _initialise_slice(layer: nn.Linear, method: str) -> None:
+    """Draw the weights of a slice; torch's own way is there already."""
+    if method == "pt_splitted":
+        return
+    if method.startswith("kaiming_normal"):
+        mode = method.removeprefix("kaiming_normal_")
+        nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="linear")  # type: ignore[arg-type]
+    elif method == "trunc_normal":
+        nn.init.trunc_normal_(layer.weight, std=0.1, a=-0.2, b=0.2)
+        nn.init.constant_(layer.bias, 0.1)
+    else:
+        kind, _, gain = method.rpartition("_")
+        draw = nn.init.xavier_uniform_ if kind == "xavier_uniform" else nn.init.xavier_normal_
+        draw(layer.weight, gain=float(gain))

@@ -1,0 +1,255 @@
+"""Pictures: queries of the held-out classes with their neighbours, and images of each cluster.
+
+Only images of training classes are opened, held out or not: test classes stay sealed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dcml_tune import data
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models import embedder
+from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.report.figures import Album, Pixels
+from dcml_tune.report.page import Figure, Section, percent
+from dcml_tune.report.search_data import Facts
+from dcml_tune.report.sections.division import read_division
+from dcml_tune.runs.paths import STORES
+from dcml_tune.training.embedding import embed
+from dcml_tune.training.trial_data import TrialData
+from dcml_tune.utils.machine import usable_cores
+
+Indices = npt.NDArray[np.int64]
+Hits = npt.NDArray[np.bool_]
+
+_QUERIES, _NEIGHBOURS = 12, 5
+_MOST_IMAGES = 3000  # of the held-out classes that are embedded
+_PER_CLUSTER, _MOST_CLUSTERS = 6, 32
+_SIDE, _BORDER, _GAP, _HEAD, _LABEL = 96, 5, 18, 26, 170  # pixels
+_GREEN, _RED, _GREY, _WHITE = (46, 160, 67), (218, 54, 51), (140, 149, 159), (255, 255, 255)
+_SEED = 0
+
+
+def pictures(facts: Facts, album: Album) -> Section:
+    """Queries with their neighbours before and after, and images of each cluster."""
+    section = Section(title="Pictures")
+    if facts.best is None or facts.model is None:
+        section.say("The model of the best trial was not kept, or there is none yet, so nothing can be embedded.")
+        return section
+    stores = facts.output / STORES
+    if not _is_stored(facts.best.config, stores):
+        section.say(f"{stores} does not hold the images of this search, and a report builds no store.")
+        return section
+    opened = TrialData.open(facts.best.config, stores)
+    if opened.validation is None:
+        section.say("No classes are held out (paper protocol), and pictures of test classes are not shown.")
+    else:
+        with _all_threads():
+            section.parts.append(_neighbours(facts, facts.model, opened, album))
+    _clusters(section, facts, opened, album)
+    return section
+
+
+def _is_stored(config: TrialConfig, stores: Path) -> bool:
+    """Whether the stores of the training images are there."""
+    images = data.load(config).train
+    kinds: tuple[data.Kind, ...] = (config.image_store, "evaluation")
+    sizes = {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
+    return all(data.needed_bytes(images, stores, kind=kind, **sizes) == 0 for kind in kinds)
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """As many threads as this process may use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- queries and their neighbours --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a network finds."""
+
+    neighbours: Indices
+    """Q x 5: rows of the store, the nearest first."""
+    right: Hits
+    """Q x 5: whether they are of the query's class."""
+
+
+def _neighbours(facts: Facts, trained: Path, opened: TrialData, album: Album) -> Figure:
+    assert facts.best is not None
+    queries, gallery = _shown_rows(opened)
+    device = torch.device("cuda" if torch.cuda.is_available() and facts.status != "running" else "cpu")
+    networks = [(MaskedEmbedder(facts.best.config), True), (embedder.load(trained), False)]
+    before, after = (
+        _search(network.to(device), opened, queries, gallery, penultimate=penultimate)
+        for network, penultimate in networks
+    )
+    labels = opened.labels
+    answerable = np.array([_has_answer(opened, row, queries, gallery) for row in queries])
+    chosen = _choose(before.right[:, 0] != after.right[:, 0], answerable)
+    images = opened.views.array
+    sheet = _sheet(images, queries[chosen], [_rows(before, chosen), _rows(after, chosen)])
+    whole = len(queries) == len(opened.validation if opened.validation is not None else [])
+    classes = len(np.unique(labels[queries]))
+    recall = [percent(float(found.right[:, 0].mean())) for found in (before, after)]
+    caption = (
+        "Look for rows that turn from red to green, and for what the red ones have in common. Searched were "
+        f"{len(queries):,} held-out images of {classes:,} classes "
+        f"({'all there are' if whole else 'whole classes, chosen at random with a fixed seed'}); the nearest is right for "
+        f"{recall[0]} of them with the untrained network and for {recall[1]} with trial {facts.best.key}. Half of the queries "
+        "are random, the others (last rows) are among those that the two answer differently."
+    )
+    title = "Queries and their five nearest, before and after"
+    return album.keep_picture(sheet, "neighbours", title=title, caption=caption)
+
+
+def _shown_rows(opened: TrialData) -> tuple[Indices, Indices | None]:
+    """Queries, and their gallery where there is one: whole classes, at most 3,000 images."""
+    assert opened.validation is not None
+    queries, gallery, labels = opened.validation, opened.gallery, opened.labels
+    rows = queries if gallery is None else np.concatenate([queries, gallery])
+    classes, counts = np.unique(labels[rows], return_counts=True)
+    order = np.random.default_rng(_SEED).permutation(len(classes))
+    kept = classes[order[np.cumsum(counts[order]) <= _MOST_IMAGES]]
+    if not len(kept):
+        raise SettingError(f"each held-out class has more than {_MOST_IMAGES:,} images")
+    return queries[np.isin(labels[queries], kept)], None if gallery is None else gallery[np.isin(labels[gallery], kept)]
+
+
+def _search(
+    network: MaskedEmbedder, opened: TrialData, queries: Indices, gallery: Indices | None, *, penultimate: bool
+) -> _Found:
+    """The nearest of the gallery, or of the other queries."""
+    vectors = embed(network, opened.views, queries, penultimate=penultimate)
+    others = vectors if gallery is None else embed(network, opened.views, gallery, penultimate=penultimate)
+    near = _nearest(vectors, others, without_self=gallery is None)
+    rows = (queries if gallery is None else gallery)[near]
+    return _Found(neighbours=rows, right=opened.labels[rows] == opened.labels[queries][:, None])
+
+
+def _nearest(queries: Tensor, gallery: Tensor, *, without_self: bool) -> Indices:
+    """Q x 5: places in the gallery by falling cosine; self is left out by its place."""
+    similarity = queries @ gallery.T
+    if without_self:
+        similarity.fill_diagonal_(-torch.inf)
+    count = min(_NEIGHBOURS, len(gallery) - int(without_self))
+    return similarity.topk(count, dim=1).indices.cpu().numpy()
+
+
+def _has_answer(opened: TrialData, row: int, queries: Indices, gallery: Indices | None) -> bool:
+    """Whether there is another image of a query's class to be found."""
+    same = opened.labels[queries if gallery is None else gallery] == opened.labels[row]
+    return int(same.sum()) > int(gallery is None)
+
+
+def _choose(differ: Hits, answerable: Hits) -> Indices:
+    """Half of the queries at random, half among those that are answered differently, if there are as many."""
+    rng = np.random.default_rng(_SEED)
+    order = rng.permutation(np.flatnonzero(answerable))
+    telling = order[differ[order]][: _QUERIES // 2]
+    rest = order[~np.isin(order, telling)][: _QUERIES - len(telling)]
+    return np.concatenate([rest, telling])
+
+
+def _rows(found: _Found, chosen: Indices) -> _Found:
+    return _Found(neighbours=found.neighbours[chosen], right=found.right[chosen])
+
+
+# -- sheets ------------------------------------------------------------------------------------------------
+
+
+def _sheet(images: Pixels, queries: Indices, networks: list[_Found]) -> Pixels:
+    """A row for each query: itself, then its neighbours by each network."""
+    rows = []
+    for number, query in enumerate(queries):
+        blocks = [_thumbnail(images[query], _GREY)]
+        for found in networks:
+            near = zip(found.neighbours[number], found.right[number], strict=True)
+            blocks += [
+                _blank(blocks[0], _GAP),
+                *(_thumbnail(images[row], _GREEN if hit else _RED, not hit) for row, hit in near),
+            ]
+        rows.append(np.concatenate(blocks, axis=1))
+    sheet = np.concatenate(rows)
+    cell = _SIDE + 2 * _BORDER
+    second = cell + _GAP + networks[0].neighbours.shape[1] * cell + _GAP
+    heads = {0: "query", cell + _GAP: "untrained network, the nearest first", second: "best trial, the nearest first"}
+    return _with_head(sheet, heads)
+
+
+def _thumbnail(image: Pixels, colour: tuple[int, int, int], cornered: bool = False) -> Pixels:
+    """An image in a border; a corner says the same as the colour to those who cannot tell red from green."""
+    small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
+    framed = np.full((_SIDE + 2 * _BORDER, _SIDE + 2 * _BORDER, 3), colour, np.uint8)
+    framed[_BORDER:-_BORDER, _BORDER:-_BORDER] = small
+    if cornered:
+        framed[:16, -16:] = colour
+    return np.pad(framed[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), constant_values=255)
+
+
+def _blank(beside: Pixels, width: int) -> Pixels:
+    return np.full((len(beside), width, 3), _WHITE, np.uint8)
+
+
+def _with_head(sheet: Pixels, texts: dict[int, str]) -> Pixels:
+    """A line of text above a sheet, each text at its own distance from the left."""
+    head = Image.new("RGB", (sheet.shape[1], _HEAD), _WHITE)
+    for left, text in texts.items():
+        ImageDraw.Draw(head).text((left + 4, 4), text, fill=(31, 35, 40), font=ImageFont.load_default(15))
+    return np.concatenate([np.asarray(head), sheet])
+
+
+def _label(text: str, height: int) -> Pixels:
+    made = Image.new("RGB", (_LABEL, height), _WHITE)
+    ImageDraw.Draw(made).text((4, height // 2 - 9), text, fill=(31, 35, 40), font=ImageFont.load_default(15))
+    return np.asarray(made)
+
+
+# -- clusters ----------------------------------------------------------------------------------------------
+
+
+def _clusters(section: Section, facts: Facts, opened: TrialData, album: Album) -> None:
+    found = read_division(facts)
+    if found is None:
+        section.say("The division of the best trial was not kept, so there are no pictures of its clusters.")
+        return
+    tensors, clusters = found
+    partition, rows = tensors["partition"].numpy(), tensors["rows"].numpy()
+    shown = [number for number in np.argsort(-np.bincount(partition[partition >= 0], minlength=clusters), kind="stable")
+             if (partition == number).any()][:_MOST_CLUSTERS]  # fmt: skip
+    rng = np.random.default_rng(_SEED)
+    sheet = np.concatenate(
+        [_cluster(opened.views.array, number, rows[partition == number], rng) for number in sorted(shown)]
+    )
+    title = f"{_PER_CLUSTER} images of each cluster, chosen at random"
+    caption = (
+        f"Look for what the images of a row have in common and those of other rows do not: that is what its learner is for "
+        f"({len(shown)} of {clusters} clusters{', the largest' if len(shown) < clusters else ''})."
+    )
+    section.parts.append(album.keep_picture(_with_head(sheet, {0: title}), "clusters", title=title, caption=caption))
+
+
+def _cluster(images: Pixels, number: int, rows: Indices, rng: np.random.Generator) -> Pixels:
+    """A row of a cluster's images."""
+    chosen = rng.permutation(rows)[:_PER_CLUSTER]
+    blocks = [_thumbnail(images[row], _GREY) for row in chosen]
+    blocks += [_blank(blocks[0], blocks[0].shape[1])] * (_PER_CLUSTER - len(blocks))
+    return np.concatenate([_label(f"{number}: {len(rows):,} images", len(blocks[0])), *blocks], axis=1)

@@ -1,0 +1,1 @@
+"""What a search leaves below its output directory."""

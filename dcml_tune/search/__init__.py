@@ -1,0 +1,1 @@
+"""`python -m dcml_tune.search`: from a command line to a verdict."""

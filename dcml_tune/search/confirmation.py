@@ -1,0 +1,165 @@
+"""The race that confirms a search's winner: the best settings and the controls, on further folds and seeds, all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.config.trial import SEEDS
+from dcml_tune.runs.study import by_launch, first_best
+
+if TYPE_CHECKING:
+    from trainables.searcher import KnownTrial
+
+PUBLISHED, NO_DIVISION = "published", "no division"
+CONTROLS = (PUBLISHED, NO_DIVISION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A setting that may be the winner."""
+
+    name: str
+    """Key of its trial, published, or no division."""
+    config: dict[str, Any]
+    value: float | None = None
+    """What it reached in the search; None if it was not tried there, or failed."""
+    key: str | None = None
+    """Of its trial in the search; None if it was not tried there, or failed."""
+    epochs: int | None = None
+    """After how many epochs it was best in the search; None if it was not run there to its end."""
+
+    @property
+    def slug(self) -> str:
+        """Its name as part of a file's."""
+        return self.name.replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class FoldSeed:
+    """What all contenders are compared on: classes that are held out, and a seed."""
+
+    fold: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"fold {self.fold}, seed {self.seed}"
+
+
+def candidates(trials: list[KnownTrial], published: dict[str, Any], most: int) -> list[Candidate]:
+    """The best trials of a search, and its controls: the published setting, and the same without division.
+
+    Args:
+        trials: of the search.
+        published: settings of the published point.
+        most: number of trials beside the controls.
+    """
+    tried = sorted((t for t in trials if t.has_ended and t.best is not None), key=lambda trial: by_launch(trial.key))
+    valued = sorted(tried, key=lambda trial: trial.best or 0.0, reverse=True)  # equal ones keep their order
+    known: dict[tuple[tuple[str, str], ...], Candidate] = {}
+    for trial in valued:
+        config = dict(trial.config)
+        epochs = trial.best_epoch if trial.state == "done" else None
+        made = Candidate(name=trial.key, config=config, value=trial.best, key=trial.key, epochs=epochs)
+        known.setdefault(_frozen(config), made)
+    controls = [(PUBLISHED, published)]
+    if published["nb_clusters"] != 1:
+        controls.append((NO_DIVISION, {**published, "nb_clusters": 1}))
+    same = {name: known.pop(_frozen(config), None) for name, config in controls}
+    found = list(known.values())[:most]
+    for name, config in controls:
+        found.append(replace(same[name] or Candidate(name=name, config=config), name=name, config=config))
+    return found
+
+
+def _frozen(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, repr(value)) for name, value in config.items()))
+
+
+def units(folds: int, seeds: int, first_seed: int) -> list[FoldSeed]:
+    """The units of a race: folds 1, 2, ... (the search has fold 0), each unit with a seed of its own."""
+    return [FoldSeed(1 + number % folds, (first_seed + 1 + number) % SEEDS) for number in range(folds * seeds)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """What a race found."""
+
+    candidates: list[Candidate]
+    units: list[FoldSeed]
+    results: dict[tuple[str, FoldSeed], dict[str, Any]]
+    """(contender, unit) -> what its run measured."""
+    dropped: dict[str, int]
+    """Contender -> number of units after which it could not win any more."""
+    metric: str
+
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """Contender -> unit -> value, for `Comparison`."""
+        found: dict[str, dict[str, float]] = {each.name: {} for each in self.candidates}
+        for (name, unit), result in self.results.items():
+            found[name][str(unit)] = float(result[f"{self.metric}_best"])
+        return found
+
+    @property
+    def winner(self) -> Candidate:
+        """The best of the race; where nothing was run, the best of the search. Of equal ones the first that was tried."""
+        from dcml_tune.search.statistics import Comparison
+
+        tried = sorted(self.candidates, key=lambda each: (each.key is None, by_launch(each.key or "")))
+        values = self.values
+        best = Comparison({each.name: values[each.name] for each in tried if each.name not in self.dropped}).best
+        if best is None:
+            return first_best(tried, lambda each: each.value) or tried[0]
+        return next(each for each in tried if each.name == best)
+
+    def epochs(self, candidate: Candidate) -> int | None:
+        """After how many epochs the mean of a contender's curves is highest; None: all of them."""
+        curves = [result["curve"] for (name, _), result in self.results.items() if name == candidate.name]
+        if not curves:
+            return candidate.epochs
+        means = [sum(values) / len(curves) for values in zip(*curves, strict=True)]
+        best = first_best(range(len(means)), lambda epoch: means[epoch])
+        return None if best is None else 1 + best
+
+
+Run = tuple[Candidate, FoldSeed]
+
+
+def race(
+    found: list[Candidate],
+    units: list[FoldSeed],
+    *,
+    metric: str,
+    results: Callable[[list[Run]], dict[tuple[str, FoldSeed], dict[str, Any]]],
+    is_over: Callable[[], bool],
+) -> Confirmation:
+    """Let contenders run, unit after unit; one that cannot win any more is dropped; it ends when one is left.
+
+    Args:
+        found: the contenders.
+        units: on which they may be compared.
+        metric: by which, each by its best epoch.
+        results: runs what has not been run, and returns what there is.
+        is_over: whether nothing more may be run.
+    """
+    from dcml_tune.search.statistics import Comparison  # SciPy, which the command line need not wait for
+
+    raced = Confirmation(candidates=found, units=units, results={}, dropped={}, metric=metric)
+    for number, batch in _batches(units):
+        left = [each for each in found if each.name not in raced.dropped]
+        if len(left) < 2:
+            break
+        raced.results.update(results([(candidate, unit) for unit in batch for candidate in left]))
+        for name in Comparison(raced.values).beaten(looks=max(1, len(units) - 1)):
+            raced.dropped.setdefault(name, number)
+        if is_over():
+            break
+    return raced
+
+
+def _batches(units: list[FoldSeed]) -> Iterator[tuple[int, list[FoldSeed]]]:
+    """The units that are run together, and how many are done then: two first, for one alone tells nothing."""
+    for number in range(max(1, min(2, len(units))), len(units) + 1):
+        yield number, units[:2] if number <= 2 else [units[number - 1]]

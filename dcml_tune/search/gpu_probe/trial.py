@@ -1,0 +1,86 @@
+"""A trial without a data set: what a probe, and benchmarks/gpu.py, measure."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data.loader import EVALUATION_BATCH
+from dcml_tune.search.gpu_probe import Measured
+from dcml_tune.training.step import TrainStep
+from dcml_tune.utils.machine import peak_memory_bytes
+
+_WARM_UP = 5
+
+
+class SyntheticTrial(TrainStep):
+    """A trial that trains on random images, in the phase of its learners, with the backbone trained."""
+
+    def __init__(self, config: TrialConfig, device: torch.device) -> None:
+        """Build model, loss, optimiser and one batch in the host's memory, from which each step copies it."""
+        self.labels = np.arange(config.batch_size) // max(2, config.num_samples_per_class)
+        super().__init__(config, int(self.labels.max()) + 1, device)
+        shape = config.batch_size, config.sz_crop, config.sz_crop, 3
+        images = torch.randint(0, 256, shape, dtype=torch.uint8)
+        self.images = (images.pin_memory() if device.type == "cuda" else images).permute(0, 3, 1, 2)
+        self.plan = replace(EpochPlan.at(0, config), backbone_frozen=False)
+        self._generator = torch.Generator(device).manual_seed(0)
+        self._steps = 0
+        self._set_trainable(self.plan)
+
+    def freeze(self, frozen: bool) -> None:
+        """Train the rest alone, or the backbone, too."""
+        self.plan = replace(self.plan, backbone_frozen=frozen)
+        self._set_trainable(self.plan)
+
+    def step(self) -> None:
+        """One update, round robin over the learners; nothing is waited for."""
+        self._step(self.images, self.labels, self._steps % len(self.model.masks), self.plan, self._generator)
+        self._steps += 1
+
+    def steps(self, count: int) -> None:
+        """Some updates, to their end."""
+        for _ in range(count):
+            self.step()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def warm_up(self) -> None:
+        """The first updates, and a batch of the evaluation: it may take more memory."""
+        self.model.eval()
+        shape = EVALUATION_BATCH.get(self.device.type, 1), 3, self.config.sz_crop, self.config.sz_crop
+        with torch.inference_mode():
+            self.model(torch.zeros(shape, dtype=torch.uint8, device=self.device))
+        self._set_trainable(self.plan)
+        self.steps(_WARM_UP)
+
+    def measured(self, seconds: float) -> Measured:
+        """Train for some seconds."""
+        start, before = time.perf_counter(), self._steps
+        while time.perf_counter() - start < seconds:
+            self.step()
+        self.wait()
+        images = (self._steps - before) * self.config.batch_size
+        rate = images / (time.perf_counter() - start)
+        return Measured(images_per_s=rate, **_memory(self.device))
+
+
+def _memory(device: torch.device) -> dict[str, int]:
+    """Bytes of a GPU; on the CPU those of the process and of the machine."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return {"allocated": allocated, "reserved": reserved, "used": total - free, "total": total}
+    taken = peak_memory_bytes()
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"allocated": taken, "reserved": taken, "used": taken, "total": total}

@@ -1,0 +1,130 @@
+"""Addresses of tracking servers and databases."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.paths import mlflow_address, sqlite_address, sqlite_file
+from dcml_tune.utils.redaction import redact
+
+_WEB = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_DATABRICKS = ("databricks", "databricks-uc")
+
+
+def absolute_uri(uri: str) -> str:
+    """The address of a tracking store, with the path of an SQLite file made absolute: trials run in other directories.
+
+    Raises:
+        SettingError: if it is of no kind that MLflow takes, or its login is written so that a part of it means something
+            else.
+    """
+    scheme, separator, rest = uri.partition("://")
+    kind = scheme.lower().partition("+")[0]
+    if uri in _DATABRICKS or (separator and scheme in _DATABRICKS):
+        return uri
+    if separator and scheme.lower() in _WEB:
+        return _web(f"{scheme.lower()}://{rest}")
+    if separator and kind in _DATABASES:
+        return _database(f"{scheme.lower()}://{rest}")
+    known = (
+        f"http(s)://HOST:PORT, sqlite:///FILE, {', '.join(f'{each}://' for each in _DATABASES[1:])}, {_DATABRICKS[0]}"
+    )
+    raise _refused(uri, f"must be one of {known}; MLflow no longer takes a directory")
+
+
+def add_flag(parser: argparse.ArgumentParser, about: str) -> None:
+    """Add --tracking-uri, which is checked and made absolute before anything else is done."""
+    parser.add_argument("--tracking-uri", action=_TrackingUri, help=about)
+
+
+class _TrackingUri(argparse.Action):
+    """Not a type: argparse would repeat the address, with its password, in a message of its own."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, absolute_uri(str(values)))
+
+
+def tracking_uri(given: str | None, output: Path) -> str:
+    """The address that --tracking-uri gives, or that of the output directory's own store."""
+    return mlflow_address(output) if given is None else given
+
+
+def _web(uri: str) -> str:
+    """A web address whose login, if it has one, stands where it belongs."""
+    try:
+        parts = urlsplit(uri)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, None
+    if parts is None or not host or "@" in parts.path + parts.query + parts.fragment or "\\" in parts.netloc:
+        raise _refused(
+            uri,
+            "must be http(s)://HOST:PORT; in a user or password write / as %2F, @ as %40, ? as %3F, # as %23, \\ as %5C",
+        )
+    if parts.query or parts.fragment:
+        raise _refused(
+            uri,
+            "nothing may follow a ? or #; give a token or password in MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_PASSWORD",
+        )
+    return uri
+
+
+def _database(uri: str) -> str:
+    """The SQLAlchemy address of a database; that of an SQLite file is made absolute."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(uri)
+        file = sqlite_file(uri)
+    except SettingError as error:
+        raise SettingError(f"tracking-uri={error}") from None
+    except (ArgumentError, ValueError):
+        raise _refused(
+            uri, "is no SQLAlchemy address, DIALECT://USER:PASSWORD@HOST:PORT/DATABASE; write it so"
+        ) from None
+    if file is None:
+        return uri
+    options = uri.partition("?")[2]
+    return sqlite_address(file.resolve()) + (f"?{options}" if options else "")
+
+
+def _refused(uri: str, why: str) -> SettingError:
+    return SettingError(f"tracking-uri={redact(uri)}: {why}")
+
+
+def ui_command(uri: str) -> str:
+    """The command that opens the MLflow UI of a database, or the address of a server."""
+    if uri.startswith((*_WEB, *_DATABRICKS)):
+        return without_login(uri)
+    store = redact(absolute_uri(uri))
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", "5000"])
+
+
+def compare_url(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The compare page of some runs.
+
+    Args:
+        base: address of the MLflow server; that which `ui_command` starts if it is no web address.
+        experiment_id: MLflow's id.
+        run_ids: MLflow's ids. Above about a hundred the page is slow.
+    """
+    host = without_login(base).rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"
+    runs, experiments = quote(json.dumps(list(run_ids)), safe=""), quote(json.dumps([experiment_id]), safe="")
+    return f"{host}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def without_login(uri: str) -> str:
+    """The address without user and password."""
+    return redact(uri).replace("***@", "")

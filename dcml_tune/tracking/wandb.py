@@ -1,0 +1,49 @@
+"""Weights & Biases beside MLflow, for those who ask for it; the only module that imports wandb."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dcml_tune.config.errors import SettingError
+
+
+class WandbRun:
+    """One run in the project `dcml_tune`.
+
+    Where it goes is wandb's own business: `WANDB_MODE=offline` writes below the output directory, `WANDB_PROJECT`
+    names another project.
+    """
+
+    def __init__(self, name: str, output: Path, params: Mapping[str, Any]) -> None:
+        """Begin a run.
+
+        Raises:
+            SettingError: if wandb is not installed, or nobody is logged in.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise SettingError(
+                "--wandb-enabled: wandb is not installed; pip install 'dcml-tune[wandb]', or leave the flag out"
+            ) from None
+        # Without a terminal to ask for a login wandb raises; with one it would ask in the middle of the night.
+        settings = wandb.Settings(silent=True, login_timeout=10)
+        project = os.environ.get("WANDB_PROJECT", "dcml_tune")
+        try:
+            self._run = wandb.init(project=project, name=name, dir=str(output), config=dict(params), settings=settings)
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SettingError(
+                f"--wandb-enabled: {reason}; run `wandb login`, or set WANDB_MODE=offline, or leave the flag out"
+            ) from None
+
+    def metrics(self, epoch: int, values: Mapping[str, Any]) -> None:
+        """Log the measures of an epoch."""
+        self._run.log(dict(values), step=epoch)
+
+    def end(self, *, failed: bool) -> None:
+        """End the run."""
+        self._run.finish(exit_code=int(failed))

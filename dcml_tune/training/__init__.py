@@ -1,0 +1,5 @@
+"""One trial in plain PyTorch."""
+
+from dcml_tune.training.trainer import Trainer
+
+__all__ = ["Trainer"]

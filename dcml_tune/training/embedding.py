@@ -1,0 +1,68 @@
+"""Embeddings of stored images, and of lists of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dcml_tune import data
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data import ImageList, ImageStore
+from dcml_tune.data.loader import EVALUATION_BATCH, ToDevice, evaluation_batches
+from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.training.trial_data import Indices
+
+
+def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False) -> Tensor:
+    """Full embeddings, or penultimate features, of rows of an evaluation store.
+
+    Returns:
+        Unit vectors, rows x D or rows x F, float32, on the model's device.
+    """
+    device = model.masks.device
+    to_device = ToDevice(device)
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for images in evaluation_batches(views, rows, EVALUATION_BATCH.get(device.type, 64)):
+            features = model.penultimate(to_device(images))
+            parts.append(torch.nn.functional.normalize(features, dim=1) if penultimate else model.embed(features))
+        return torch.cat(parts)
+
+
+def embed_images(
+    model: MaskedEmbedder, images: ImageList, config: TrialConfig, stores: Path, *, penultimate: bool = False
+) -> tuple[Tensor, Indices]:
+    """Full embeddings, or penultimate features, of images, and their labels; the store of them is made if need be.
+
+    Args:
+        model: on its device.
+        images: N of them.
+        config: says the sizes, and whether images that cannot be decoded are left out.
+        stores: directory of the image stores.
+        penultimate: as in `embed`.
+
+    Returns:
+        Unit vectors (N, D) or (N, F), and labels (N,).
+
+    Raises:
+        SettingError: for images that cannot be decoded, or a store that cannot be written.
+    """
+    store = evaluation_store(images, config, stores)
+    rows = np.arange(len(store.kept), dtype=np.int64)
+    return embed(model, store, rows, penultimate=penultimate), images.labels[store.kept]
+
+
+def evaluation_store(images: ImageList, config: TrialConfig, stores: Path) -> ImageStore:
+    """The store of what the network sees of images in evaluation."""
+    return data.open_or_build(
+        images,
+        stores,
+        kind="evaluation",
+        sz_resize=config.sz_resize,
+        sz_crop=config.sz_crop,
+        skip_unreadable=config.skip_unreadable,
+    )

@@ -1,0 +1,69 @@
+"""The trained model that a training starts from (`--checkpoint`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models.embedder import MaskedEmbedder, best_model, load
+from dcml_tune.training.trial_data import Indices
+from dcml_tune.utils import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model that a training goes on with."""
+
+    path: Path
+    model: MaskedEmbedder
+    epoch: int
+    """Epochs completed when it was saved."""
+    division: tuple[Indices, Indices] | None
+    """Which images trained it, and the cluster of each; None if nothing is known of it."""
+    names: str | None = None
+    """A hash of the names of the images from which these are; None if it is not known."""
+
+
+def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> TrainedModel:
+    """The model that a training of some configuration is to go on with.
+
+    Args:
+        path: as `model.load` takes it.
+        config: of the training.
+        restart: as `Trainer.start_from`.
+
+    Raises:
+        CheckpointError: if no model there is whole.
+        SettingError: if it is of another network, or was trained as long as this configuration trains.
+    """
+    if path.is_file():
+        raise SettingError(
+            f"--checkpoint {path}: is a file; give the directory of a model that was saved here (files of the original run "
+            "code when they are loaded, and their format is not described)"
+        )
+    place = best_model(path) or path
+    given, facts = load(place), checkpoint.read(place, "model")[1]
+    epoch = 0 if restart else facts.get("epoch")
+    if type(epoch) is not int or epoch < 0:
+        raise SettingError(f"--checkpoint {path}: says of no epoch; add --restart-schedule to begin at epoch 0")
+    if epoch >= config.nb_epochs:
+        raise SettingError(f"nb_epochs={config.nb_epochs}: the model in {path} was saved after epoch {epoch}; raise it")
+    for name in ("arch", "sz_embedding"):
+        ours, theirs = getattr(config, name), getattr(given.config, name)
+        if ours != theirs:
+            raise SettingError(
+                f"{name}={ours}: the model in {path} has {theirs}; give --{name.replace('_', '-')} {theirs}"
+            )
+    if not (place / "division.json").exists():
+        return TrainedModel(path=path, model=given, epoch=epoch, division=None)
+    kept, said = checkpoint.read(place, "division")
+    rows, partition = (kept.get(name, torch.empty(0)) for name in ("rows", "partition"))
+    fits = rows.dtype == partition.dtype == torch.int64 and rows.dim() == 1 and rows.shape == partition.shape
+    if not fits or not len(rows) or not -1 <= int(partition.min()) <= int(partition.max()) < len(given.masks):
+        raise checkpoint.CheckpointError(f"checkpoint {place}: its division is not one of its learners; take another")
+    division = rows.numpy(), partition.numpy()
+    return TrainedModel(path=path, model=given, epoch=epoch, division=division, names=said.get("names"))

@@ -1,0 +1,148 @@
+"""TrialData: the images of a trial, which of them train and which are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcml_tune import data
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data import ImageList, ImageStore, remains
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialData:
+    """What a trial looks at, as rows of the stores of a data set's training classes."""
+
+    dataset: data.DataSet
+    images: ImageList
+    """All images of the training classes that can be read, held out or not."""
+    labels: Indices
+    """Class of each image, 0 .. number of classes - 1."""
+    train: Indices
+    """Rows that train."""
+    validation: Indices | None
+    """Rows that are held out; None when nothing is."""
+    gallery: Indices | None
+    """Rows of the gallery that held-out queries are searched in; None: each other."""
+    ks: tuple[int, ...]
+    originals: ImageStore
+    """Decoded images that training crops are taken from."""
+    views: ImageStore
+    """The same images as the network sees them in evaluation."""
+
+    @classmethod
+    def open(cls, config: TrialConfig, stores: Path, *, verify: bool = False) -> TrialData:
+        """Open the image stores of a trial, or build them where they are missing.
+
+        Args:
+            config: says which data set, which share is held out, and the sizes of the images.
+            stores: directory of the image stores, shared by all trials of a node.
+            verify: compare the stored images with their checksums, and build anew what is damaged.
+
+        Raises:
+            SettingError: for a data set that is missing, unreadable, or too small for the settings.
+        """
+        dataset = data.load(config)
+        originals, views = (
+            data.open_or_build(
+                dataset.train,
+                stores,
+                kind=kind,
+                sz_resize=config.sz_resize,
+                sz_crop=config.sz_crop,
+                skip_unreadable=config.skip_unreadable,
+                verify=verify,
+            )
+            for kind in _kinds(config)
+        )
+        images = dataset.train.take(originals.kept)
+        remains.of_train(config, dataset, originals).checked()
+        train, held_out = data.hold_out_rows(
+            images,
+            share=config.held_out_share,
+            seed=config.split_seed,
+            fold=config.fold,
+            gallery=dataset.tests[0].gallery is not None,
+        )
+        labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
+        # Only now, so that the choice of the held-out classes does not depend on them.
+        matched = remains.matched(dataset.train.labels, images.labels)
+
+        def kept(rows: Indices) -> Indices:
+            return rows[matched[rows]]
+
+        trial = cls(
+            dataset=dataset,
+            images=images,
+            labels=labels,
+            train=kept(train),
+            validation=kept(held_out.queries) if held_out else None,
+            gallery=kept(held_out.gallery) if held_out and held_out.gallery is not None else None,
+            ks=_ks(dataset),
+            originals=originals,
+            views=views,
+        )
+        if reason := trial.cannot_train(config):
+            raise SettingError(reason)
+        return trial
+
+    @staticmethod
+    def needed_bytes(config: TrialConfig, stores: Path) -> int:
+        """Bytes on disk that `open` and the scoring of the test classes are going to take; 0 for what is there."""
+        dataset, sizes = data.load(config), {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
+        train = sum(data.needed_bytes(dataset.train, stores, kind=kind, **sizes) for kind in _kinds(config))
+        opens = config.protocol == "paper"
+        tests = (data.needed_bytes(images, stores, opens, kind="evaluation", **sizes) for images in dataset.test_lists)
+        return train + sum(tests)
+
+    def identity(self, config: TrialConfig) -> data.Identity:
+        """What tells the images that trials are trained, compared and scored on from others."""
+        stores = self.views.directory.parent
+        return data.Identity.of(self.dataset, stores, opens_test=config.protocol == "paper")
+
+    def notes(self, config: TrialConfig) -> list[str]:
+        """What a user must know of the training images: which cannot be decoded, and what was done to others."""
+        return remains.of_train(config, self.dataset, self.originals).lines
+
+    def split(self, config: TrialConfig) -> str:
+        """What trains, what epochs are compared on, and how the original's way is had: one line."""
+        trains, all_classes = len(np.unique(self.labels[self.train])), len(np.unique(self.labels))
+        line = f"{trains:,} classes ({len(self.train):,} images) train"
+        if config.protocol == "paper":
+            return f"{line}; epochs are compared on the test classes"
+        if self.validation is None:
+            return f"{line}; none are held out, so that the last epoch counts as the best"
+        held_out = f"{all_classes - trains:,} ({len(self.labels) - len(self.train):,} images)"
+        return (
+            f"{line}, {held_out} are held out to find the best epoch; --val-share 0 trains on all, --protocol paper compares "
+            "on the test classes, as the original"
+        )
+
+    def cannot_train(self, config: TrialConfig) -> str | None:
+        """Why the classes that train are too few for some settings, or None.
+
+        Every cluster needs two classes, and a batch what its sampler asks for.
+        """
+        classes = len(np.unique(self.labels[self.train]))
+        if 2 * config.nb_clusters > classes:
+            return (
+                f"nb_clusters={config.nb_clusters}: every cluster needs two classes, and {classes} classes train; "
+                f"take at most {1 << max(0, (classes // 2).bit_length() - 1)}"
+            )
+        return None
+
+
+def _kinds(config: TrialConfig) -> tuple[data.Kind, ...]:
+    """The stores of a trial's training images."""
+    return config.image_store, "evaluation"
+
+
+def _ks(dataset: data.DataSet) -> tuple[int, ...]:
+    return dataset.tests[0].ks

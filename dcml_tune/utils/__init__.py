@@ -1,0 +1,1 @@
+"""Files, checkpoints and signals: nothing here knows the field."""

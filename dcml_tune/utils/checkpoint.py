@@ -1,0 +1,161 @@
+"""Checkpoints that load without running code: safetensors for numbers, JSON for the rest, checksums of both."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_atomic, write_checksummed
+from dcml_tune.utils.stored import Count, Stored, checked, printable
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+
+
+class CheckpointError(SettingError):
+    """A checkpoint that is missing, torn, or was changed since it was written."""
+
+
+def write(directory: Path, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write `name.safetensors` and then `name.json` into a directory, each whole or not at all.
+
+    The JSON file makes the checkpoint valid. To replace a checkpoint, write under another name (`numbered`): two
+    files cannot be replaced at once.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    write_atomic(directory / f"{name}.safetensors", data)
+    write_checksummed(
+        directory / f"{name}.json", {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **facts}
+    )
+
+
+class _Facts(Stored):
+    """The JSON file of every checkpoint."""
+
+    format: Count
+    sha256: str
+
+
+def read(directory: Path, name: str, kind: type[Stored] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts that `write` wrote.
+
+    Args:
+        directory: of the checkpoint.
+        name: of its files.
+        kind: what the facts must be; None: any.
+
+    Raises:
+        CheckpointError: if a file is missing, does not hold what was written, or not what it must hold.
+    """
+    tensors_file = directory / f"{name}.safetensors"
+    try:
+        facts = read_checksummed(directory / f"{name}.json")
+        data = tensors_file.read_bytes()
+    except (OSError, CorruptFileError) as error:
+        raise CheckpointError(f"checkpoint {directory}: {name} cannot be read ({error}); take another") from None
+    if facts.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {directory}: format {facts.get('format')} is not {FORMAT}; take another")
+    check(_Facts, facts, directory / f"{name}.json")
+    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        raise CheckpointError(f"checkpoint {tensors_file}: does not match the checksum beside it; take another")
+    try:
+        tensors = load(data)
+    except Exception as error:  # of safetensors, or of torch for a kind of number that it does not have
+        raise CheckpointError(f"checkpoint {tensors_file}: {_said(error)}; take another") from None
+    if kind is not None:
+        check(kind, facts, directory / f"{name}.json")
+    return tensors, facts
+
+
+def check(kind: type[T], facts: Any, file: Path) -> T:
+    """Facts of a checkpoint as a model says they must be.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    try:
+        return checked(kind, facts)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {file}: holds what cannot be ({error}); take another") from None
+
+
+def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
+    """Tensors must be those that are wanted: by name, shape and kind of number, and finite.
+
+    Args:
+        found: of a checkpoint.
+        wanted: tensors of the same names.
+        file: for messages.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    for name in [*wanted, *found]:
+        if why := _unfit(name, found.get(name), wanted.get(name)):
+            raise CheckpointError(f"checkpoint {file}: {printable(name)} {why}; take another")
+
+
+def _unfit(name: str, found: Tensor | None, wanted: Tensor | None) -> str | None:
+    """Why a tensor cannot be taken, or None."""
+    if found is None:
+        return "is missing"
+    if wanted is None:
+        return "belongs to no part of it"
+    if found.dtype != wanted.dtype:
+        return f"has numbers of {found.dtype}, not of {wanted.dtype}"
+    if found.shape != wanted.shape:
+        return f"has the shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
+    return "is not finite" if found.is_floating_point() and not bool(found.isfinite().all()) else None
+
+
+def _said(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))[:200] or type(error).__name__
+
+
+def numbered(stem: str, number: int) -> str:
+    """The name of a checkpoint that has successors; names sort as numbers do."""
+    return f"{stem}-{number:05d}"
+
+
+def numbers(directory: Path, stem: str) -> list[int]:
+    """The numbers of the checkpoints of a directory, whole or not, the newest first."""
+    found = {path.name.split(".")[0].removeprefix(f"{stem}-") for path in directory.glob(f"{stem}-*")}
+    return sorted((int(number) for number in found if number.isdigit()), reverse=True)
+
+
+def newest(directory: Path, stem: str, kind: type[Stored] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The newest checkpoint of a directory that is whole; one that is not is named in the log and passed over.
+
+    Raises:
+        CheckpointError: if none is whole; the message is that of the newest.
+    """
+    first: CheckpointError | None = None
+    for number in numbers(directory, stem):
+        try:
+            return read(directory, numbered(stem, number), kind)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            first = first or error
+    raise first or CheckpointError(f"checkpoint {directory}: holds no {stem}; give the directory of a checkpoint")
+
+
+def keep_only(directory: Path, stem: str, number: int | None = None) -> None:
+    """Remove the checkpoints of a directory, but for one."""
+    for path in directory.glob(f"{stem}-*"):
+        if number is not None and path.name.split(".")[0] == numbered(stem, number):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""Files that are there whole or not at all, and that say when they were changed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dcml_tune.utils.stored import Stored, checked, parse, printable
+
+CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
+"""What the system says when nothing can be written: no fault of whoever wanted to."""
+
+_SEAL = "seal"
+_LARGEST = 1 << 28  # bytes of a sealed file; the longest lists the files of a data set
+_TOO_MUCH = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the machine is short of says nothing of a file
+
+
+class CorruptFileError(ValueError):
+    """A file that is missing, torn, was changed since it was written, or does not hold what it must."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write to a new name, to the disk, and rename: nobody ever sees half a file, also after a power cut."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_checksummed(path: Path, facts: dict[str, Any]) -> None:
+    """Write facts as JSON, with a checksum of them; numbers that are not finite become null, as JSON has none."""
+    facts = _plain(facts)
+    write_atomic(path, json.dumps({**facts, _SEAL: _checksum(facts)}, indent=1).encode())
+
+
+def read_checksummed(path: Path, kind: type[Stored] | None = None) -> dict[str, Any]:
+    """The facts that `write_checksummed` wrote.
+
+    Args:
+        path: of the file.
+        kind: what the facts must be; None: any.
+
+    Raises:
+        CorruptFileError: in one line, if the file is missing, does not hold what was written, or not what it must hold.
+    """
+    try:
+        facts = parse(_read(path))
+        seal = facts.pop(_SEAL)
+        same = seal == _checksum(facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in _TOO_MUCH:
+            raise
+        why = printable(" ".join(str(error).split()))
+        raise CorruptFileError(f"{path}: cannot be read ({type(error).__name__}: {why})") from None
+    if not same:
+        raise CorruptFileError(f"{path}: does not match its checksum; it was changed since it was written")
+    if kind is not None:
+        try:
+            checked(kind, facts)
+        except ValueError as error:
+            raise CorruptFileError(f"{path}: holds what cannot be ({error})") from None
+    return dict(facts)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file; a pipe would be waited for, and a device may have no end."""
+    if path.exists() and not path.is_file():
+        raise ValueError("is no regular file")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise ValueError(f"has {size:,} bytes, more than {_LARGEST:,}")
+    return path.read_bytes()
+
+
+def size_of(directory: Path) -> int:
+    """Bytes that the files below a directory take, each once however many names it has."""
+    found = {}
+    for path in directory.rglob("*"):
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:  # removed by another process meanwhile
+            continue
+        found[facts.st_ino] = 0 if path.is_dir() else facts.st_size
+    return sum(found.values())
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that can still be written below a directory that exists."""
+    return shutil.disk_usage(directory).free
+
+
+def readable_size(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,106 @@
+"""A sampler that believes in a point at first, and less with each trial.
+
+Of trial n, counted from 0, the belief is asked with a probability of k / (k + n), and the sampler otherwise. The belief
+lies around the point: a normal distribution over the range of a number (its logarithm where the range is a logarithmic
+one), cut off at its ends; the point's own value, or any other, of a choice.
+
+Source: the prior of PriorBand (Mallik et al., "PriorBand: Practical Hyperparameter Optimization in the Age of Deep
+Learning", NeurIPS 2023: a normal distribution with a standard deviation of 0.25 of the range). That it fades with the
+number of trials is after Hvarfner et al., "PiBO", ICLR 2022; the rule k / (k + n) is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import truncnorm
+
+STRENGTH = 6.0
+"""k: after so many trials the belief is asked for every second one."""
+_SPREAD = 0.25  # of a range; and of a choice the weight of all other values together
+BELIEVED = "dcml.prior"
+"""Attribute of a trial that was drawn from the belief."""
+
+
+class PriorSampler(BaseSampler):
+    """Another sampler, and a belief that fades."""
+
+    def __init__(self, sampler: BaseSampler, point: dict[str, Any], *, seed: int, strength: float = STRENGTH) -> None:
+        """Wrap a sampler.
+
+        Args:
+            sampler: asked where the belief is not.
+            point: the settings that are believed in; others are drawn by the sampler.
+            seed: of the draws.
+            strength: k of the module's first lines.
+        """
+        self.sampler, self.point, self.strength = sampler, point, strength
+        self._rng = np.random.default_rng(seed)
+        self._believes: dict[int, bool] = {}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Nothing for a trial of the belief, whose settings are drawn one by one."""
+        is_believed = self._rng.random() < self.strength / (self.strength + self._launched(study, trial))
+        self._believes[trial._trial_id] = is_believed
+        return {} if is_believed else self.sampler.infer_relative_search_space(study, trial)
+
+    @staticmethod
+    def _launched(study: Study, trial: FrozenTrial) -> int:
+        """Trials before this one that were run."""
+        trials = study.get_trials(deepcopy=False)
+        return sum(each.number < trial.number and each.state != TrialState.FAIL for each in trials)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Of the sampler."""
+        return {} if self._believes[trial._trial_id] else self.sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Of the belief, or the sampler."""
+        if not self._believes[trial._trial_id] or param_name not in self.point:
+            return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+        study._storage.set_trial_user_attr(trial._trial_id, BELIEVED, True)
+        return draw_around(self.point[param_name], param_distribution, self._rng)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Of the sampler."""
+        self.sampler.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Of the sampler."""
+        self._believes.pop(trial._trial_id, None)
+        self.sampler.after_trial(study, trial, state, values)
+
+
+def draw_around(value: Any, domain: BaseDistribution, rng: np.random.Generator) -> Any:
+    """A value of a domain, drawn from the belief around one."""
+    if isinstance(domain, CategoricalDistribution):
+        others = [each for each in domain.choices if each != value]
+        if value not in domain.choices or (others and rng.random() < _SPREAD):
+            return others[rng.integers(len(others))]
+        return value
+    if not isinstance(domain, FloatDistribution | IntDistribution):
+        raise TypeError(f"domain: {type(domain).__name__} is none of Optuna's; use one that it suggests from")
+    low, high, middle = (float(each) for each in (domain.low, domain.high, value))
+    if isinstance(domain, IntDistribution):  # each number has the same width
+        low, high = low - 0.5, high + 0.5
+    if domain.log:
+        low, high, middle = math.log(low), math.log(high), math.log(max(middle, domain.low))
+    if low == high:
+        return domain.low
+    spread = _SPREAD * (high - low)
+    middle = min(max(middle, low), high)
+    drawn = truncnorm.rvs((low - middle) / spread, (high - middle) / spread, middle, spread, random_state=rng)
+    drawn = math.exp(drawn) if domain.log else float(drawn)
+    drawn = min(max(drawn, domain.low), domain.high)
+    return round(drawn) if isinstance(domain, IntDistribution) else drawn

@@ -1,0 +1,213 @@
+"""DivideAndConquer: how Ray drives a Trainer. One `step()` is one epoch of the method."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig, brief
+from dcml_tune.results import read_result, with_numbers
+from dcml_tune.training.devices import cap_gpu_memory, set_threads
+from dcml_tune.training.trainer import NonFiniteLossError, Trainer
+from dcml_tune.utils.checkpoint import CheckpointError
+from dcml_tune.utils.files import CANNOT_WRITE, CorruptFileError, write_checksummed
+from trainables.run import (
+    CURVE,
+    FAILED,
+    NOTE,
+    RESULT_FILE,
+    RUN,
+    SCORED_BEFORE,
+    SCORES_TEST,
+    STOP_SEARCH,
+    Run,
+    unwrap_config,
+)
+from trainables.trial_lock import take
+
+log = logging.getLogger(__name__)
+
+
+DIVISION = "division"
+"""The key of a result that names the files of the epoch's reclustering, in the trial's directory."""
+
+
+class DivideAndConquer(tune.Trainable):
+    """A trial of the divide-and-conquer method.
+
+    The dictionary that Ray hands over holds the settings of TrialConfig, and under `run` those of `Run`.
+
+    With `Run.directory` a trial saves itself after each epoch, before it reports it, and goes on from what is there:
+    after a crash of this process, of the driver, or of the machine. The last epoch that was saved is reported again
+    first, because nobody knows whether its report arrived; who takes a report must take it twice.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Build the trainer, and go on where the trial was. This is the only step from untyped to typed."""
+        settings = unwrap_config(config)
+        run = dict(settings.pop(RUN, {}))
+        self.run = Run(**{**run, "varied": tuple(run.get("varied", ()))})
+        self.directory = None if self.run.directory is None else Path(self.run.directory)
+        self._again: dict[str, Any] | None = None
+        self._refused: str | None = None
+        self._note: str | None = None
+        if self.run.threads is not None:
+            set_threads(self.run.threads)
+        cap_gpu_memory(self.run.gpu_fraction)
+        if self.directory is not None:
+            self._take(self.directory)
+        self._guarded(lambda: self._begin(TrialConfig(**settings)))
+
+    def make_trainer(self, config: TrialConfig) -> Trainer:
+        """The trainer of a configuration; another subclass may have another."""
+        name = f"{self.run.search}/{self.run.key}"
+        return Trainer(config, stores=self.run.stores, metric=self.run.metric, name=name)
+
+    def step(self) -> dict[str, Any]:
+        """Run one epoch; a trial that cannot go on ends here, with its reason, and without a retry."""
+        if self._refused is not None:
+            return self._failed(self._refused)
+        if self._again is not None:
+            result, self._again = self._again, None
+            return result
+        try:
+            result = self._guarded(self._untrained if self.run.role == "untrained" else self._epoch)
+            return self._failed(self._refused) if self._refused is not None or result is None else self._save(result)
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            reason = f"{error.filename or self.directory} cannot be written ({error.strerror}); free some space there"
+            return {**self._worst(), STOP_SEARCH: reason}
+
+    def _begin(self, config: TrialConfig) -> None:
+        self.trainer = self.make_trainer(config)
+        if self.directory is None:
+            return
+        try:
+            self._again = read_result(self.directory / RESULT_FILE)
+            return
+        except CorruptFileError:
+            pass  # the usual case: not scored yet
+        if self.trainer.is_saved(self.directory):
+            try:
+                self._again = _result_of(self.trainer.load(self.directory), self.directory)
+            except CheckpointError as error:
+                self._note = f"starts again from its first epoch: {error}"
+                self.trainer = self.make_trainer(config)
+
+    def _guarded(self, work: Any) -> Any:
+        """Do some work; what another try would only repeat is kept as the reason why the trial fails."""
+        try:
+            return work()
+        except (NonFiniteLossError, SettingError) as error:
+            self._refused = str(error)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            where = f"GPU memory with {self.run.gpu_fraction:g} of the GPU; raise --gpus-per-trial or"
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                where = "memory; lower --max-concurrent or"
+            self._refused = f"out of {where} lower --batch-size"
+        return None
+
+    def _epoch(self) -> dict[str, Any]:
+        # Step 0 of a trial's curves: what its network was worth before it was trained.
+        before = {"untrained": self.trainer.untrained()} if self._compares() and self.trainer.epoch == 0 else {}
+        measures: dict[str, Any] = self.trainer.run_epoch()
+        until = self.run.until or self.trainer.config.nb_epochs
+        done = self.trainer.epoch >= until
+        if done and self.run.role in SCORES_TEST:
+            measures |= self._test()
+        complete = self.trainer.epoch >= self.trainer.config.nb_epochs
+        return {**before, **measures, "epoch": self.trainer.epoch, "done": done, "done_all": complete}
+
+    def _compares(self) -> bool:
+        return self.run.role == "trial" and self.trainer.compares
+
+    def _untrained(self) -> dict[str, Any]:
+        return {**self._test(penultimate=True), "epoch": 0, "done": True}
+
+    def _test(self, **how: Any) -> dict[str, Any]:
+        return {**self.trainer.test(**how), SCORED_BEFORE: self.trainer.test_scored_before}
+
+    def _save(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Save the trial with the result of its last epoch, and only then report it."""
+        result = {**result, "time_ms": int(time.time() * 1000)}
+        if self._note is not None:
+            result[NOTE], self._note = self._note, None
+        if self.directory is None:
+            return result
+        if self.trainer.division is not None:
+            result[DIVISION] = self.trainer.division.name
+        if self.run.role != "untrained":
+            self.trainer.save(self.directory, result=result)
+        if self.run.role != "trial" and result["done"]:
+            write_checksummed(self.directory / RESULT_FILE, {**result, CURVE: self.trainer.history})
+        return result
+
+    def _failed(self, reason: str | None) -> dict[str, Any]:
+        """The worst finite value: a missing or infinite one would leave scheduler and sampler waiting for ever."""
+        log.error("trial %s failed: %s", self.run.key, reason)
+        epoch = self.trainer.epoch if hasattr(self, "trainer") else 0
+        return {**self._worst(), FAILED: reason, "epoch": epoch, "done": True}
+
+    def _worst(self) -> dict[str, float]:
+        return {self.run.metric: 0.0, f"{self.run.metric}_best": 0.0}
+
+    def _take(self, directory: Path) -> None:
+        """Be the only process that writes into the trial's directory."""
+        if not directory.parent.is_dir():
+            raise FileNotFoundError(
+                f"{directory.parent} is not there on this node: --output-dir must lie on storage that all nodes share"
+            )
+        directory.mkdir(exist_ok=True)
+        self._lock = take(directory)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the trainer's state, and its best model so far (for users of Ray's own checkpoints)."""
+        self.trainer.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
+        """Go on from what `save_checkpoint` wrote; Ray has the result of that epoch."""
+        self.trainer.load(Path(checkpoint))
+        self._again = None
+
+    def cleanup(self) -> None:
+        """Give back what the loader's processes hold, and the trial's directory."""
+        if hasattr(self, "trainer"):
+            self.trainer.loader.close()
+        if hasattr(self, "_lock"):
+            self._lock.release()
+
+    def __repr__(self) -> str:
+        """What the Ray dashboard shows of the actor: data set and searched settings."""
+        if not hasattr(self, "trainer"):
+            return type(self).__name__
+        config = self.trainer.config
+        settings = [f"{name}={brief(getattr(config, name))}" for name in self.run.varied]
+        return " ".join([config.dataset, *([] if self.run.role == "trial" else [self.run.role]), *settings])
+
+
+def _result_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The result that was saved with a trainer's state."""
+    try:
+        return with_numbers(facts.get("result", {}))
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {directory}: its result is none ({error})") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has a class of its own for the GPU, and a sentence for the CPU."""
+    memory = (torch.cuda.OutOfMemoryError, MemoryError)
+    return isinstance(error, memory) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
+# Ray's processes look for packages in the driver's working directory first. Finding this class in `dcml_tune`, they import
+# that first, and its `trainables` is the installed one.
+DivideAndConquer.__module__ = "dcml_tune"
