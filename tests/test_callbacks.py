@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dcml_tune.divisions import Division
 from dcml_tune.tracking import Tracker
+from dcml_tune.training.divisions import Division
 from trainables.tracking_callback import Progress
 from trainables.watchdog import TrialWatchdog
 

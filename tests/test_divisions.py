@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.losses.criterion import MetricLoss
+from dcml_tune.training.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.training.starting_model import trained_model
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.utils import checkpoint

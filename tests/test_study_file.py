@@ -12,10 +12,10 @@ import time
 import optuna
 import pytest
 
-from dcml_tune import study_file
 from dcml_tune.config.errors import SettingError
+from dcml_tune.runs import study_file
 from dcml_tune.runs.study import KEY, read_study
-from dcml_tune.study_file import copy_of, copy_study, mend
+from dcml_tune.runs.study_file import copy_of, copy_study, mend
 from dcml_tune.utils.signals import SearchStopped, signal_handled, stopped_by_signals
 from search_spaces.space import Float, SearchSpace
 from trainables.searcher import OptunaSearcher

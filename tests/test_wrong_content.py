@@ -18,9 +18,9 @@ from dcml_tune.data import ImageList, ImageStore, contents, open_or_build
 from dcml_tune.models.embedder import MaskedEmbedder, load
 from dcml_tune.models.pretrained import load_into
 from dcml_tune.report import search_data as report_facts
-from dcml_tune.results import read_result
 from dcml_tune.runs import ledger
 from dcml_tune.runs.record import Record
+from dcml_tune.runs.results import read_result
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError

@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import SEEDS
 from dcml_tune.runs.study import KEY, by_launch, direction, first_best
-from dcml_tune.study_file import copy_study
+from dcml_tune.runs.study_file import copy_study
 from dcml_tune.utils import tracebacks
 from search_spaces.space import InfeasibleReason, SearchSpace
 from trainables.prior_sampler import PriorSampler

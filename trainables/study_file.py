@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dcml_tune.runs.paths import sqlite_address, sqlite_file
 from dcml_tune.runs.study import KEY, Direction
-from dcml_tune.study_file import BUSY_S, complaint, copy_study, mend, patiently
+from dcml_tune.runs.study_file import BUSY_S, complaint, copy_study, mend, patiently
 from dcml_tune.utils.signals import SearchStopped
 from search_spaces.space import SearchSpace
 
@@ -63,7 +63,7 @@ def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.S
         directions: of each of a trial's values.
 
     Raises:
-        SettingError: as `dcml_tune.study_file.mend`.
+        SettingError: as `dcml_tune.runs.study_file.mend`.
     """
     file = study_file(storage)
     mend(file, name)

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dcml_tune import divisions
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig, brief
 from dcml_tune.models.embedder import best_model
 from dcml_tune.runs.study import first_best
 from dcml_tune.tracking import Tracker
+from dcml_tune.training import divisions
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.utils import tracebacks
 from trainables.run import FAILED, NOTE, RUN, SCORED_BEFORE, STOP_SEARCH, unwrap_config

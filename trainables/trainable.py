@@ -12,7 +12,7 @@ from ray import tune
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig, brief
-from dcml_tune.results import read_result, with_numbers
+from dcml_tune.runs.results import read_result, with_numbers
 from dcml_tune.training.devices import cap_gpu_memory, set_threads
 from dcml_tune.training.trainer import NonFiniteLossError, Trainer
 from dcml_tune.utils.checkpoint import CheckpointError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import STUDY
-from dcml_tune.study_file import copy_of, patiently, read_trials
+from dcml_tune.runs.study_file import copy_of, patiently, read_trials
 from dcml_tune.utils.tracebacks import one_line
 
 if TYPE_CHECKING:

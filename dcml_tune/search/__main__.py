@@ -19,9 +19,9 @@ from dcml_tune.config.trial import TrialConfig, brief
 from dcml_tune.runs.paths import SPOOL, STORES, TRIALS, named_directory, output_directory
 from dcml_tune.runs.record import Record, all_records
 from dcml_tune.runs.study import direction, first_best
+from dcml_tune.runs.study_file import impatient
 from dcml_tune.search.confirmation import CONTROLS, PUBLISHED, Candidate, Confirmation, FoldSeed, race
 from dcml_tune.search.plan import Plan, given_plan, resumed_plan
-from dcml_tune.study_file import impatient
 from dcml_tune.tracking.uris import add_flag, tracking_uri
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.files import write_checksummed

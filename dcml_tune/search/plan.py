@@ -13,7 +13,6 @@ from dcml_tune.cli.quantities import AUTO, seconds, size
 from dcml_tune.config.errors import SettingError, unknown_name
 from dcml_tune.config.trial import PAPER_LABEL, SEEDS, TrialConfig
 from dcml_tune.config.unused import unused_settings
-from dcml_tune.results import read_result
 from dcml_tune.runs.moved import follow, output_before, with_images
 from dcml_tune.runs.paths import (
     STORES,
@@ -27,9 +26,10 @@ from dcml_tune.runs.paths import (
     writable,
 )
 from dcml_tune.runs.record import Record, refuse_existing
+from dcml_tune.runs.results import read_result
+from dcml_tune.runs.study_file import mend
 from dcml_tune.search.confirmation import CONTROLS, Candidate, FoldSeed, candidates, units
 from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
-from dcml_tune.study_file import mend
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.files import CorruptFileError, free_bytes, readable_size

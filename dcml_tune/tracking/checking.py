@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import sqlite_file
-from dcml_tune.study_file import BUSY_S, patiently
+from dcml_tune.runs.study_file import BUSY_S, patiently
 from dcml_tune.tracking.mlflow_api import client_of, short
 from dcml_tune.utils.redaction import redact
 

@@ -27,12 +27,12 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore, remains
 from dcml_tune.data.loader import BatchLoader
 from dcml_tune.data.transforms import TrainTransform
-from dcml_tune.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.metrics.protocols import EmbeddedOnce, official_measures
 from dcml_tune.metrics.retrieval import retrieval_measures
 from dcml_tune.models.embedder import BEST, check_weights
 from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.runs.ledger import enter
+from dcml_tune.training.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.training.embedding import embed, evaluation_store
 from dcml_tune.training.optimizer import load_moments, moments, replace_masks
 from dcml_tune.training.starting_model import TrainedModel

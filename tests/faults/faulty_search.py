@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from dcml_tune import study_file
 from dcml_tune.cli.parser import run_command
+from dcml_tune.runs import study_file
 from dcml_tune.search.__main__ import main
 from dcml_tune.utils.files import read_checksummed, write_checksummed
 from trainables import DivideAndConquer

@@ -10,9 +10,9 @@ from dcml_tune.config.trial import PAPER_LABEL, brief
 from dcml_tune.report.figures import Album, axes, in_percent
 from dcml_tune.report.page import NOTHING, Commands, Figure, Section, Table, percent, points
 from dcml_tune.report.search_data import Facts, Trial, moment, read_ledger
-from dcml_tune.results import read_result
 from dcml_tune.runs import ledger
 from dcml_tune.runs.paths import TRIALS, mlflow_address, study_address
+from dcml_tune.runs.results import read_result
 from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.redaction import redact
 
