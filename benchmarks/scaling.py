@@ -53,13 +53,14 @@ def unit_rows(count: int, numbers: int, classes: int) -> np.ndarray[Any, np.dtyp
 
 
 def clustering(count: int, place: Path) -> Values:
-    from dcml_tune.clustering import reclustering
+    from dcml_tune.clustering import lloyd
+    from dcml_tune.clustering.kmeans import kmeans
 
     rows = unit_rows(count, CLUSTERED, 200)
     # As many iterations at each size: none is too small.
-    with patch.multiple(reclustering, MAX_ITERATIONS=ITERATIONS, LEAST_GAIN=-1.0):
-        reclustering.kmeans(rows[:1000], K, seed=0)  # what is loaded once
-        return {**timed(lambda: reclustering.kmeans(rows, K, seed=0)), "data, MB": rows.nbytes / 1e6}
+    with patch.multiple(lloyd, MAX_ITERATIONS=ITERATIONS, LEAST_GAIN=-1.0):
+        kmeans(rows[:1000], K, seed=0)  # what is loaded once
+        return {**timed(lambda: kmeans(rows, K, seed=0)), "data, MB": rows.nbytes / 1e6}
 
 
 def evaluation(count: int, place: Path) -> Values:

@@ -10,7 +10,7 @@ import numpy as np
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList
 
-ARCHIVE = Path(__file__).parent / "embedded" / "emoji64.zip"
+ARCHIVE = Path(__file__).parent.parent / "embedded" / "emoji64.zip"
 
 
 def read(config: TrialConfig) -> DataSet:
