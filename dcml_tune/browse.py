@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.cli.parser import Parser, run_command
-from dcml_tune.cli.quantities import whole
+from dcml_tune.cli.quantities import brief, whole
 from dcml_tune.config.errors import SettingError, unknown_name
-from dcml_tune.config.trial import brief
 from dcml_tune.runs.paths import named_directory, output_directory
 from dcml_tune.runs.study import first_best
 from dcml_tune.tracking.uris import add_flag, tracking_uri

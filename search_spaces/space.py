@@ -11,7 +11,8 @@ import optuna
 
 from dcml_tune.cli.parser import typed
 from dcml_tune.config.errors import SettingError, unknown_name
-from dcml_tune.config.trial import IMAGE_DEFAULTS, TrialConfig, broken_rule
+from dcml_tune.config.rules import broken_rule
+from dcml_tune.config.trial import IMAGE_DEFAULTS, TrialConfig
 from dcml_tune.config.unused import unused_reasons
 from search_spaces.combinations import Explored, explore
 from search_spaces.constant import MAY_NOT_VARY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from dcml_tune.cli.quantities import _no_share as no_share
+from dcml_tune.cli.quantities import invalid_share
 from dcml_tune.config.errors import SettingError
 from dcml_tune.utils.machine import usable_cores
 
@@ -93,7 +93,7 @@ def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
     if gpus_per_trial is None:
         return
     name = f"--gpus-per-trial {gpus_per_trial:g}"
-    if reason := no_share(gpus_per_trial):
+    if reason := invalid_share(gpus_per_trial):
         raise SettingError(f"{name}: {reason}")
     if gpus_per_trial > gpus:
         raise SettingError(f"{name}: this machine has {gpus} GPUs; give at most {gpus}, or leave it out")

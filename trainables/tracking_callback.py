@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dcml_tune.cli.quantities import brief
 from dcml_tune.config.schedule import EpochPlan
-from dcml_tune.config.trial import PAPER_LABEL, TrialConfig, brief
+from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.models.embedder import best_model
 from dcml_tune.runs.study import first_best
 from dcml_tune.tracking import Tracker

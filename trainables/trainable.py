@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from ray import tune
 
+from dcml_tune.cli.quantities import brief
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.trial import TrialConfig, brief
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.results import read_result, with_numbers
 from dcml_tune.training.devices import cap_gpu_memory, set_threads
 from dcml_tune.training.trainer import NonFiniteLossError, Trainer

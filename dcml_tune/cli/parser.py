@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from dcml_tune import __version__
 from dcml_tune.cli.quantities import shown
 from dcml_tune.cli.streams import make_lenient
-from dcml_tune.config.errors import SettingError
+from dcml_tune.config.errors import SettingError, broken_bound
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS, TrialConfig
 from dcml_tune.runs.paths import absolute
 from dcml_tune.utils import tracebacks
@@ -153,8 +153,8 @@ def typed(name: str, value: Any) -> Any:
     try:
         return _adapter(name).validate_python(value)
     except ValidationError as error:
-        rule = error.errors()[0]["msg"].replace("Input should be", "must be")
-        raise SettingError(f"{name}={shown(str(value))}: {rule}; the default is {field.default!r}") from None
+        message = f"{name}={shown(str(value))}: {broken_bound(error)}; the default is {field.default!r}"
+        raise SettingError(message) from None
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Numbers as text: each kind with its bounds, as types for argparse and for what a record holds.
+"""Numbers as text: types for argparse that read numbers, durations and sizes, and how values are shown.
 
-Every number of a command line is read by one of these, so that infinity, NaN, empty text and numbers that nothing could
-be done with are refused before anything runs. The numbers of a trial have their bounds in `config.TrialConfig`.
+Every number on a command line is read by one of these types, so that infinity, NaN, empty text and numbers outside of
+their bounds are refused before anything runs. The bounds of a trial's settings are in `dcml_tune.config.trial`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from typing import Any
 
 from dcml_tune.config.errors import SettingError
 
+AUTO = "auto"
+"""Value of --gpus-per-trial that has `dcml_tune.search.gpu_probe` measure the share of a GPU with the highest total speed."""
+
 _LONGEST = 3650 * 86400.0  # seconds of a duration
 _LARGEST = 10**18  # bytes of a size
+_MOST_GPUS = 1024
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class QuantityError(SettingError, argparse.ArgumentTypeError):
-    """A text that is no number of its kind: one line that argparse shows behind the flag."""
+    """A text that is not a number of the kind that is expected. argparse shows the message after the flag."""
+
+
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -43,7 +51,12 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def real(low: float, high: float) -> Callable[[str], float]:
-    """A type for argparse: a finite number from low to high."""
+    """A type for argparse: a finite number from low to high.
+
+    Example:
+        >>> real(0, 1)("0.5")
+        0.5
+    """
 
     def read(text: str) -> float:
         value = _float(text)
@@ -55,10 +68,17 @@ def real(low: float, high: float) -> Callable[[str], float]:
 
 
 def seconds(text: str) -> float:
-    """Seconds of such as 90s, 30m, 10h or 2d.
+    """Read a duration such as 90s, 30m, 10h or 2d.
+
+    Returns:
+        Seconds.
 
     Raises:
-        QuantityError: if it is no duration, or one of more than ten years.
+        QuantityError: if the text is not a duration, or it is longer than ten years.
+
+    Example:
+        >>> seconds("1.5h")
+        5400.0
     """
     value = _with_unit(text, _SECONDS)
     if value is None or not 0 < value <= _LONGEST:
@@ -69,10 +89,17 @@ def seconds(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes of such as 500MB or 20GB (decimal).
+    """Read a size such as 500MB or 20GB; units are decimal.
+
+    Returns:
+        Bytes.
 
     Raises:
-        QuantityError: if it is no size, or one of more than a million TB.
+        QuantityError: if the text is not a size, or it is larger than a million TB.
+
+    Example:
+        >>> size("20GB")
+        20000000000
     """
     value = _with_unit(text.upper().removesuffix("B"), _BYTES)
     if value is None or not 1 <= value <= _LARGEST:
@@ -82,19 +109,29 @@ def size(text: str) -> int:
     return int(value)
 
 
+def gpus_per_trial(text: str) -> float | str:
+    """Read the value of --gpus-per-trial: a fraction up to 1, a whole number, or `auto`.
+
+    Raises:
+        QuantityError: if the text is none of these.
+    """
+    if text == AUTO:
+        return AUTO
+    value = _float(text)
+    share = math.nan if value is None else value
+    if reason := invalid_share(share):
+        raise QuantityError(f"{shown(text)}: {reason}, or {AUTO}")
+    return share
+
+
 def as_text(read: Callable[[str], object]) -> Callable[[str], str]:
-    """A type for argparse: text that can be read, kept as it is, because the record of a search holds it so."""
+    """A type for argparse that checks a text by `read` and keeps it as text, as the record of a search does."""
 
     def check(text: str) -> str:
         read(text)
         return text
 
     return check
-
-
-def shown(text: str) -> str:
-    """A text in a message: quoted where it is blank, cut where it is long."""
-    return repr(text) if not text.strip() else text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _with_unit(text: str, units: dict[str, int]) -> float | None:
@@ -109,30 +146,28 @@ def _float(text: str) -> float | None:
         return None
 
 
-AUTO = "auto"
-"""Instead of a number of GPUs a trial: the share with which they are fastest in sum, as `probe` measures it."""
-
-
-_MOST_GPUS = 1024
-
-
-def gpus_per_trial(text: str) -> float | str:
-    """Read the value of --gpus-per-trial: a number, or `auto`."""
-    if text == AUTO:
-        return AUTO
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if reason := _no_share(value):
-        raise QuantityError(f"{shown(text)}: {reason}, or {AUTO}")
-    return value
-
-
-def _no_share(number: float) -> str | None:
-    """Why a number cannot be that of the GPUs of a trial, or None."""
+def invalid_share(number: float) -> str | None:
+    """Why a trial cannot have this number of GPUs, or None if it can."""
     if not 0 <= number <= _MOST_GPUS:
         return "must be a fraction up to 1, or whole; give such as 0.25, 0.5 or 1"
     if number > 1 and number != int(number):
         return f"above 1 it must be whole; give {int(number)} or {int(number) + 1}"
     return None
+
+
+# -- showing ---------------------------------------------------------------------------------------
+
+
+def shown(text: str) -> str:
+    """A text for a message: in quotes if it is blank, cut after 40 characters."""
+    return repr(text) if not text.strip() else text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def brief(value: Any) -> str:
+    """A setting's value for a table: floating-point numbers have four significant digits.
+
+    Example:
+        >>> brief(0.012345), brief(4), brief("margin")
+        ('0.01235', '4', 'margin')
+    """
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

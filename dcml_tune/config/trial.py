@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from dcml_tune.config.errors import SettingError, unknown_name
+from dcml_tune.config.errors import SettingError, invalid_setting
+from dcml_tune.config.rules import broken_rule
 
 Criterion = Literal["margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs"]
 Sampler = Literal["distanceweighted", "easypeasy", "HPHN", "EPHN", "EPSHN", "HPSHN", "RPSHN", "RPHN"]
@@ -247,7 +248,7 @@ class TrialConfig(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise SettingError(_one_line(error)) from None
+            raise SettingError(invalid_setting(error, TrialConfig.model_fields)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -261,91 +262,6 @@ class TrialConfig(BaseModel):
         if reason := broken_rule(self):
             raise ValueError(reason)
         return self
-
-    def _rules(self) -> list[tuple[bool, str]]:
-        """The rules between settings, each with what to say when it does not hold."""
-        clusters, last = self.nb_clusters, self.nb_epochs
-        power_of_two = clusters & (clusters - 1) == 0
-        phase = self.force_full_embedding_epoch
-        reached = self.epoch_of_full_division if power_of_two else 0
-        return [
-            (
-                power_of_two or self.hierarchy_method == "none",
-                f"nb_clusters={clusters}: must be a power of two with hierarchy_method={self.hierarchy_method}; "
-                f"take {1 << (clusters.bit_length() - 1)} or {1 << clusters.bit_length()}, or hierarchy_method=none",
-            ),
-            (
-                phase is None or phase == 0 or reached < phase,
-                f"force_full_embedding_epoch={phase}: must be later than epoch {reached}, at which the division "
-                f"ends (mod_epoch={self.mod_epoch} * log2(nb_clusters={clusters})); "
-                "lower nb_clusters or mod_epoch, or start the phase later",
-            ),
-            (
-                phase != 0 or clusters == 1 or self.hierarchy_method == "none",
-                f"force_full_embedding_epoch=0: leaves no epoch for the division into nb_clusters={clusters}; "
-                "set nb_clusters=1 or hierarchy_method=none, or start the phase later",
-            ),
-            (
-                reached < last,
-                f"nb_epochs={last}: must be more than {reached}, the epoch at which the division ends "
-                f"(mod_epoch={self.mod_epoch} * log2(nb_clusters={clusters})); "
-                "lower nb_clusters or mod_epoch, or train longer",
-            ),
-            (
-                self.mod_epoch_freeze == 0 or self.mod_epoch_freeze < self.mod_epoch,
-                f"mod_epoch_freeze={self.mod_epoch_freeze}: must be less than mod_epoch={self.mod_epoch}, "
-                "else the backbone never trains; lower it or raise mod_epoch",
-            ),
-            (
-                self.batch_size % self.num_replicas == 0 and self.images_per_batch >= 2,
-                f"batch_size={self.batch_size}: must be a multiple of num_replicas={self.num_replicas}, at least twice as "
-                "much; change one of them",
-            ),
-            (
-                self.batch_sampler == "randombatch" or self.images_per_batch % self.num_samples_per_class == 0,
-                f"batch_size={self.batch_size}: must be a multiple of num_samples_per_class="
-                f"{self.num_samples_per_class}{self._times_replicas}; change one of them",
-            ),
-            (
-                self.batch_sampler == "randombatch" or self.images_per_batch >= 2 * self.num_samples_per_class,
-                f"batch_size={self.batch_size}: must hold at least two classes of num_samples_per_class="
-                f"{self.num_samples_per_class} images{self._times_replicas}; raise it",
-            ),
-            (
-                self.batch_sampler == "randombatch" or self.num_samples_per_class >= 2,
-                f"num_samples_per_class={self.num_samples_per_class}: must be at least 2, else there is no "
-                "positive pair in a batch; raise it",
-            ),
-            (
-                self.sz_resize >= self.sz_crop,
-                f"sz_crop={self.sz_crop}: must be at most sz_resize={self.sz_resize}; lower it or raise sz_resize",
-            ),
-            (
-                not self.fixed_mask or self.sz_embedding >= clusters,
-                f"nb_clusters={clusters}: must be at most sz_embedding={self.sz_embedding} with fixed_mask=True, "
-                "so that each learner owns a dimension; lower it or raise sz_embedding",
-            ),
-            (
-                self.masks_sum_for_full_emb or self.masks_normalize_before_sum is None,
-                f"masks_normalize_before_sum={self.masks_normalize_before_sum}: has no effect unless "
-                "masks_sum_for_full_emb=True; set that, or leave this out",
-            ),
-            (
-                self.train_classes is None or self.dataset == "folder",
-                f"train_classes={self.train_classes}: the split of data set {self.dataset!r} is given; "
-                "only `folder` takes it, leave it out",
-            ),
-            (
-                self.init_method != "pt_splitted" or self.sz_embedding % clusters == 0,
-                f"sz_embedding={self.sz_embedding}: must be a multiple of nb_clusters={clusters} with "
-                "init_method=pt_splitted; change one of them",
-            ),
-            (
-                _is_init_method(self.init_method),
-                f"init_method={self.init_method}: must be one of {INIT_METHODS}, GAIN a number above 0 and up to {_LARGEST_GAIN}; "
-                "take one of them or leave it out",
-            ),
-        ]
 
     @property
     def epoch_of_full_division(self) -> int:
@@ -368,10 +284,6 @@ class TrialConfig(BaseModel):
         return self.batch_size // self.num_replicas
 
     @property
-    def _times_replicas(self) -> str:
-        return f" times num_replicas={self.num_replicas}" if self.num_replicas > 1 else ""
-
-    @property
     def nonzero_loss_cutoff(self) -> float:
         """Distance beyond which a negative gives no margin loss, `beta + margin`."""
         return self.beta + self.margin
@@ -384,51 +296,3 @@ class TrialConfig(BaseModel):
         """The settings that differ from what `TrialConfig(dataset=...)` has, in the order of definition."""
         default = TrialConfig(dataset=self.dataset).model_dump()
         return {name: value for name, value in self.model_dump().items() if value != default[name]}
-
-
-def broken_rule(config: TrialConfig) -> str | None:
-    """The first rule between settings that does not hold, or None."""
-    return next((message for holds, message in TrialConfig._rules(config) if not holds), None)
-
-
-INIT_METHODS = (
-    "pt_default",
-    "pt_splitted",
-    "xavier_uniform_GAIN",
-    "xavier_normal_GAIN",
-    "kaiming_normal_fan_in",
-    "kaiming_normal_fan_out",
-    "trunc_normal",
-)
-
-
-_LARGEST_GAIN = 1000
-
-
-def _is_init_method(name: str | None) -> bool:
-    if name is None or (name in INIT_METHODS and "GAIN" not in name):
-        return True
-    kind, _, gain = name.rpartition("_")
-    try:
-        return kind in ("xavier_uniform", "xavier_normal") and 0 < float(gain) <= _LARGEST_GAIN
-    except ValueError:
-        return False
-
-
-def brief(value: Any) -> str:
-    """A setting's value as tables show it: numbers with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first complaint of pydantic, as a line that names setting, value, rule and remedy."""
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        return unknown_name("setting", name, list(TrialConfig.model_fields))
-    if first["type"] == "value_error" and not name:
-        return str(first["ctx"]["error"])
-    rule = first["msg"].replace("Input should be", "must be")
-    field = TrialConfig.model_fields.get(name)
-    default = f"; the default is {field.default!r}" if field is not None else ""
-    return f"{name}={first['input']!r}: {rule}{default}"

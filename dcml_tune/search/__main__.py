@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from dcml_tune.cli import reference_flags
 from dcml_tune.cli.parser import Parser, add_settings, command, dashboard_command, run_command, settings_to_flags
-from dcml_tune.cli.quantities import as_text, gpus_per_trial, seconds, size, whole
+from dcml_tune.cli.quantities import as_text, brief, gpus_per_trial, seconds, size, whole
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.trial import TrialConfig, brief
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.paths import SPOOL, STORES, TRIALS, named_directory, output_directory
 from dcml_tune.runs.record import Record, all_records
 from dcml_tune.runs.study import direction, first_best

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.cli.parser import given_settings
+from dcml_tune.cli.quantities import brief
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.trial import TrialConfig, brief
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.paths import absolute
 from dcml_tune.tracking import environment_tags
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dcml_tune.cli.parser import command, dashboard_command, settings_to_flags
-from dcml_tune.config.trial import PAPER_LABEL, brief
+from dcml_tune.cli.quantities import brief
+from dcml_tune.config.trial import PAPER_LABEL
 from dcml_tune.report.figures import Album, axes, in_percent
 from dcml_tune.report.page import NOTHING, Commands, Figure, Section, Table, percent, points
 from dcml_tune.report.search_data import Facts, Trial, moment, read_ledger

@@ -17,7 +17,7 @@ from optuna.visualization.matplotlib import (
     plot_slice,
 )
 
-from dcml_tune.config.trial import brief
+from dcml_tune.cli.quantities import brief
 from dcml_tune.report.figures import SIZE, Album, in_percent
 from dcml_tune.report.page import Figure, Part, Section, Table, percent
 from dcml_tune.report.search_data import PUBLISHED, Facts
