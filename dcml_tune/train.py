@@ -22,7 +22,7 @@ from dcml_tune.runs.paths import CHECKPOINT, STORES, absolute, named_directory, 
 from dcml_tune.runs.record import refuse_existing
 from dcml_tune.tracking.uris import add_flag, tracking_uri
 from dcml_tune.utils import tracebacks
-from dcml_tune.utils.files import CANNOT_WRITE
+from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.signals import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from dcml_tune.runs.results import read_result, with_numbers
 from dcml_tune.training.devices import cap_gpu_memory, set_threads
 from dcml_tune.training.trainer import NonFiniteLossError, Trainer
 from dcml_tune.utils.checkpoint import CheckpointError
-from dcml_tune.utils.files import CANNOT_WRITE, CorruptFileError, write_checksummed
+from dcml_tune.utils.errnos import CANNOT_WRITE
+from dcml_tune.utils.files import CorruptFileError, write_checksummed
 from trainables.run import (
     CURVE,
     FAILED,

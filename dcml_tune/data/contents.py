@@ -27,13 +27,13 @@ from filelock import FileLock
 
 from dcml_tune.data.decoding import RefusedFileError, open_regular
 from dcml_tune.data.image_list import DataSet, ImageList, fingerprint, named
-from dcml_tune.utils.files import CANNOT_WRITE, CorruptFileError, read_checksummed, write_checksummed
+from dcml_tune.utils.errnos import CANNOT_WRITE, SHORTAGE
+from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
 from dcml_tune.utils.machine import usable_cores
 from dcml_tune.utils.stored import Count, Stored
 
 logger = logging.getLogger(__name__)
 
-_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # of the machine: says nothing of a file
 _BLOCK = 1 << 20  # bytes that are read at once
 # Where nothing can be written, or where the directory should be, or above it, there is a file.
 _NO_PLACE = CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR, errno.ENOENT}
@@ -169,7 +169,7 @@ def _hash(path: str) -> str:
     except RefusedFileError:
         return _UNREAD
     except OSError as error:
-        if error.errno in _SHORTAGE:
+        if error.errno in SHORTAGE:
             raise
         return _UNREAD
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sqlite3
@@ -16,6 +15,7 @@ from urllib.parse import quote
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import TRIALS
+from dcml_tune.utils.errnos import TRANSIENT
 from dcml_tune.utils.files import write_atomic
 from dcml_tune.utils.signals import raise_if_signalled
 from dcml_tune.utils.tracebacks import one_line
@@ -43,9 +43,6 @@ _MAY_PASS = frozenset(
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_NOMEM,
     }
-)
-_PASSING_ERRNO = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 _NOT_WRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
 
@@ -96,7 +93,7 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same call may work later: the file is locked, or its disk does not answer."""
     found = _origin(error)
     if isinstance(found, OSError):
-        return found.errno in _PASSING_ERRNO
+        return found.errno in TRANSIENT
     return _code(found) in _MAY_PASS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -11,14 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dcml_tune.utils.errnos import SHORTAGE
 from dcml_tune.utils.stored import Stored, checked, parse, printable
-
-CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG})
-"""What the system says when nothing can be written: no fault of whoever wanted to."""
 
 _SEAL = "seal"
 _LARGEST = 1 << 28  # bytes of a sealed file; the longest lists the files of a data set
-_TOO_MUCH = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the machine is short of says nothing of a file
 
 
 class CorruptFileError(ValueError):
@@ -59,7 +55,7 @@ def read_checksummed(path: Path, kind: type[Stored] | None = None) -> dict[str, 
         seal = facts.pop(_SEAL)
         same = seal == _checksum(facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno in _TOO_MUCH:
+        if isinstance(error, OSError) and error.errno in SHORTAGE:
             raise
         why = printable(" ".join(str(error).split()))
         raise CorruptFileError(f"{path}: cannot be read ({type(error).__name__}: {why})") from None

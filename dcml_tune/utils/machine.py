@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
+from dcml_tune.utils.errnos import UNSUPPORTED
+
 _CHUNK = 1 << 20
-_NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 def usable_cores() -> int:
@@ -29,7 +29,7 @@ def reserve(file: int, start: int, end: int) -> None:
             os.posix_fallocate(file, 0, end)
             return
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
     zeros = bytes(_CHUNK)
     while start < end:

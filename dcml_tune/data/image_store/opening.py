@@ -19,9 +19,10 @@ from dcml_tune.data.image_store.headers import needed
 from dcml_tune.data.image_store.layout import Kind, Layout
 from dcml_tune.data.image_store.reader import META, STAMP, ImageStore, state_of
 from dcml_tune.data.image_store.room import writing
-from dcml_tune.data.image_store.threads import SHORTAGE, Progress, attempt, map_threads, silent
+from dcml_tune.data.image_store.threads import Progress, attempt, map_threads, silent
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
-from dcml_tune.utils.files import CANNOT_WRITE, readable_size, write_checksummed
+from dcml_tune.utils.errnos import CANNOT_WRITE, SHORTAGE
+from dcml_tune.utils.files import readable_size, write_checksummed
 
 logger = logging.getLogger(__name__)
 

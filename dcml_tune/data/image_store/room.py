@@ -13,13 +13,13 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.data.image_list import why
 from dcml_tune.data.image_store.headers import needed
 from dcml_tune.data.image_store.wanted import Wanted
-from dcml_tune.utils.files import CANNOT_WRITE, free_bytes, readable_size, size_of
+from dcml_tune.utils.errnos import CANNOT_WRITE, DISK_FULL
+from dcml_tune.utils.files import free_bytes, readable_size, size_of
 
 # Free space that a store leaves to others, in bytes.
 RESERVE = 64 << 20
 
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # The last two: where the directory should be, or above it, there is a file.
 NO_PLACE = CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR}
 
@@ -59,7 +59,7 @@ def remove(path: Path) -> None:
 
 def cannot_write(error: OSError, wanted: Wanted) -> SettingError:
     """What to say of a directory that no store can be written to."""
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return no_room(needed(wanted), wanted, f" ({why(error)})")
     return SettingError(
         f"{wanted.directory}: the image store cannot be written there ({why(error)}); make it a directory that "

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from dcml_tune.data.image_list import why
+from dcml_tune.utils.errnos import SHORTAGE
 from dcml_tune.utils.machine import usable_cores
 
 Progress = Callable[[int, int], None]
 """Is told how many are done, of how many."""
 
 T = TypeVar("T")
-
-
-# What the machine is short of is no fault of a file, and no reason to build a store anew.
-SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def silent(done: int, total: int) -> None:
