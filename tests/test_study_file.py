@@ -313,7 +313,7 @@ def test_a_study_of_another_version_of_optuna_is_refused(search, version):
 def test_a_study_that_may_not_be_read_is_refused(search):
     """Its permissions are named, and nothing is put in its place."""
     (search / "optuna.db").chmod(0)
-    code = "import os, sys; from pathlib import Path; from dcml_tune import study_file\n"
+    code = "import os, sys; from pathlib import Path; from dcml_tune.runs import study_file\n"
     code += "import dcml_tune.utils.files, optuna\n"
     code += "os.getuid() or os.setuid(65534)\ntry: print(study_file.mend(Path(sys.argv[1]), 's'))\n"
     code += "except Exception as error: print(type(error).__name__, error)"
