@@ -5,8 +5,8 @@ from statistics import mean
 import pytest
 
 from dcml_tune.runs.study import by_launch, first_best
-from dcml_tune.search.__main__ import best_trial
 from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Confirmation, FoldSeed, candidates, race, units
+from dcml_tune.search.outcome import best_trial
 from dcml_tune.search.verdict import verdict
 from trainables.searcher import KnownTrial
 

@@ -180,7 +180,7 @@ def test_patience_ends_a_search(folder, tmp_path):
     words = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]
     done = command(*words, "--num-samples", 30, "--patience", 1, "--scheduler", "none", "--max-concurrent", 1)
     assert done.returncode == 0, done.stderr
-    assert "ended early: 1 trials in a row brought nothing" in done.stdout
+    assert "ended early: 1 trials in a row brought no improvement" in done.stdout
 
 
 def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):
@@ -200,7 +200,7 @@ def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):
     done = command("--extend", search, "--num-samples", 1, "--space", space)  # by its path
     assert done.returncode == 0, done.stderr
     assert "best of 3 trials" in done.stdout
-    front = done.stdout.partition("beaten by no other trial in all metrics")[2].splitlines()
+    front = done.stdout.partition("Pareto-optimal trials")[2].splitlines()
     assert front[1].startswith("  trial 00")
     assert "time/epoch_s" in front[1]
     assert "front-time-epoch_s.png" in os.listdir(search / "report")

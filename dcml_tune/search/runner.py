@@ -1,0 +1,256 @@
+"""Run the stages of a search (trials, confirmation, final scoring), and record its outcome."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.report import write_report
+from dcml_tune.runs.ledger import NAME as LEDGER
+from dcml_tune.runs.record import all_records
+from dcml_tune.runs.study_file import impatient
+from dcml_tune.search.confirmation import CONTROLS, PUBLISHED, Candidate, Confirmation, FoldSeed, race
+from dcml_tune.search.console import print_interruption, print_outcome, print_undelivered
+from dcml_tune.search.outcome import EXIT_INCOMPLETE, UNTRAINED, Final, Outcome, best_trial
+from dcml_tune.search.resume import end_abandoned
+from dcml_tune.search.stage import StageRunner
+from dcml_tune.search.verdict import TEST, verdict
+from dcml_tune.tracking import Tracker, environment_tags
+from dcml_tune.tracking.checking import check_store
+from dcml_tune.utils import tracebacks
+from dcml_tune.utils.files import write_checksummed
+from dcml_tune.utils.redaction import redact
+from dcml_tune.utils.signals import SearchStopped, signal_handled, signals_wait
+from trainables import DivideAndConquer
+from trainables.cluster import disconnect
+
+if TYPE_CHECKING:
+    from dcml_tune.search.plan import Plan
+    from trainables.run import Role
+    from trainables.searcher import OptunaSearcher
+    from trainables.tracking_callback import Progress
+
+log = logging.getLogger(__name__)
+
+VERDICT = "verdict.json"
+
+_DELIVER_S = {"end": 60.0, "interrupted": 8.0}  # longest wait for MLflow
+
+
+class SearchRunner:
+    """Runs a plan from its first trial to its recorded and printed outcome."""
+
+    def __init__(self, plan: Plan, trainable: type[DivideAndConquer] | None = None) -> None:
+        """Prepare a run; nothing is started.
+
+        Args:
+            plan: the checked search.
+            trainable: a subclass of DivideAndConquer to train instead.
+        """
+        self.plan, self.trainable = plan, trainable or DivideAndConquer
+        self.ended_early: str | None = None
+
+    def run(self) -> int:
+        """Run the search; returns its exit code."""
+        plan = self.plan
+        for record in all_records(plan.output)[0]:
+            if record.state.status == "running" and record.name != plan.name:
+                end_abandoned(record)
+        if plan.store_is_up:
+            check_store(plan.uri, make=True)
+        dashboard = plan.connect()
+        if dashboard:
+            print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)", flush=True)
+        self.record = plan.begin()
+        self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
+        tags = environment_tags(plan.identity.compared, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
+        tags |= {"dcml.protocol": plan.base.protocol, **plan.shares.tags()}
+        self.stages = StageRunner(plan, self.record, self.tracker, tags, self.trainable)
+        self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=tags)
+        try:
+            return self._run_stages()
+        except SearchStopped as stop:
+            return self._interrupt(str(stop))
+        except BaseException as error:
+            self._interrupt(tracebacks.one_line(error))
+            raise
+
+    def _run_stages(self) -> int:
+        """Run the stages and record the outcome before Ray is shut down; returns the exit code."""
+        plan = self.plan
+        try:
+            searcher = plan.searcher()
+            self._search(searcher)
+            pareto_front = searcher.pareto_front() if len(plan.metrics) > 1 else []
+            for key, _ in pareto_front:
+                self.tracker.tags(f"{plan.name}/{key}", {"dcml.pareto": "no trial beats it in all metrics"})
+            if plan.units or plan.scores_test:
+                self._write_report()  # it can be read while the other stages run
+            trials = searcher.known()
+            confirmation = self._confirm(plan.candidates(trials)) if best_trial(trials) is not None else None
+            if plan.units and plan.scores_test:
+                self._write_report()
+            final = self._score_test(confirmation) if confirmation is not None and plan.scores_test else {}
+            outcome = Outcome(
+                trials=trials,
+                planned=plan.planned,
+                pareto_front=pareto_front,
+                confirmation=confirmation,
+                final=final,
+                ended_early=self.ended_early,
+                missing_runs=self.stages.missing,
+            )
+            self._finish(outcome)
+            return outcome.exit_code
+        finally:
+            with signals_wait():
+                disconnect()
+
+    # -- the outcome -----------------------------------------------------------------------------------
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Record the outcome on disk and in MLflow, write the report, and print both."""
+        plan, confirmation = self.plan, outcome.confirmation
+        found = self._record_verdict(confirmation, outcome.final) if confirmation is not None else None
+        self.tracker.end(plan.name, "FINISHED" if confirmation is not None else "FAILED", reason=outcome.reason)
+        self.record.update(status=outcome.status, reason=outcome.reason)
+        self.tracker.wait(_DELIVER_S["end"])
+        page = self._write_report(pictures=True)
+        if page is not None:
+            self.tracker.artifact(plan.name, page.parent, "report")
+        undelivered = self.tracker.close(_DELIVER_S["end"])
+        print_outcome(plan, outcome, found, self.tracker)
+        if page is not None:
+            print(f"open the report: {page.as_uri()}")
+        print_undelivered(plan, undelivered)
+
+    def _record_verdict(self, confirmation: Confirmation, final: Final) -> dict[str, Any]:
+        """Reach the verdict; write it to disk and to MLflow."""
+        plan, winner = self.plan, confirmation.winner.name
+        runs = {name: each for name, each in final.items() if name != UNTRAINED}
+        measure = f"test/{plan.metric.rpartition('/')[2]}"
+        before = next((each.get(measure) for each in final.get(UNTRAINED, {}).values()), None)
+        key = "000" if winner == PUBLISHED else winner
+        found = verdict(confirmation, key, runs, {"validation": self.record.state.untrained, "test": before})
+        write_checksummed(plan.directory / VERDICT, found)
+        self.tracker.tags(plan.name, {"dcml.verdict": "\n".join(found["lines"]), "dcml.winner": key})
+        values = {
+            f"verdict/{'test' if each['on'] == TEST else 'held_out'}/{each['control'].replace(' ', '_')}": each[
+                "difference"
+            ]
+            for each in found["comparisons"]
+        }
+        self.tracker.metrics(plan.name, sum(result["epoch"] for result in confirmation.results.values()), values)
+        self.tracker.artifact(plan.name, plan.directory / VERDICT)
+        if (plan.output / LEDGER).exists():
+            self.tracker.artifact(plan.name, plan.output / LEDGER)
+        return found
+
+    def _write_report(self, *, pictures: bool = False) -> Path | None:
+        """Write the report of the search; returns its page. An error is logged, and the search continues."""
+        try:
+            return write_report(self.plan.directory, uri=self.plan.uri, pictures=pictures)
+        except Exception as error:
+            if isinstance(error, SettingError):
+                log.warning("the report could not be written: %s", error)
+            else:
+                tracebacks.warn(log, "the report could not be written", error)
+            return None
+
+    def _interrupt(self, reason: str) -> int:
+        """Shut the search down cleanly: its results are kept, and no MLflow run stays RUNNING."""
+        signal_handled()
+        disconnect()
+        reason = redact(reason)
+        if self.stages.progress is not None:
+            self.stages.progress.interrupt(reason)
+        # If the disk is full or the study is locked, this fails; the next process then does it before anything else.
+        with impatient(), suppress(Exception, SearchStopped):
+            self.plan.requeue_running()
+        signal_handled()
+        self.tracker.end(self.plan.name, "INTERRUPTED", reason=reason)
+        undelivered = self.tracker.close(_DELIVER_S["interrupted"])
+        with suppress(OSError):  # a full disk: the status `running` with a free lock means the same
+            self.record.update(status="interrupted", reason=reason, elapsed_s=self.stages.elapsed())
+        print_interruption(self.record, reason)
+        print_undelivered(self.plan, undelivered)
+        return EXIT_INCOMPLETE
+
+    # -- the stages ------------------------------------------------------------------------------------
+
+    def _search(self, searcher: OptunaSearcher) -> None:
+        """Run the trials that have not ended."""
+        plan, known = self.plan, searcher.known()
+        left = plan.planned - sum(trial.has_ended for trial in known)
+        progress = self.stages.new_progress(
+            "trials", plan.planned, known=known, on_failure=searcher.set_failure_reason, why_over=plan.why_over
+        )
+        plan.begin_stage(self.record, searches=True)
+        if left > 0 and plan.out_of_time() is None:
+            self.stages.run(
+                progress,
+                then=lambda: self._end_early(searcher, progress),
+                search_alg=searcher,
+                scheduler=plan.scheduler(known),
+                num_samples=left,
+                why_over=lambda: plan.why_over(progress.epochs),
+            )
+        else:
+            self._end_early(searcher, progress)
+            progress.close()
+        self.stages.record_progress(progress)
+
+    def _end_early(self, searcher: OptunaSearcher, progress: Progress) -> None:
+        """If a budget is used up, end the open trials: one with an epoch keeps its value, others are interrupted."""
+        self.ended_early = self.plan.why_over(progress.epochs)
+        if self.ended_early:
+            searcher.cut_short(self.ended_early)
+            ended = [trial for trial in searcher.known() if trial.reason == self.ended_early]
+            progress.settle(ended, self.plan.trials)
+            progress.interrupt(self.ended_early)  # trials without an epoch
+        elif searcher.patience_exhausted():
+            self.ended_early = f"{self.plan.arguments.patience} trials in a row brought no improvement"
+
+    def _confirm(self, found: list[Candidate]) -> Confirmation:
+        """Compare the best settings and the controls on further folds; without units, return the best of the search."""
+        plan = self.plan
+        plan.begin_stage(self.record, searches=False)
+        if plan.units:
+            print(f"\n{len(found)} settings are compared on further held-out classes: {', '.join(c.name for c in found)}",
+                  flush=True)  # fmt: skip
+
+        def results(runs: list[tuple[Candidate, FoldSeed]]) -> dict[tuple[str, FoldSeed], dict[str, Any]]:
+            wanted = [plan.confirm_run(*run) for run in runs]
+            known = self.stages.run_missing("confirmation", wanted, why_over=plan.out_of_time)
+            pairs = zip(runs, wanted, strict=True)
+            return {(c.name, unit): known[run["run"]["key"]] for (c, unit), run in pairs if run["run"]["key"] in known}
+
+        confirmation = race(
+            found, plan.units, metric=plan.metric, results=results, is_over=lambda: plan.out_of_time() is not None
+        )
+        self.ended_early = self.ended_early or (plan.out_of_time() if plan.units else None)
+        return confirmation
+
+    def _score_test(self, confirmation: Confirmation) -> Final:
+        """Train winner and controls on all training classes; score them and the untrained network, each run once."""
+        plan, winner = self.plan, confirmation.winner
+        runs: dict[tuple[str, int], dict[str, Any]] = {(UNTRAINED, 0): plan.final_run(winner, UNTRAINED, 0, None)}
+        for candidate in confirmation.candidates:
+            if candidate.name != winner.name and candidate.name not in CONTROLS:
+                continue
+            role = cast("Role", "final" if candidate.name == winner.name else candidate.name)
+            for number in range(plan.arguments.final_seeds):
+                epochs = confirmation.epochs(candidate)
+                runs[candidate.name, number] = plan.final_run(candidate, role, number, epochs)
+        print("\nthe winner and its controls are trained on all training classes, and the test classes scored once by each",
+              flush=True)  # fmt: skip
+        known = self.stages.run_missing("final", list(runs.values()))
+        final: Final = {}
+        for (name, _), run in runs.items():
+            if run["run"]["key"] in known:
+                final.setdefault(name, {})[f"seed {run['seed']}"] = known[run["run"]["key"]]
+        return final

@@ -1,0 +1,119 @@
+"""A stage of a search: one run of Ray over trials, with its live table and its records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from trainables.tracking_callback import Progress
+from trainables.tuner import run_trials
+
+if TYPE_CHECKING:
+    from dcml_tune.runs.record import Record
+    from dcml_tune.search.plan import Plan
+    from dcml_tune.tracking import Tracker
+    from trainables import DivideAndConquer
+
+
+class StageRunner:
+    """Runs the stages of one search, one after the other, and records how long trials ran.
+
+    Attributes:
+        progress: callback of the newest stage; None before the first one.
+        missing: keys of runs without a result, although no budget ended their stage.
+    """
+
+    def __init__(
+        self, plan: Plan, record: Record, tracker: Tracker, tags: dict[str, str], trainable: type[DivideAndConquer]
+    ) -> None:
+        """Start from the seconds that earlier processes recorded.
+
+        Args:
+            plan: of the search.
+            record: of the search, held by this process.
+            tracker: of the search.
+            tags: of each run in MLflow.
+            trainable: the class that trains.
+        """
+        self.plan, self.record, self.tracker, self.tags, self.trainable = plan, record, tracker, tags, trainable
+        self.progress: Progress | None = None
+        self.missing: list[str] = []
+        self._stages = 0
+        self._started: float | None = None
+        self._before = record.state.elapsed_s
+
+    def run_missing(
+        self, stage: str, runs: list[dict[str, Any]], why_over: Callable[[], str | None] = lambda: None
+    ) -> dict[str, dict[str, Any]]:
+        """Run what has no result yet, from this process or an earlier one; returns key -> what the run measured."""
+        plan, known = self.plan, self.plan.results(runs)
+        missing = [run for run in runs if run["run"]["key"] not in known]
+        if missing and why_over() is None:
+            progress = self.new_progress(stage, len(missing))
+            grid = {"whole": tune.grid_search(missing)}
+            self.run(progress, param_space=grid, num_samples=1, why_over=why_over)
+            known = plan.results(runs)
+            if reason := why_over():
+                progress.interrupt(reason)
+        if why_over() is None:
+            self.missing += [run["run"]["key"] for run in runs if run["run"]["key"] not in known]
+        return known
+
+    def run(self, progress: Progress, *, then: Callable[[], None] = lambda: None, **tuning: Any) -> None:
+        """Let Ray run trials, call `then`, and record how long they ran."""
+        plan, self.progress = self.plan, progress
+        self._stages += 1
+        name = f"process-{self.record.state.processes:02d}-{self._stages}"
+        try:
+            run_trials(
+                self.trainable,
+                shares=plan.shares,
+                directory=plan.directory / "ray" / name,
+                callbacks=[self._guard, progress],
+                **tuning,
+            )
+            then()
+        finally:
+            progress.close()
+            self._before, self._started = self.elapsed(), None
+            with suppress(OSError):  # a full disk
+                self.record.update(elapsed_s=self._before)
+
+    def new_progress(self, stage: str, planned: int, **more: Any) -> Progress:
+        """The callback that shows and records the trials of a stage."""
+        plan = self.plan
+        self._guard = plan.guard()
+        self._started = time.time()
+        if stage == "trials":
+            untrained = self.record.state.untrained
+            more |= {"trials": plan.trials, "untrained": untrained, "on_report": self.record_progress}
+        return Progress(
+            self.tracker,
+            search=plan.name,
+            metric=plan.metric,
+            varied=list(plan.space.domains),
+            tags=self.tags,
+            planned=planned,
+            guard=self._guard,
+            quiet=plan.arguments.quiet,
+            keep_models=plan.keep_models,
+            **more,
+        )
+
+    def record_progress(self, progress: Progress) -> None:
+        """Record how many trials have ended, and the best value so far."""
+        self.record.update(
+            elapsed_s=self.elapsed(),
+            ended=progress.ended,
+            planned=self.plan.planned,
+            best=progress.best,
+            untrained=progress.untrained,
+        )
+
+    def elapsed(self) -> float:
+        """Seconds during which trials ran, in this process and earlier ones."""
+        return self._before + (0.0 if self._started is None else time.time() - self._started)
