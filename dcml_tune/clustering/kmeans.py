@@ -9,19 +9,16 @@ faster at the same objective (docs/performance.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from dcml_tune.config.errors import SettingError, unknown_name
-from dcml_tune.config.trial import Backend
-
-if TYPE_CHECKING:
-    pass
 from dcml_tune.clustering.faiss_backend import faiss_cpu, faiss_gpu, faiss_gpus
 from dcml_tune.clustering.lloyd import LEAST_GAIN, MAX_ITERATIONS, FloatArray, IntArray, lloyd, torch_nearest
+from dcml_tune.config.errors import SettingError, unknown_name
+from dcml_tune.config.trial import Backend
 
 Features = FloatArray | torch.Tensor
 

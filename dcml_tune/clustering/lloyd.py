@@ -6,14 +6,11 @@ Shapes: N images, D feature dimensions, K clusters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-if TYPE_CHECKING:
-    pass
 from dcml_tune.utils.precision import full_precision
 
 IntArray = npt.NDArray[np.int64]

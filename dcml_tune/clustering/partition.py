@@ -6,14 +6,12 @@ A partition is an integer array, one entry an image: the number of its cluster, 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-if TYPE_CHECKING:
-    pass
 from dcml_tune.clustering.kmeans import Features, as_tensor, checked_features, kmeans
 from dcml_tune.clustering.lloyd import FloatArray, IntArray
 
@@ -141,7 +139,7 @@ def match(previous: npt.ArrayLike, current: npt.ArrayLike) -> IntArray:
     from scipy.optimize import linear_sum_assignment
 
     previous, current = np.asarray(previous, dtype=np.int64), np.asarray(current, dtype=np.int64)
-    overlap = shared_images(previous, current)
+    overlap = _shared_images(previous, current)
     nb_previous, nb_current = overlap.shape
     rows, columns = linear_sum_assignment(overlap, maximize=True)
     number = np.full(nb_current, -1, dtype=np.int64)
@@ -153,7 +151,7 @@ def match(previous: npt.ArrayLike, current: npt.ArrayLike) -> IntArray:
     return renumbered
 
 
-def shared_images(previous: IntArray, current: IntArray) -> IntArray:
+def _shared_images(previous: IntArray, current: IntArray) -> IntArray:
     """The number of images that each previous (row) and each current cluster (column) share."""
     if previous.shape != current.shape:
         raise ValueError(f"`len(previous) == len(current)` must hold, but got {len(previous)} and {len(current)}")

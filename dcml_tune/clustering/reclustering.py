@@ -9,25 +9,19 @@ Source: TPAMI 2021, section 3 and algorithm 1.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from dcml_tune.clustering.agreement import nmi
 from dcml_tune.clustering.kmeans import Features, as_tensor
 from dcml_tune.clustering.lloyd import FloatArray, IntArray, cluster_sums
-from dcml_tune.clustering.partition import cluster, divide, drop_singles, match, shared_images
+from dcml_tune.clustering.partition import cluster, divide, drop_singles, match
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
-
-if TYPE_CHECKING:
-    pass
-
-logger = logging.getLogger(__name__)
-
 
 ADAPTIVE = "kmeans_adaptive_centroids"
 
@@ -124,18 +118,9 @@ def _means_of(previous: IntArray, features: Features, k: int) -> FloatArray | No
 
 
 def _agreement(previous: IntArray, current: IntArray) -> float | None:
-    """Normalised mutual information (arithmetic mean) of two assignments; None if one is a single cluster."""
-    overlap = shared_images(previous, current)
-    p = overlap / max(1, overlap.sum())
-    p_previous, p_current = p.sum(1), p.sum(0)
-    entropies = _entropy(p_previous), _entropy(p_current)
-    if min(entropies) == 0:
+    """NMI of two assignments over the images that both assign; None if either has a single cluster there."""
+    both = (previous >= 0) & (current >= 0)
+    previous, current = previous[both], current[both]
+    if min(np.ptp(each) if len(each) else 0 for each in (previous, current)) == 0:
         return None
-    mutual = sum(entropies) - _entropy(p.ravel())
-    return float(np.clip(2 * mutual / sum(entropies), 0, 1))
-
-
-def _entropy(p: npt.NDArray[np.float64]) -> float:
-    """Entropy in nats of probabilities, zeros allowed."""
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())
+    return nmi(previous, current)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcml_tune.metrics.clustering import as_numbers
+from dcml_tune.clustering.agreement import as_integers
 from dcml_tune.metrics.neighbours import Rows, Search
 
 
@@ -127,7 +127,7 @@ def _search(embeddings: Rows, labels: Rows, gallery: Rows | None, gallery_labels
 def _checked(rows: Rows, labels: Rows, name: str) -> tuple[Tensor, NDArray[np.int64]]:
     """Rows as a float32 tensor and their labels, refused unless they agree and are finite."""
     x = (rows if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))).detach().float()
-    targets = as_numbers(labels)
+    targets = as_integers(labels)
     if len(x) != len(targets):
         raise ValueError(f"one label a row must be given, but got {len(targets)} for {len(x)} rows of {name}")
     finite = torch.isfinite(x.square().sum(1))

@@ -1,20 +1,20 @@
-"""Full float32 precision for distances."""
+"""Full float32 precision for computations on distances."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Keep TF32 and autocast, which may be on for the backbone, out of distances."""
+    """Disable TF32 and autocast inside the block: both may be enabled for the backbone, and distances need float32.
+
+    Args:
+        device_type: type of the device that computes the distances, such as `cuda`.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
