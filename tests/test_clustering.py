@@ -10,10 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-import dcml_tune.clustering.kmeans as kmeans_module
 import dcml_tune.clustering.partition as partition_module
-from dcml_tune.clustering import faiss_backend, lloyd, reclustering
-from dcml_tune.clustering.kmeans import kmeans
+from dcml_tune.clustering import faiss_backend, lloyd
+from dcml_tune.clustering.kmeans import _first_images, kmeans
 from dcml_tune.clustering.partition import acceptable, cluster, divide, drop_singles, match
 from dcml_tune.clustering.reclustering import recluster
 from dcml_tune.config.schedule import EpochPlan
@@ -65,7 +64,7 @@ def test_empty_clusters_are_filled_as_in_faiss(seed, monkeypatch):
     features[:80] = features[0]
     monkeypatch.setattr(lloyd, "MAX_ITERATIONS", 1)
     _, centroids = faiss_kmeans(features, 60, seed=seed, niter=1)
-    start = features[kmeans_module._first_images(400, 60, seed).numpy()]
+    start = features[_first_images(400, 60, seed).numpy()]
     assert len(np.unique(start, axis=0)) < 60, "no cluster was empty: the case is not met"
     np.testing.assert_allclose(kmeans(features, 60, seed=seed, backend="torch")[1], centroids, atol=1e-6)
 
@@ -345,7 +344,7 @@ def test_cluster_takes_the_first_seed_that_is_acceptable(tried, caplog):
     np.testing.assert_array_equal(centroids, expected[1])
     assert not caplog.records
     tried.clear()
-    cluster(features, own, 4, seed=first, init=features[kmeans_module._first_images(40, 4, first).numpy()])
+    cluster(features, own, 4, seed=first, init=features[_first_images(40, 4, first).numpy()])
     assert [(seed, init is None) for seed, init in tried] == [(s, s > first) for s in range(first, found + 1)]
 
 
@@ -503,7 +502,7 @@ def test_adaptive_clusterings_without_previous_centroids_start_from_images_apart
     tried.clear()
     # Centroids of which no try is acceptable: two images to a class.
     cluster(features[:8], np.arange(8), 2, seed=0, init=features[:2], spread=True)
-    assert [init is not None for _, init in tried] == [True] * reclustering.TRIES
+    assert [init is not None for _, init in tried] == [True] * partition_module.TRIES
 
 
 def test_one_cluster_leaves_out_images_alone_of_their_class():

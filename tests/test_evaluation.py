@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from dcml_tune.metrics import neighbours
+from dcml_tune.metrics import neighbours, retrieval
 from dcml_tune.metrics.clustering import ami, nmi
 from dcml_tune.metrics.retrieval import map_at_r, marp, r_precision, recall_at_k, retrieval_measures
 
@@ -96,7 +96,7 @@ def test_lists_over_tiles_equal_a_stable_sort(monkeypatch, tile, width, values, 
     rows = rng.integers(-values, values + 1, size=(500, 3)).astype(np.float32)
     others = rng.integers(-values, values + 1, size=(330, 3)).astype(np.float32) if with_gallery else rows
     labels, other_labels = np.zeros(len(rows)), np.zeros(len(others)) if with_gallery else None
-    search = neighbours._search(rows, labels, others if with_gallery else None, other_labels)
+    search = retrieval._search(rows, labels, others if with_gallery else None, other_labels)
     assert search._lists_pay(width)
     distances = np.square(rows[:, None].astype(float) - others).sum(2)
     if not with_gallery:

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dcml_tune.clustering import lloyd
 from dcml_tune.clustering.faiss_backend import faiss_cpu, faiss_gpu, faiss_gpus
-from dcml_tune.clustering.lloyd import LEAST_GAIN, MAX_ITERATIONS, FloatArray, IntArray, lloyd, torch_nearest
+from dcml_tune.clustering.lloyd import FloatArray, IntArray
 from dcml_tune.config.errors import SettingError, unknown_name
 from dcml_tune.config.trial import Backend
 
@@ -127,12 +128,12 @@ def _backend(name: str) -> Run:
 
 
 def _torch(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
-    return lloyd(x, start, torch_nearest(x))
+    return lloyd.lloyd(x, start, lloyd.torch_nearest(x))
 
 
 def _sklearn(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
     from sklearn.cluster import KMeans  # a second of import that most trials never need
 
-    model = KMeans(len(start), init=start.cpu().numpy(), n_init=1, max_iter=MAX_ITERATIONS, tol=LEAST_GAIN)
+    model = KMeans(len(start), init=start.cpu().numpy(), n_init=1, max_iter=lloyd.MAX_ITERATIONS, tol=lloyd.LEAST_GAIN)
     model.fit(x.cpu().numpy())
     return model.labels_.astype(np.int64), model.cluster_centers_.astype(np.float32)
