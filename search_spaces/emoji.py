@@ -1,14 +1,24 @@
 """Emoji: 6,653 drawings of 1,241 emoji by up to six designers, embedded in the package.
 
-The point of departure is the published setting for Stanford Online Products (the authors' sample command: 32
-clusters, mod_epoch 2, masking_lambda 0.01, mask_lr_mult 100, backbone frozen in every other epoch, 180 epochs with the
-full-embedding phase from epoch 80), scaled to a data set that trains in minutes: 64 pixels, EfficientNet-Lite0,
-6 epochs with the full-embedding phase from epoch 5, and learning rates to match. There are no published results.
-
     python -m dcml_tune.search emoji
+
+There are no published results on this data set.
+
+Published point (trial 0): the authors' sample command for Stanford Online Products (32 clusters, mod_epoch 2,
+masking_lambda 0.01, mask_lr_mult 100, the backbone frozen in every other epoch, 180 epochs with the full-embedding phase
+from epoch 80), scaled to a data set that trains in minutes: images of 64 pixels, EfficientNet-Lite0, 6 epochs with the
+full-embedding phase from epoch 5, and learning rates to match.
+
+Ranges:
+
+    nb_clusters     2 and 4: about 500 classes train, so that 2 clusters have 250 each and 4 clusters 125
+    mod_epoch       2 to 4: the division has to end before the full-embedding phase at epoch 5
+    masking_lambda  0.001 to 1: holds 0.01 of the sample command and 1, the flag's default
+    mask_lr_mult    1 to 1000: holds 100 of the sample command and 1, the flag's default
 """
 
-from search_spaces.space import Choice, Float, Int, SearchSpace
+from search_spaces.reference_point import MASK_DOMAINS, MASK_REASONS
+from search_spaces.space import Choice, Int, SearchSpace
 
 SPACE = SearchSpace(
     name="emoji",
@@ -34,14 +44,12 @@ SPACE = SearchSpace(
     domains={
         "nb_clusters": Choice([2, 4]),
         "mod_epoch": Int(2, 4),
-        "masking_lambda": Float(1e-3, 1.0, log=True),
-        "mask_lr_mult": Float(1.0, 1000.0, log=True),
+        **MASK_DOMAINS,
     },
     why={
         "nb_clusters": "a cluster of about 500 classes halves to 250 at 2 and 125 at 4",
         "mod_epoch": "the division has to end before the full-embedding phase at epoch 5",
-        "masking_lambda": "published: 0.01 and, as the flag's default, 1",
-        "mask_lr_mult": "published: 100 and, as the flag's default, 1",
+        **MASK_REASONS,
     },
     references="no published results",
 )

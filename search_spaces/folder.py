@@ -1,14 +1,22 @@
-"""Folder: any directory with a folder of images a class.
-
-The point of departure is the published setting for Stanford Online Products (TPAMI 2021, the authors' sample
-command), the largest and most varied of the published sets, with 24 epochs instead of 180 and the phases in proportion;
-the backbone is EfficientNet-Lite0, whose weights come with the package. Give `--arch resnet50 --nb-epochs 180
---force-full-embedding-epoch 80` for the published recipe in full.
+"""Folder: any directory that has one folder of images for each class.
 
     python -m dcml_tune.search folder --dataset-dir DIRECTORY
+
+Published point (trial 0): the authors' sample command for Stanford Online Products (TPAMI 2021), the largest and most
+varied of the published data sets, with 24 epochs instead of 180 and the phases in proportion. The backbone is
+EfficientNet-Lite0, whose weights come with the package. For the published recipe in full, give `--arch resnet50
+--nb-epochs 180 --force-full-embedding-epoch 80`.
+
+Ranges:
+
+    nb_clusters     2 to 32: the published numbers are 4 to 32 and grow with the number of classes
+    mod_epoch       1 to 8: published is 2; the division has to end before the full-embedding phase
+    masking_lambda  0.001 to 1: holds 0.01 of the sample command and 1, the flag's default
+    mask_lr_mult    1 to 1000: holds 100 of the sample command and 1, the flag's default
 """
 
-from search_spaces.space import Choice, Float, Int, SearchSpace
+from search_spaces.reference_point import MASK_DOMAINS, MASK_REASONS
+from search_spaces.space import Choice, Int, SearchSpace
 
 SPACE = SearchSpace(
     name="folder",
@@ -34,14 +42,12 @@ SPACE = SearchSpace(
     domains={
         "nb_clusters": Choice([2, 4, 8, 16, 32]),
         "mod_epoch": Int(1, 8),
-        "masking_lambda": Float(1e-3, 1.0, log=True),
-        "mask_lr_mult": Float(1.0, 1000.0, log=True),
+        **MASK_DOMAINS,
     },
     why={
         "nb_clusters": "published: 4 to 32, growing with the number of classes",
         "mod_epoch": "published: 2; the division has to end before the full-embedding phase",
-        "masking_lambda": "published: 0.01 and, as the flag's default, 1",
-        "mask_lr_mult": "published: 100 and, as the flag's default, 1",
+        **MASK_REASONS,
     },
     references="no published results",
 )

@@ -1,53 +1,36 @@
-"""PKU VehicleID: photographs of vehicles by surveillance cameras; 13,164 train, and three lists of 800, 1,600 and 2,400 test.
+"""PKU VehicleID: photographs of vehicles from surveillance cameras.
 
-Published by the authors, in percent, the best epoch by the test classes (search_spaces/published.py has the sources):
+13,164 vehicles train. Three lists test, of 800, 1,600 and 2,400 vehicles.
+
+Paper: "Improving Deep Metric Learning by Divide and Conquer" (TPAMI 2021), masks fixed or learned.
+cvpr2019 is "Divide and Conquer the Embedding Space for Metric Learning" (CVPR 2019), which has slices instead of masks.
+
+    python -m dcml_tune.search vid --dataset-dir DIRECTORY --num-samples 64 --time-budget 10h
+
+The time that it needs on a GPU has not been measured. ResNet-50 with ImageNet weights, embedding of 512 dimensions.
+
+Published results (list of 2,400 vehicles), in percent, of the best epoch by the test classes (sources: search_spaces/published.py):
 
     fixed    nmi 90.78  marp 92.89  R@1 94.01  R@5 96.18
     learned  nmi 90.70  marp 92.68  R@1 93.93  R@5 95.99
     cvpr2019 R@1 91.54
 
-The authors give one sample command, for Stanford Online Products; the point of departure here is that command as it is.
-That it fits this data set, too, is our choice, not published. ResNet-50 with ImageNet weights, embedding of 512 dimensions.
+Published point (trial 0): the authors' sample command, unchanged. It was published for Stanford Online Products; that it
+suits this data set is our choice.
 
-    python -m dcml_tune.search vid --dataset-dir DIRECTORY --num-samples 64 --time-budget 10h
+Ranges:
 
-Hours on a GPU were not measured yet.
+    nb_clusters     4 to 64: 10,531 classes train while trials are compared, so that 64 clusters keep 160 each
+    mod_epoch       2 to 8: with 8, the division still ends well before the full-embedding phase at epoch 80
+    masking_lambda  0.001 to 1: holds 0.01 of the sample command and 1, the flag's default
+    mask_lr_mult    1 to 1000: holds 100 of the sample command and 1, the flag's default
 """
 
-from search_spaces.published import as_text
-from search_spaces.space import Choice, Float, Int, SearchSpace
+from search_spaces.reference_point import published_space
 
-SPACE = SearchSpace(
-    name="vid",
-    published={
-        "dataset": "vid",
-        "sz_embedding": 512,
-        "mod_epoch": 2,
-        "nb_clusters": 32,
-        "nb_epochs": 180,
-        "batch_size": 80,
-        "num_samples_per_class": 2,
-        "mod_epoch_freeze": 1,
-        "sampler": "distanceweighted",
-        "weight_decay": 1e-4,
-        "batch_sampler": "adaptbalanced",
-        "force_full_embedding_epoch": 80,
-        "mask_lr_mult": 100.0,
-        "masking_lambda": 0.01,
-        "mask_wd_mult": 1.0,
-        "base_lr": 1e-5,
-    },
-    domains={
-        "nb_clusters": Choice([4, 8, 16, 32, 64]),
-        "mod_epoch": Int(2, 8),
-        "masking_lambda": Float(1e-3, 1.0, log=True),
-        "mask_lr_mult": Float(1.0, 1000.0, log=True),
-    },
-    why={
-        "nb_clusters": "published for SOP: 32; 10,531 classes train, so that 64 clusters leave 160 each",
-        "mod_epoch": "published: 2; 8 epochs still end the division well before the full-embedding phase at epoch 80",
-        "masking_lambda": "published: 0.01 and, as the flag's default, 1",
-        "mask_lr_mult": "published: 100 and, as the flag's default, 1",
-    },
-    references=as_text("vid"),
+SPACE = published_space(
+    "vid",
+    nb_clusters=32,
+    choices=[4, 8, 16, 32, 64],
+    why="published for SOP: 32; 10,531 classes train, so that 64 clusters leave 160 each",
 )
