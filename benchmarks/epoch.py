@@ -49,7 +49,7 @@ def own_work(trainer, plan, count):
         with torch.inference_mode():
             model(batch)
 
-    trainer._set_trainable(plan)
+    trainer.train_step.set_trainable(plan)
     training = seconds(train) * count
     model.eval()
     images = len(trainer.data.validation) + (len(trainer.data.train) if plan.recluster else 0)

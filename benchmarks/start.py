@@ -112,9 +112,9 @@ def published() -> dict[str, Any]:
 
 def stop_at_first_step(clock: Clock) -> None:
     """The process ends where the first batch is ready to be trained on."""
-    from dcml_tune.training.trainer import Trainer
+    from dcml_tune.training.step import TrainStep
 
-    Trainer._step = lambda *_: clock.stop("first batch")  # type: ignore[assignment, method-assign, return-value]
+    TrainStep.update = lambda *_: clock.stop("first batch")  # type: ignore[assignment, method-assign, return-value]
 
 
 def run(name: str, stores: Path) -> Laps:

@@ -124,7 +124,7 @@ class _Run:
         Raises:
             SettingError: if there is none of this name, or other flags are given.
         """
-        from dcml_tune.training.trainer import Trainer
+        from dcml_tune.training.saving import has_state, saved_config
 
         others = parser().given(argv).keys() - {"resume", "output_dir", "tracking_uri", "cuda_device", "wandb_enabled"}
         if others:
@@ -132,12 +132,12 @@ class _Run:
             raise SettingError(f"--{flag}: a run goes on with the settings it began with; leave it out")
         begun = named_directory("--resume", arguments.resume, output)
         directory, output = begun / CHECKPOINT, begun.parent
-        if not Trainer.is_saved(directory):
+        if not has_state(directory):
             raise SettingError(
                 f"--resume {arguments.resume}: no interrupted run of this name in {output}; give the name of one, or "
                 "--output-dir"
             )
-        config = Trainer.saved_config(directory)
+        config = saved_config(directory)
         run = cls(begun.name, config, arguments, output)
         # A run of version 0.1 has not kept it.
         arguments.save_model = run.trainer.load(run.checkpoint).get("save_model", 1)
@@ -240,12 +240,12 @@ class _Run:
     def _keep(self, tracker: Tracker, measures: dict[str, float]) -> None:
         """Log the best model, and say where it is."""
         from dcml_tune.models.embedder import best_model
-        from dcml_tune.training.trainer import Trainer
+        from dcml_tune.training.saving import remove_state
 
         best = best_model(self.checkpoint)
         if best is None:
             return
-        Trainer.forget_state(self.checkpoint)
+        remove_state(self.checkpoint)
         tracker.model(self.name, best, name="train", step=self.trainer.epoch, metrics=measures)
         print(f"checkpoint: {best}")
         print("measure it on the test classes:\n  " + command("dcml_tune.evaluate", str(best), *self._data_flags()))

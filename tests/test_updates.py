@@ -86,7 +86,7 @@ def test_what_a_step_copies_to_a_gpu_is_page_locked(settings, monkeypatch):
                 module._buffers[name] = torch.empty_like(buffer, device=gpu)
         made.device, made._to_device = gpu, lambda images: miners.move(images, gpu)
         made.optimizer = build_optimizer(made.model, made.criterion, made.config)
-        made._set_trainable(made.plan)
+        made.set_trainable(made.plan)
         calls.found.clear()
         made.step()
     assert not WAITS & calls.names()

@@ -21,7 +21,7 @@ from dcml_tune.models.embedder import best_model
 from dcml_tune.runs.study import first_best
 from dcml_tune.tracking import Tracker
 from dcml_tune.training import divisions
-from dcml_tune.training.trainer import Trainer
+from dcml_tune.training.saving import remove_state
 from dcml_tune.utils import tracebacks
 from trainables.run import FAILED, NOTE, RUN, SCORED_BEFORE, STOP_SEARCH, unwrap_config
 from trainables.searcher import KnownTrial
@@ -265,7 +265,7 @@ class Progress(Callback):
 
     def _keep(self, key: str, row: dict[str, Any], directory: Path, result: dict[str, Any]) -> None:
         """Log the trial's best model, and remove what only going on would need."""
-        Trainer.forget_state(directory)
+        remove_state(directory)
         best = best_model(directory)
         if best is None or row["state"] == "failed":
             return

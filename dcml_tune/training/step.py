@@ -1,4 +1,4 @@
-"""Updates: model, metric loss and optimiser of a trial, and one update of them from a batch. It needs no images on disk."""
+"""TrainStep: the model, metric loss and optimiser of a trial, and one update of them. It reads no images from disk."""
 
 from __future__ import annotations
 
@@ -17,25 +17,39 @@ from dcml_tune.training.optimizer import build_optimizer
 
 
 class TrainStep:
-    """What is trained, and how.
+    """Everything that has trainable parameters, and the update of them.
 
     Attributes:
-        config: every setting of the trial.
-        device: where model and loss are.
+        config: settings of the trial.
+        device: device of the model and of the loss.
+        model: the embedder with its masks.
+        criterion: the metric loss; some losses have parameters of their own.
+        optimizer: Adam or AdamW over the parameters of both.
     """
 
     def __init__(self, config: TrialConfig, nb_classes: int, device: torch.device) -> None:
-        """Build model, loss and optimiser; labels will be 0 .. nb_classes - 1."""
+        """Build the model, the loss and the optimiser for labels 0 .. nb_classes - 1."""
         self.config, self.device = config, device
         self.model = MaskedEmbedder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.criterion = MetricLoss(config, nb_classes).to(device)
         self.optimizer = build_optimizer(self.model, self.criterion, config)
         self._to_device = ToDevice(device)
 
-    def _step(
+    def update(
         self, images: Tensor, labels: NDArray[np.int64], learner: int, plan: EpochPlan, generator: torch.Generator
     ) -> Tensor:
-        """One update from a batch; returns (loss, mask overlap) without waiting for the device."""
+        """Update the parameters with one batch, without synchronising with the device.
+
+        Args:
+            images: (B, 3, H, W) uint8, in host memory.
+            labels: (B,) classes.
+            learner: index of the mask to train; ignored in the full-embedding phase.
+            plan: plan of the epoch.
+            generator: random numbers of the sampler of pairs, on the device.
+
+        Returns:
+            (2,) loss and mask overlap, detached, on the device.
+        """
         z_BD = self.model(self._to_device(images), None if plan.full_embedding else learner)
         metric = self.criterion(z_BD, torch.from_numpy(labels), generator)
         overlap = self._overlap(plan)
@@ -46,17 +60,17 @@ class TrainStep:
         return torch.stack([loss.detach(), overlap.detach()])
 
     def _overlap(self, plan: EpochPlan) -> Tensor:
-        """The overlap of the masks, where it is part of the loss."""
-        return mask_overlap(self.model.masks) if self._trains_masks(plan) else torch.zeros((), device=self.device)
+        """Return the overlap of the masks where the loss includes it, else 0."""
+        return mask_overlap(self.model.masks) if self.trains_masks(plan) else torch.zeros((), device=self.device)
 
-    def _trains_masks(self, plan: EpochPlan) -> bool:
-        """Whether there are several masks, and they take gradients."""
+    def trains_masks(self, plan: EpochPlan) -> bool:
+        """Return whether there are several masks and they take gradients."""
         return not plan.full_embedding and plan.nb_clusters > 1 and self.model.masks.requires_grad
 
-    def _set_trainable(self, plan: EpochPlan) -> None:
-        """Freeze what the plan freezes.
+    def set_trainable(self, plan: EpochPlan) -> None:
+        """Freeze the parameters that the plan freezes, and set the learning rates.
 
-        Parameters without gradient are passed over by the optimiser, so Adam's moments of a frozen backbone stay.
+        The optimiser skips parameters without gradient, so Adam keeps the moments of a frozen backbone.
         """
         config = self.config
         self.model.train()

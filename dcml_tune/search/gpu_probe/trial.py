@@ -32,16 +32,16 @@ class SyntheticTrial(TrainStep):
         self.plan = replace(EpochPlan.at(0, config), backbone_frozen=False)
         self._generator = torch.Generator(device).manual_seed(0)
         self._steps = 0
-        self._set_trainable(self.plan)
+        self.set_trainable(self.plan)
 
     def freeze(self, frozen: bool) -> None:
         """Train the rest alone, or the backbone, too."""
         self.plan = replace(self.plan, backbone_frozen=frozen)
-        self._set_trainable(self.plan)
+        self.set_trainable(self.plan)
 
     def step(self) -> None:
         """One update, round robin over the learners; nothing is waited for."""
-        self._step(self.images, self.labels, self._steps % len(self.model.masks), self.plan, self._generator)
+        self.update(self.images, self.labels, self._steps % len(self.model.masks), self.plan, self._generator)
         self._steps += 1
 
     def steps(self, count: int) -> None:
@@ -61,7 +61,7 @@ class SyntheticTrial(TrainStep):
         shape = EVALUATION_BATCH.get(self.device.type, 1), 3, self.config.sz_crop, self.config.sz_crop
         with torch.inference_mode():
             self.model(torch.zeros(shape, dtype=torch.uint8, device=self.device))
-        self._set_trainable(self.plan)
+        self.set_trainable(self.plan)
         self.steps(_WARM_UP)
 
     def measured(self, seconds: float) -> Measured:
