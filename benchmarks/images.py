@@ -33,9 +33,10 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from dcml_tune.data import ImageList, ImageStore, Kind, open_or_build
+from dcml_tune.data.crops import draw_crops
 from dcml_tune.data.image_list import Indices
 from dcml_tune.data.loader import BatchLoader
-from dcml_tune.data.transforms import TrainTransform, draw_crops
+from dcml_tune.data.transforms import TrainTransform
 
 RESIZE, CROP = 256, 224
 GOALS: dict[Kind, str] = {"full": "12", "small": "30"}

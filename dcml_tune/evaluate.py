@@ -205,6 +205,7 @@ def _device(name: str | None) -> torch.device:
 def _measure(
     model: _Model, sets: tuple[EvaluationSet, ...], arguments: Namespace, output: Path, device: torch.device
 ) -> Iterator[Measured]:
+    from dcml_tune.data.datasets.vid import has_official_protocol
     from dcml_tune.metrics.protocols import final_measures
     from dcml_tune.training.embedding import embed_images
 
@@ -214,8 +215,9 @@ def _measure(
     def embed(images: Any) -> Any:
         return embed_images(network, images, config, output / STORES, penultimate=model.penultimate)
 
-    official = config.dataset == "vid"
-    for found in final_measures(embed, sets, official=official, clusterings=arguments.clusterings):
+    for found in final_measures(
+        embed, sets, official=has_official_protocol(config.dataset), clusterings=arguments.clusterings
+    ):
         print(f"{model.name}: {found.name} ({found.protocol}) is measured", file=sys.stderr, flush=True)
         yield found
 

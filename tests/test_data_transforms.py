@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as V
 
 from dcml_tune.data import augmentations
 from dcml_tune.data.augmentations import jitter
-from dcml_tune.data.transforms import Crops, TrainTransform, crop_and_flip, draw_crops, resized_crops
+from dcml_tune.data.crops import Crops, crop_and_flip, draw_crops, resized_crops
+from dcml_tune.data.transforms import TrainTransform
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

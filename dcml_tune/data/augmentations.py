@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from dcml_tune.data.crops import RATIO, SCALE, Augmentation, crop_and_flip
 from dcml_tune.data.image_list import Pixels
-from dcml_tune.data.transforms import RATIO, SCALE, Augmentation, crop_and_flip
 
 # Else the import asks a server whether there is a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dcml_tune.clustering.kmeans import kmeans
 from dcml_tune.data import EvaluationSet, ImageList
+from dcml_tune.data.datasets.vid import OFFICIAL
 from dcml_tune.data.remains import matched_queries
 from dcml_tune.metrics.clustering import ami, nmi
 from dcml_tune.metrics.retrieval import retrieval_measures
@@ -70,7 +71,7 @@ def final_measures(
         yield Measured(name=test.name, protocol="whole" if test.gallery is None else "gallery", measures=found)
         if official:
             drawn = official_measures(queries, labels, test.ks, seed=seed)
-            yield Measured(name=test.name, protocol="official", measures=drawn)
+            yield Measured(name=test.name, protocol=OFFICIAL, measures=drawn)
 
 
 class EmbeddedOnce:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from dcml_tune.data.datasets.vid import official_name
 from dcml_tune.search.confirmation import CONTROLS, Confirmation
 from dcml_tune.search.statistics import Comparison, Difference
 
@@ -62,7 +63,7 @@ def test_measure(metric: str, test: dict[str, dict[str, dict[str, Any]]]) -> str
     """The measure of the test classes that copies the one by which settings were compared."""
     name = metric.rpartition("/")[2]
     some = next((each for runs in test.values() for each in runs.values()), {})
-    official = f"test/official_{name}"  # VehicleID's
+    official = f"test/{official_name(name)}"  # of VehicleID
     return official if official in some else f"test/{name}"
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from dcml_tune import data
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore, remains
+from dcml_tune.data.datasets.vid import has_official_protocol, official_name
 from dcml_tune.metrics.protocols import EmbeddedOnce, official_measures
 from dcml_tune.metrics.retrieval import retrieval_measures
 from dcml_tune.models.embedder import MaskedEmbedder
@@ -78,7 +79,7 @@ class Evaluator:
             gallery=None if gallery is None else embed(self.model, self.data.views, gallery, penultimate=penultimate),
             gallery_labels=None if gallery is None else labels[gallery],
         )
-        if self.config.dataset == "vid":  # its protocol draws galleries: the same ones for every epoch and trial
+        if has_official_protocol(self.config.dataset):  # which draws galleries: the same ones for every epoch and trial
             drawn = official_measures(embeddings, labels[queries], self.data.ks)
             found |= {name: value for name, value in drawn.items() if name in found}
         return {f"val/{name}": value for name, value in found.items()}
@@ -147,8 +148,9 @@ class Evaluator:
             gallery=gallery[0][0] if gallery else None,
             gallery_labels=gallery[0][1] if gallery else None,
         )
-        if self.config.dataset == "vid":
-            found |= {f"official_{name}": value for name, value in official_measures(queries, labels, test.ks).items()}
+        if has_official_protocol(self.config.dataset):
+            drawn = official_measures(queries, labels, test.ks)
+            found |= {official_name(name): value for name, value in drawn.items()}
         return found
 
     def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:

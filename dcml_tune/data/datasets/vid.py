@@ -16,6 +16,19 @@ from dcml_tune.data.lists import bad_line, image_path, read_lines
 SIZES = ("2400", "1600", "800")
 """Vehicles of the test lists, which are the names of the test sets; published results are of the first."""
 
+OFFICIAL = "official"
+"""Name of VehicleID's own protocol, which `dcml_tune.metrics.protocols.official_measures` computes."""
+
+
+def has_official_protocol(dataset: str) -> bool:
+    """Whether a data set has an official protocol besides the search of each image in all others: VehicleID alone."""
+    return dataset == "vid"
+
+
+def official_name(measure: str) -> str:
+    """Name of a measure by the official protocol, such as `official_recall_at_1`."""
+    return f"{OFFICIAL}_{measure}"
+
 
 def read(config: TrialConfig) -> DataSet:
     """List the images of train_list.txt and test_list_2400.txt, _1600 and _800: `image vehicle` a line.
