@@ -79,7 +79,7 @@ class Driver:
         self.progress = Progress(
             self.tracker, search=plan.name, metric=plan.metric, varied=list(plan.space.domains), tags=tags,
             planned=trials, guard=plan.guard(), quiet=True, trials=plan.trials, keep_models=plan.keep_models,
-            on_report=self._report, on_failure=self.searcher.set_failure_reason, why_over=plan.why_over,
+            on_report=self._report, on_failure=self.searcher.set_failure_reason, why_over=plan.budget.why_over,
         )  # fmt: skip
         self.trials: list[Trial] = []
         self.seconds: dict[str, list[float]] = {}
@@ -120,7 +120,7 @@ class Driver:
             is_over = self._timed("scheduler", self.scheduler.on_trial_result, None, trial, result) == "STOP"
             self._timed("searcher", self.searcher.on_trial_result, trial.trial_id, result)
         self._timed("callbacks", self.progress.on_trial_result, 0, self.trials, trial, result)
-        self.plan.why_over(self.progress.epochs)
+        self.plan.budget.why_over(self.progress.epochs)
         if is_over:
             trial.status = "TERMINATED"
             trial.leave_model()

@@ -13,6 +13,7 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.moved import follow, output_before
 from dcml_tune.runs.record import Record
 from dcml_tune.search.__main__ import main, parser
+from dcml_tune.search.console import plan_text
 from dcml_tune.search.data_identity import images_then_and_now
 from dcml_tune.search.plan import given_plan
 from dcml_tune.training.trial_data import TrialData
@@ -61,12 +62,12 @@ def test_images_that_were_moved_and_touched_are_the_same(begun, images, tmp_path
     with pytest.raises(SettingError, match=r"search s: its images were in .*images, .* give --dataset-dir"):
         resume(begun.parent)
     assert resume(begun.parent, "--dataset-dir", elsewhere) == 0
-    assert "goes on: 0 trials" in capsys.readouterr().out
+    assert "resumed: 0 trials" in capsys.readouterr().out
 
 
 def test_the_new_directory_is_written_down(begun, images, tmp_path):
     """So that the next resume needs not be told."""
-    from dcml_tune.search.plan import resumed_plan
+    from dcml_tune.search.resume import resumed_plan
 
     elsewhere = images.rename(tmp_path / "elsewhere")
     words = ["--resume", "s", "--output-dir", str(begun.parent), "--dataset-dir", str(elsewhere)]
@@ -89,12 +90,14 @@ def test_an_output_directory_that_was_moved(begun, tmp_path, capsys):
     (begun.parent / "own.db").touch()
     write_checksummed(begun / "search.json", {**asked, "flags": flags})
     there = begun.parent.rename(tmp_path / "there")
-    from dcml_tune.search.plan import resumed_plan
+    from dcml_tune.search.resume import resumed_plan
 
     words = ["--resume", "s", "--output-dir", str(there)]
     plan = resumed_plan(parser().parse_args(words), parser().given(words))
     assert plan.uri == f"sqlite:///{there}/own.db"
-    assert f"the output directory was {begun.parent}, and what lies below it is found here" in plan.head()
+    assert f"the output directory was {begun.parent}; the files of the search are read from its new place" in plan_text(
+        plan
+    )
     plan.begin().release()
     asked = read_checksummed(there / "s" / "search.json")
     assert asked["settings"]["dataset_dir"] == str(there / "images")

@@ -194,7 +194,7 @@ def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):
     metrics = ["--metric", "recall_at_1", "--metric", "time/epoch_s"]
     done = command(*images, "--name", "lr%20x & {y};[b]", "--num-samples", 2, *metrics, "--prior")
     assert done.returncode == 0, done.stderr
-    assert "prior: the published setting is believed in" in done.stdout
+    assert "prior: the published setting is the prior" in done.stdout
     assert "2 trials by optuna and none" in done.stdout
     search = output / "lr%20x & {y};[b]"
     done = command("--extend", search, "--num-samples", 1, "--space", space)  # by its path

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.config.unused import unused_reasons
-from dcml_tune.search.plan import _recorded_space
+from dcml_tune.search.resume import recorded_space
 from search_spaces import load_space
 from search_spaces.constant import MAY_NOT_VARY
 from search_spaces.space import Choice, Float, Int, SearchSpace
@@ -290,4 +290,4 @@ def test_a_search_of_an_earlier_version_that_broke_the_seal_does_not_go_on():
     recorded = load_space("emoji").as_json()
     recorded["domains"]["protocol"] = {"kind": "Choice", "values": ["held_out", "paper"]}
     with pytest.raises(SettingError, match=r"--resume old: .*protocol may not vary: .*; .*start a new one"):
-        _recorded_space("old", recorded)
+        recorded_space("old", recorded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.cli.parser import Parser, add_settings, run_command
@@ -133,22 +134,24 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
         try:
             if arguments.repeat_trial is not None:
                 return _repeat(arguments)
-            plan = _checked(arguments, given)
-            print(plan.head(), flush=True)
-            return EXIT_OK if arguments.dry_run else _run(plan, trainable)
+            return _search(arguments, given, trainable)
         except SearchStopped as stop:  # before the search began
             signal_handled()
             print(f"stopped ({stop})", file=sys.stderr)
             return EXIT_INCOMPLETE
 
 
-def _run(plan: Plan, trainable: type[DivideAndConquer] | None) -> int:
+def _search(arguments: Namespace, given: dict[str, Any], trainable: type[DivideAndConquer] | None) -> int:
+    """Check a search, print its plan and run it; returns the exit code."""
+    from dcml_tune.search.console import plan_text
     from dcml_tune.search.runner import SearchRunner
 
-    return SearchRunner(plan, trainable).run()
+    plan = _checked(arguments, given)
+    print(plan_text(plan), flush=True)
+    return EXIT_OK if arguments.dry_run else SearchRunner(plan, trainable).run()
 
 
-def _repeat(arguments: Any) -> int:
+def _repeat(arguments: Namespace) -> int:
     """Repeat a trial, named by SEARCH/KEY, by a path or by the id of its MLflow run; returns the exit code."""
     from dcml_tune.search.repeat import repeat
 
@@ -162,9 +165,10 @@ def _repeat(arguments: Any) -> int:
     return repeat(name, uri=uri, stores=output / STORES, dataset_dir=moved_to)
 
 
-def _checked(arguments: Any, given: dict[str, Any]) -> Plan:
+def _checked(arguments: Namespace, given: dict[str, Any]) -> Plan:
     """Return the checked plan of a new, resumed or extended search."""
-    from dcml_tune.search.plan import given_plan, resumed_plan
+    from dcml_tune.search.plan import given_plan
+    from dcml_tune.search.resume import resumed_plan
 
     if arguments.resume is not None and arguments.extend is not None:
         raise SettingError("--resume and --extend: give only one of them; --extend resumes the search, too")

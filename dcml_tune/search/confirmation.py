@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.config.trial import SEEDS
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import SEEDS, TrialConfig
+from dcml_tune.data.splits import nb_folds
 from dcml_tune.runs.study import by_launch, first_best
+from dcml_tune.search.statistics import Comparison
 
 if TYPE_CHECKING:
     from trainables.searcher import KnownTrial
 
 PUBLISHED, NO_DIVISION = "published", "no division"
 CONTROLS = (PUBLISHED, NO_DIVISION)
+_FOLDS = 3  # of a confirmation, unless --folds is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +82,39 @@ def _frozen(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def units(folds: int, seeds: int, first_seed: int) -> list[FoldSeed]:
-    """The units of a race: folds 1, 2, ... (the search has fold 0), each unit with a seed of its own."""
+    """Return the units of a race: folds 1, 2, ... (the search uses fold 0), each unit with its own seed."""
     return [FoldSeed(1 + number % folds, (first_seed + 1 + number) % SEEDS) for number in range(folds * seeds)]
+
+
+def confirmation_units(
+    base: TrialConfig, nb_classes: int, confirm: int, folds: int | None, seeds: int
+) -> tuple[list[FoldSeed], list[str]]:
+    """Return the units of a confirmation, and a line that says why there are none where some were asked for.
+
+    Args:
+        base: of the search: protocol, share of held-out classes, seed.
+        nb_classes: number of training classes.
+        confirm: number of settings to confirm; 0: none.
+        folds: number of folds; None: 3, or as many as there are.
+        seeds: number of seeds per fold.
+
+    Raises:
+        SettingError: if there are fewer folds than were asked for.
+    """
+    if confirm == 0:
+        return [], []
+    if base.protocol == "paper":
+        return [], ["nothing is confirmed: --protocol paper holds no classes out"]
+    most = nb_folds(nb_classes, base.held_out_share) - 1
+    if folds is not None and folds > most:
+        raise SettingError(
+            f"--folds {folds}: val_share={base.val_share:g} leaves {most} beside that of the search; give at most so "
+            "many, or lower --val-share"
+        )
+    count = min(_FOLDS if folds is None else folds, most)
+    if count == 0:
+        return [], [f"nothing is confirmed: val_share={base.val_share:g} leaves no further classes to hold out"]
+    return units(count, seeds, base.seed), []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +140,6 @@ class Confirmation:
     @property
     def winner(self) -> Candidate:
         """The best of the race; where nothing was run, the best of the search. Of equal ones the first that was tried."""
-        from dcml_tune.search.statistics import Comparison
-
         tried = sorted(self.candidates, key=lambda each: (each.key is None, by_launch(each.key or "")))
         values = self.values
         best = Comparison({each.name: values[each.name] for each in tried if each.name not in self.dropped}).best
@@ -144,8 +177,6 @@ def race(
         results: runs what has not been run, and returns what there is.
         is_over: whether nothing more may be run.
     """
-    from dcml_tune.search.statistics import Comparison  # SciPy, which the command line need not wait for
-
     raced = Confirmation(candidates=found, units=units, results={}, dropped={}, metric=metric)
     for number, batch in _batches(units):
         left = [each for each in found if each.name not in raced.dropped]

@@ -1,4 +1,4 @@
-"""What a search prints at its end: the best trial, the verdict, test scores, and commands for what to do next."""
+"""What a search prints: its plan, its outcome, and the commands to go on with."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import sys
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dcml_tune.cli import reference_flags
 from dcml_tune.cli.parser import command, dashboard_command, settings_to_flags
 from dcml_tune.cli.quantities import brief
-from dcml_tune.config.trial import TrialConfig
+from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
+from dcml_tune.config.unused import unused_settings
 from dcml_tune.data.datasets.official_counts import COUNTS, differences
 from dcml_tune.runs.study import direction
+from dcml_tune.search.confirmation import CONTROLS
 from dcml_tune.search.outcome import Final, Outcome, best_trial
 from dcml_tune.search.resume import resume_command
 from dcml_tune.tracking import compare_url, ui_command
+from dcml_tune.utils.files import free_bytes, readable_size
 from search_spaces.published import RESULTS
 
 if TYPE_CHECKING:
@@ -23,6 +28,53 @@ if TYPE_CHECKING:
     from dcml_tune.search.plan import Plan
     from dcml_tune.tracking import Tracker
     from trainables.searcher import KnownTrial
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the lines that are printed before a search runs."""
+    d = plan.data
+    held_out = 0 if d.validation is None else len(np.unique(d.labels[d.validation]))
+    trained = len(np.unique(d.labels[d.train]))
+    point = TrialConfig(**{**plan.space.published, **plan.published_point, "dataset": plan.dataset})
+    lines = [
+        f"search {plan.name}: {d.dataset.counts()}",
+        *d.dataset.notes,
+        *d.notes(plan.base),
+        *plan.test_lines,
+        f"  {held_out} training classes are held out to compare trials, {trained} train; test classes stay sealed"
+        if plan.base.protocol == "held_out"
+        else f"  {PAPER_LABEL}; {trained} classes train",
+        f"  {plan.planned} trials by {plan.arguments.searcher} and {plan.arguments.scheduler}, "
+        f"{plan.shares.concurrent} at once ({plan.shares.why})",
+        *([f"  {plan.measured}"] if plan.measured is not None else []),
+        *_later_stages(plan),
+        *(f"  {name}: {domain}  ({why})" for name, domain, why in plan.space.describe()),
+        *(f"  {line}" for line in plan.lines),
+        *(f"  {line}" for line in [*unused_settings(point, plan.settings), *plan.space.unused_settings()]),
+        f"  disk: checkpoints take up to {readable_size(plan.checkpoints.most_bytes())}, "
+        f"{readable_size(free_bytes(plan.output))} are free in {plan.output}",
+    ]
+    if plan.record is not None:
+        state = plan.record.state
+        lines.append(f"  resumed: {state.ended} trials have ended, after {state.elapsed_s / 60:.1f} min")
+    return "\n".join(lines)
+
+
+def _later_stages(plan: Plan) -> list[str]:
+    """Lines about the confirmation and final scoring."""
+    lines = []
+    if plan.units:
+        folds = len({unit.fold for unit in plan.units})
+        lines.append(
+            f"  the best {plan.arguments.confirm} and the controls ({', '.join(CONTROLS)}) are then compared on {folds} "
+            f"further folds of classes, {len(plan.units)} seeds in all, until one is ahead"
+        )
+    if plan.scores_test:
+        lines.append(
+            f"  winner and controls are trained on all training classes with {plan.arguments.final_seeds} seeds, and the "
+            "test classes scored once by each"
+        )
+    return lines
 
 
 def print_outcome(plan: Plan, outcome: Outcome, verdict: dict[str, Any] | None, tracker: Tracker) -> None:

@@ -1,18 +1,31 @@
-"""Resuming a search: which searches can be resumed, and by which command."""
+"""Resuming a search: which searches can be resumed, by which command, and what may change then."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 import time
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dcml_tune.cli.parser import command
+from dcml_tune.cli.parser import command, given_settings
+from dcml_tune.cli.quantities import AUTO
 from dcml_tune.config.errors import SettingError
-from dcml_tune.runs.paths import SPOOL
+from dcml_tune.runs.moved import follow, output_before, with_images
+from dcml_tune.runs.paths import SPOOL, STUDY, absolute, named_directory, output_directory, writable
 from dcml_tune.runs.record import Record, all_records
+from dcml_tune.runs.study_file import mend
+from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
+from dcml_tune.search.request import MAY_CHANGE, Request
 from dcml_tune.tracking import end_dead
+from dcml_tune.tracking.uris import absolute_uri
 from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.stored import printable
+from search_spaces import SearchSpace, load_space
+
+if TYPE_CHECKING:
+    from dcml_tune.search.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -74,3 +87,133 @@ def end_abandoned(record: Record) -> None:
         log.warning("%s", printable(f"search {record.name}: its runs cannot be ended in MLflow ({error})"))
     finally:
         record.release()
+
+
+def resumed_plan(arguments: Namespace, given: dict[str, Any]) -> Plan:
+    """Return the plan of a search that is resumed or extended.
+
+    Args:
+        arguments: the command line, with defaults.
+        given: the arguments that were given.
+
+    Raises:
+        SettingError: if there is no search of this name, it is finished, another process runs it, its images have
+            changed, or a flag differs from the one that the search began with.
+    """
+    from dcml_tune.search.plan import Plan  # torch and Ray, which the list of searches need not wait for
+
+    extends = arguments.extend is not None
+    flag, word = ("--extend", arguments.extend) if extends else ("--resume", arguments.resume)
+    directory = named_directory(flag, word, output_directory(arguments.output_dir))
+    record = Record.open(directory)
+    writable(directory.parent)
+    record.hold()
+    old = output_before(record.directory, record.asked)
+    asked = record.asked if old is None else follow(record.asked, old, directory.parent)
+    asked = _with_given_images(asked, arguments, given)
+    name = record.name
+    refuse_missing_images(name, asked["settings"])
+    _refuse_changes(name, asked, given, extends=extends)
+    if record.state.status == "finished" and not extends:
+        raise SettingError(
+            f"--resume {name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
+            f"by --extend {shlex.quote(name)} --num-samples {asked['flags']['num_samples']}"
+        )
+    mend(record.directory / STUDY, record.name)
+    flags = _resumed_flags(asked, arguments, given)
+    planned = record.state.planned or flags["num_samples"]
+    space, wider = recorded_space(name, asked["space"]), None
+    if extends and given.get("space"):
+        wider = load_space(asked["settings"]["dataset"], arguments.space)
+        flags["space"] = str(absolute("--space", arguments.space))
+    plan = Plan(
+        Request(
+            arguments=Namespace(**{**vars(arguments), **flags, "dataset": asked["settings"]["dataset"]}),
+            settings=asked["settings"],
+            space=space,
+            directory=record.directory,
+            given={},
+            planned=planned + (arguments.num_samples if extends else 0),
+            record=record,
+            wider=wider,
+        )
+    )
+    plan.lines += images_then_and_now(name, asked, plan.identity, plan.data.dataset)
+    plan.lines += (
+        [f"the output directory was {old}; the files of the search are read from its new place"] if old else []
+    )
+    plan.changes = {name: asked[name] for name in ("settings", "space", "flags")}
+    return plan
+
+
+def _with_given_images(asked: dict[str, Any], arguments: Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """The record of a search with the place of its images, and --skip-unreadable, as they are given now."""
+    images: dict[str, Any] = {}
+    if "dataset_dir" in given:
+        images["dataset_dir"] = str(absolute("--dataset-dir", arguments.dataset_dir))
+    if given.get("skip_unreadable"):
+        images["skip_unreadable"] = True
+    if not images:
+        return asked
+    space = {**asked["space"], "published": with_images(asked["space"]["published"], images)}
+    return {**asked, "settings": with_images(asked["settings"], images), "space": space}
+
+
+def _resumed_flags(asked: dict[str, Any], arguments: Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """The recorded flags, with those of this process.
+
+    Raises:
+        SettingError: if the password of the MLflow server, which is not stored, is missing.
+    """
+    flags = {**asked["flags"], **{flag: getattr(arguments, flag) for flag in MAY_CHANGE}}
+    if "tracking_uri" in given:  # the record has it without its password
+        flags["tracking_uri"] = given["tracking_uri"]
+    elif "***" in (flags["tracking_uri"] or ""):
+        raise SettingError(
+            f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
+        )
+    return flags
+
+
+def recorded_space(name: str, facts: dict[str, Any]) -> SearchSpace:
+    """Return the search space of a record.
+
+    Args:
+        name: of the search.
+        facts: the space as it was recorded.
+
+    Raises:
+        SettingError: if this version does not accept a space that an earlier one accepted.
+    """
+    try:
+        return SearchSpace.from_json(facts)
+    except SettingError as error:
+        raise SettingError(f"--resume {name}: {error}; this search cannot go on, so start a new one") from None
+
+
+def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, extends: bool) -> None:
+    """Refuse a flag that differs from the one that the search began with; repeating one is allowed."""
+    known = {**asked["flags"], **asked["settings"], "name": name}
+    if known.get("tracking_uri"):
+        known["tracking_uri"] = absolute_uri(known["tracking_uri"])  # version 0.1 recorded it as it was given
+    for flag, value in {**given, **given_settings(Namespace(**given))}.items():
+        if _may_differ(flag, value, asked, extends=extends):
+            continue
+        if flag == "space" and value:
+            value = str(absolute("--space", value))
+        if flag == "tracking_uri" and value:
+            value = redact(value)
+        if value != known.get(flag):
+            shown = "DATASET" if flag == "dataset" else "--" + flag.replace("_", "-")
+            raise SettingError(
+                f"{shown} {value}: search {name} began with {known.get(flag, 'its default')}; leave the flag out, or start "
+                "a new search"
+            )
+
+
+def _may_differ(flag: str, value: Any, asked: dict[str, Any], *, extends: bool) -> bool:
+    if flag == "skip_unreadable":
+        return bool(value)  # training images must be the same, so it acts on test images alone
+    if flag == "gpus_per_trial":
+        return value == AUTO and asked.get("measured") is not None  # it was measured once, and recorded as a number
+    return flag in (*MAY_CHANGE, "dataset_dir") or (extends and flag in ("num_samples", "space"))

@@ -187,17 +187,17 @@ class SearchRunner:
         plan, known = self.plan, searcher.known()
         left = plan.planned - sum(trial.has_ended for trial in known)
         progress = self.stages.new_progress(
-            "trials", plan.planned, known=known, on_failure=searcher.set_failure_reason, why_over=plan.why_over
+            "trials", plan.planned, known=known, on_failure=searcher.set_failure_reason, why_over=plan.budget.why_over
         )
         plan.begin_stage(self.record, searches=True)
-        if left > 0 and plan.out_of_time() is None:
+        if left > 0 and plan.budget.out_of_time() is None:
             self.stages.run(
                 progress,
                 then=lambda: self._end_early(searcher, progress),
                 search_alg=searcher,
                 scheduler=plan.scheduler(known),
                 num_samples=left,
-                why_over=lambda: plan.why_over(progress.epochs),
+                why_over=lambda: plan.budget.why_over(progress.epochs),
             )
         else:
             self._end_early(searcher, progress)
@@ -206,7 +206,7 @@ class SearchRunner:
 
     def _end_early(self, searcher: OptunaSearcher, progress: Progress) -> None:
         """If a budget is used up, end the open trials: one with an epoch keeps its value, others are interrupted."""
-        self.ended_early = self.plan.why_over(progress.epochs)
+        self.ended_early = self.plan.budget.why_over(progress.epochs)
         if self.ended_early:
             searcher.cut_short(self.ended_early)
             ended = [trial for trial in searcher.known() if trial.reason == self.ended_early]
@@ -225,14 +225,18 @@ class SearchRunner:
 
         def results(runs: list[tuple[Candidate, FoldSeed]]) -> dict[tuple[str, FoldSeed], dict[str, Any]]:
             wanted = [plan.confirm_run(*run) for run in runs]
-            known = self.stages.run_missing("confirmation", wanted, why_over=plan.out_of_time)
+            known = self.stages.run_missing("confirmation", wanted, why_over=plan.budget.out_of_time)
             pairs = zip(runs, wanted, strict=True)
             return {(c.name, unit): known[run["run"]["key"]] for (c, unit), run in pairs if run["run"]["key"] in known}
 
         confirmation = race(
-            found, plan.units, metric=plan.metric, results=results, is_over=lambda: plan.out_of_time() is not None
+            found,
+            plan.units,
+            metric=plan.metric,
+            results=results,
+            is_over=lambda: plan.budget.out_of_time() is not None,
         )
-        self.ended_early = self.ended_early or (plan.out_of_time() if plan.units else None)
+        self.ended_early = self.ended_early or (plan.budget.out_of_time() if plan.units else None)
         return confirmation
 
     def _score_test(self, confirmation: Confirmation) -> Final:

@@ -1,0 +1,229 @@
+"""The checks of a search, in the order in which a plan makes them. Each returns what the next ones need.
+
+Cheap checks come first: the settings, then the machine or the cluster, then the disk, then the images, then the space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.cli.quantities import AUTO, size
+from dcml_tune.clustering.kmeans import check_backend
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data.remains import store_tests
+from dcml_tune.runs.paths import STORES
+from dcml_tune.search.confirmation import CONTROLS
+from dcml_tune.search.disk import CheckpointSpace, model_bytes, refuse_full_disk
+from dcml_tune.search.gpu_probe import full_division, resolve
+from dcml_tune.tracking.checking import check_store
+from dcml_tune.tracking.uris import absolute_uri, tracking_uri
+from dcml_tune.training.trial_data import TrialData
+from trainables.cluster import cluster_size, connect
+from trainables.resources import Shares, cluster_address, share
+from trainables.warm_start import WarmStart, warm_start
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from dcml_tune.data import Identity
+    from dcml_tune.search.request import Request
+    from search_spaces import SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSettings:
+    """The addresses and the trial setting of a search."""
+
+    base: TrialConfig
+    """The published setting with the settings that were given, without division."""
+    uri: str
+    """Of the MLflow store."""
+    store_is_up: bool
+    """Whether the MLflow store could be reached."""
+    address: str | None
+    """Of the Ray cluster to join; None: one is started."""
+
+    @property
+    def has_test_stage(self) -> bool:
+        """Whether the protocol allows final scoring: with `paper`, the test classes chose the epochs already."""
+        return self.base.protocol == "held_out"
+
+
+def checked_settings(request: Request) -> CheckedSettings:
+    """Check the MLflow store, the address of the cluster and the settings of a trial.
+
+    Raises:
+        SettingError: for a store that takes no records, an invalid address, or settings that contradict each other.
+    """
+    flags = request.arguments
+    uri = tracking_uri(flags.tracking_uri and absolute_uri(flags.tracking_uri), request.output)
+    store_is_up = check_store(uri)
+    address = cluster_address(flags.ray_address)
+    space = request.space if request.record is not None else request.space.restricted(request.settings)
+    base = _without_division(space)
+    if base.protocol == "held_out" and base.val_share == 0:
+        raise SettingError(
+            "val_share=0: trials are compared on training classes that are held out; give a share, or --protocol "
+            "paper to choose on the test classes as the original does"
+        )
+    return CheckedSettings(base=base, uri=uri, store_is_up=store_is_up, address=address)
+
+
+def _without_division(space: SearchSpace) -> TrialConfig:
+    """The setting of trial 0 without division, before the images are known."""
+    point, _ = space.published_point()
+    return TrialConfig(**{**space.published, **point, "nb_clusters": 1, "force_full_embedding_epoch": None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each trial gets of the machine or of the cluster."""
+
+    shares: Shares
+    gpus_per_trial: float | None
+    """As it was given or, for `auto`, measured."""
+    measured: str | None
+    """The measurement behind `auto`, in words; of a resumed search, that of its first process."""
+    dashboard: str | None
+    """Address of the dashboard of a joined cluster."""
+
+
+def resources(request: Request, settings: CheckedSettings) -> Resources:
+    """Join the cluster if one is named, measure GPU sharing if that is asked for, and divide the resources.
+
+    Raises:
+        SettingError: if the cluster cannot be joined, or it lacks what a trial needs.
+    """
+    flags, address = request.arguments, settings.address
+    asked, measured = flags.gpus_per_trial, request.record.asked.get("measured") if request.record else None
+    if asked == AUTO and address is not None:
+        raise SettingError(
+            f"--gpus-per-trial {AUTO}: with --ray-address the GPUs are those of the cluster, and only this machine's can "
+            "be measured; give a number, such as 0.5"
+        )
+    dashboard = None if address is None else connect(address)
+    cores, gpus = (None, None) if address is None else cluster_size()
+    most = max(request.planned, *_runs_per_later_stage(flags))
+
+    def shares(gpus_per_trial: float | None) -> Shares:
+        return share(
+            num_samples=most,
+            gpus_per_trial=gpus_per_trial,
+            max_concurrent=flags.max_concurrent,
+            cores=cores,
+            gpus=gpus,
+        )
+
+    if asked == AUTO:
+        if shares(None).gpus_per_trial > 0:
+            print("measuring how many trials a GPU can run at once: about a minute", flush=True)
+        nb_clusters = {**request.space.published, **request.settings}.get("nb_clusters", 1)
+        at_once = min(most, flags.max_concurrent or most)
+        # It is recorded as a number, so a resumed search does not measure again.
+        asked, measured = resolve(full_division(settings.base, nb_clusters), at_once=at_once)
+    found = shares(asked)
+    if address is None:  # the GPUs of a cluster are not visible from here
+        check_backend(settings.base.backend)
+    return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=dashboard)
+
+
+def _runs_per_later_stage(flags: Namespace) -> tuple[int, int]:
+    """Number of concurrent runs that one unit of the confirmation has, and that final scoring has."""
+    confirm = flags.confirm + len(CONTROLS) if flags.confirm else 0
+    return confirm, 1 + (1 + len(CONTROLS)) * flags.final_seeds if flags.final == "best" else 0
+
+
+def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares) -> CheckpointSpace:
+    """Check that the checkpoints fit their budget and the disk.
+
+    Raises:
+        SettingError: if they do not, or the backbone cannot be built.
+    """
+    flags = request.arguments
+    scores_test = flags.final == "best" and settings.has_test_stage
+    space = CheckpointSpace(
+        model_bytes=model_bytes(settings.base),
+        concurrent=shares.concurrent,
+        planned=request.planned,
+        scored=(1 + len(CONTROLS)) * flags.final_seeds if scores_test else 0,
+    )
+    if flags.checkpoint_budget:
+        space = space.within(size(flags.checkpoint_budget), flags.checkpoint_budget)
+    refuse_full_disk(space, settings.base, request.output, resumes=request.record is not None)
+    return space
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedImages:
+    """The images of a search: all of them can be decoded."""
+
+    data: TrialData
+    identity: Identity
+    """Fingerprints of the images."""
+    test_lines: list[str]
+    """Lines about the test images."""
+
+
+def images(request: Request, settings: CheckedSettings, *, scores_test: bool) -> CheckedImages:
+    """Decode all images into their stores.
+
+    Args:
+        request: of the search.
+        settings: of the search.
+        scores_test: whether the test classes are scored at the end.
+
+    Raises:
+        SettingError: if images cannot be decoded and are not to be skipped, or too few classes remain.
+    """
+    base, stores = settings.base, request.output / STORES
+    data = TrialData.open(base, stores, verify=True)
+    identity = data.identity(base)
+    opens_test = scores_test or base.protocol == "paper"
+    lines = store_tests(base, data.dataset, stores, verify=True) if opens_test else []
+    return CheckedImages(data=data, identity=identity, test_lines=lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSpace:
+    """The search space, restricted to settings that can work, and its published point."""
+
+    space: SearchSpace
+    published_point: dict[str, Any]
+    lines: list[str]
+    """A line for each published value that had to be changed."""
+
+
+def search_space(request: Request, data: TrialData) -> CheckedSpace:
+    """Restrict the space of a new search to what its images allow; widen the space of an extended one.
+
+    Raises:
+        SettingError: if no combination works, or the wider space does not contain the recorded one.
+    """
+    space = request.space
+    if request.record is None:
+        space = space.restricted(request.settings, data.cannot_train)
+    if request.wider is not None:
+        space = space.extended(request.wider.restricted(request.settings, data.cannot_train))
+    point, lines = space.published_point(data.cannot_train)
+    return CheckedSpace(space=space, published_point=point, lines=lines)
+
+
+def earlier_searches(request: Request, found: CheckedImages, metrics: list[str], space: SearchSpace) -> WarmStart:
+    """Read the trials of the searches of --warm-start; nothing for a resumed search, whose study holds them.
+
+    Raises:
+        SettingError: if there is no such search, or it is of other images.
+    """
+    names = request.arguments.warm_start
+    if request.record is not None or not names:
+        return WarmStart()
+    return warm_start(
+        names,
+        request.output,
+        data=(found.identity.compared, found.data.dataset.fingerprint_by_time),
+        metrics=metrics,
+        space=space,
+        infeasible_reason=found.data.cannot_train,
+    )

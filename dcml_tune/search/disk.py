@@ -1,0 +1,108 @@
+"""Disk space that the checkpoints of a search take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.models import backbones
+from dcml_tune.runs.paths import STORES
+from dcml_tune.training.trial_data import TrialData
+from dcml_tune.utils.files import free_bytes, readable_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dcml_tune.config.trial import TrialConfig
+
+# Bytes that are kept free for the study, the spool and the logs.
+_RESERVE = 64 << 20
+# Size of what a trial saves after each epoch, in models: the model and two moments of Adam; the best model.
+_STATE, _BEST = 3, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSpace:
+    """The models and training states that a search keeps, and their sizes in bytes."""
+
+    model_bytes: int
+    """Size of one model."""
+    concurrent: int
+    """Number of concurrent trials."""
+    planned: int
+    """Number of trials."""
+    scored: int
+    """Number of models that final scoring keeps."""
+    keep_models: int | None = None
+    """Maximum number of models of ended trials; None: all."""
+
+    def most_bytes(self) -> int:
+        """Maximum size of all checkpoints: of running trials, while they save, and the models of ended trials."""
+        kept = self.planned if self.keep_models is None else min(self.planned, self.keep_models)
+        return self._running_bytes() + (kept + self.scored) * _BEST * self.model_bytes
+
+    def save_bytes(self) -> int:
+        """Bytes that all running trials write if they save at the same time, and half of the reserve."""
+        return self.concurrent * (_STATE + _BEST) * self.model_bytes + _RESERVE // 2
+
+    def _running_bytes(self) -> int:
+        """A trial that saves has its old state and the new one."""
+        return 2 * self.concurrent * (_STATE + _BEST) * self.model_bytes
+
+    def within(self, budget: int, flag: str) -> CheckpointSpace:
+        """Return the same space with as many models of ended trials as a budget has room for.
+
+        Args:
+            budget: bytes.
+            flag: the budget as it was given.
+
+        Raises:
+            SettingError: if the budget has no room for one model.
+        """
+        fixed = self._running_bytes() + 2 * _BEST * self.model_bytes
+        count = (budget - fixed) // (_BEST * self.model_bytes)
+        if count < 1:
+            raise SettingError(
+                f"--checkpoint-budget {flag}: must be at least {readable_size(fixed + _BEST * self.model_bytes)}, for "
+                f"{self.concurrent} trials that run and one model that is kept; raise it, or lower --max-concurrent"
+            )
+        return replace(self, keep_models=int(count))
+
+
+def model_bytes(config: TrialConfig) -> int:
+    """Size of the model of a trial, in 32-bit floats.
+
+    Raises:
+        SettingError: if its backbone cannot be built.
+    """
+    backbone = backbones.build(config.arch, weights=config.weights, sz_crop=config.sz_crop, frozen_statistics=False)
+    return 4 * (sum(p.numel() for p in backbone.parameters()) + (backbone.dim + 1) * config.sz_embedding)
+
+
+def refuse_full_disk(space: CheckpointSpace, config: TrialConfig, output: Path, *, resumes: bool) -> None:
+    """Refuse a search that would fill the disk.
+
+    Args:
+        space: what its checkpoints take.
+        config: of a trial.
+        output: directory of all searches.
+        resumes: whether the search is resumed: then only the next checkpoints have to fit.
+
+    Raises:
+        SettingError: if too few bytes are free.
+    """
+    stores = TrialData.needed_bytes(config, output / STORES)
+    need = stores + space.most_bytes() + _RESERVE
+    free = free_bytes(output)
+    if not resumes and need > free:
+        raise SettingError(
+            f"--output-dir {output}: the search needs {readable_size(need)} there (image store {readable_size(stores)}, "
+            f"checkpoints {readable_size(space.most_bytes())}) and {readable_size(free)} are free; free some space, choose "
+            "another directory, or bound the checkpoints by --checkpoint-budget"
+        )
+    if resumes and space.save_bytes() + _RESERVE > free:
+        raise SettingError(
+            f"--output-dir {output}: {readable_size(free)} are free, and the next checkpoints need "
+            f"{readable_size(space.save_bytes() + _RESERVE)}; free some space there"
+        )
