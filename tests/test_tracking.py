@@ -18,12 +18,21 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import urlopen
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from dcml_tune import tracking
 from dcml_tune.config.errors import SettingError
-from dcml_tune.tracking import Tracker, best_model, end_dead, flush
+from dcml_tune.tracking import (
+    Tracker,
+    best_model,
+    delivery_thread,
+    end_dead,
+    environment_tags,
+    file_sender,
+    flush,
+    ui_command,
+)
 from dcml_tune.utils.redaction import redact, redact_command
 
 RECALL = "val/recall_at_1"
@@ -191,7 +200,7 @@ def test_a_run_that_was_ended_can_go_on(anywhere, experiment, tmp_path):
     tracker = Tracker(anywhere, experiment, directory=tmp_path)
 
     def seen():
-        wait_until(lambda: tracker._delivery.left() == 0)
+        wait_until(lambda: tracker._delivery.count_waiting() == 0)
         run = runs(anywhere, experiment)["t"]
         state = run.data.tags["dcml.state"]
         assert tracker.state("t") == state
@@ -262,7 +271,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from dcml_tune import tracking
-tracking._WINDOW, tracking._LINGER_S = 7, 0.0
+from dcml_tune.tracking import delivery, delivery_thread
+delivery._WINDOW, delivery_thread._LINGER_S = 7, 0.0
 uri, experiment, directory = sys.argv[1:]
 tracker = tracking.Tracker(uri, experiment, directory=Path(directory))
 tracker.start("s", name="s", role="search")
@@ -392,7 +402,7 @@ def test_a_model_that_is_forgotten_before_it_was_sent_takes_no_room(store, exper
     """Its files leave the spool at once, it never reaches MLflow, and nobody complains; a later one does."""
     spool = tmp_path / "spool"
     spool.mkdir()
-    with tracking.FileLock(spool / "delivery.lock"):
+    with FileLock(spool / "delivery.lock"):
         tracker = Tracker(store, experiment, directory=spool)
         for trial in range(3):
             tracker.start(f"s/{trial}", name=str(trial), role="trial")
@@ -420,14 +430,13 @@ def test_a_model_that_is_forgotten_while_it_is_sent_is_gone_in_the_end(
     """Whatever the moment: no model, no files, no complaint."""
     tracker = Tracker(store, experiment, directory=tmp_path / "spool")
     tracker.start("t", name="t", role="trial")
-    link = tracking._link_or_copy
+    link = file_sender.link_or_copy
 
     def slow(source, target):
-        if threading.current_thread().name == tracking._THREAD:
-            tracker.forget_model("t", 4)
+        tracker.forget_model("t", 4)
         link(source, target)
 
-    monkeypatch.setattr(tracking, "_link_or_copy", slow)
+    monkeypatch.setattr(file_sender, "link_or_copy", slow)
     tracker.model("t", checkpoint(tmp_path / "best"), name="m", step=4, metrics={RECALL: 0.5})
     assert tracker.close() == 0
     assert models(store, experiment) == []
@@ -489,7 +498,7 @@ def test_values_that_are_no_finite_numbers_become_tags(store, experiment, tmp_pa
 
 def test_bad_records_hold_up_no_others(store, experiment, tmp_path, caplog, monkeypatch):
     """What MLflow refuses, a run never started, files missing or none: logged, left out, the rest arrives."""
-    monkeypatch.setattr(tracking, "_BACK_OFF_S", (0.05, 0.1))
+    monkeypatch.setattr(delivery_thread, "BACK_OFF_S", (0.05, 0.1))
     tracker = Tracker(store, experiment, directory=tmp_path)
     tracker.start("t", name="t", role="train", params={"seed": 1})
     tracker.metrics("t", 0, {RECALL: 0.1})
@@ -530,7 +539,7 @@ def test_a_torn_last_line_is_skipped_with_a_line_in_the_log(store, experiment, t
     tracker.metrics("t", 2, {RECALL: 0.2})
     assert tracker.close() == 0
     assert points(store, runs(store, experiment)["t"]) == [(1, 0.1), (2, 0.2)]
-    assert caplog.text.count("torn record") == 1
+    assert caplog.text.count("corrupt record") == 1
 
 
 def test_a_spool_that_lost_its_end_loses_no_later_record(store, experiment, tmp_path):
@@ -554,7 +563,7 @@ def test_only_one_process_delivers_a_spool(store, experiment, tmp_path):
     """While another holds the lock nothing is sent; afterwards all is."""
     directory = tmp_path / "spool"
     directory.mkdir()
-    with tracking.FileLock(directory / "delivery.lock"):
+    with FileLock(directory / "delivery.lock"):
         tracker = Tracker(store, experiment, directory=directory)
         tracker.start("t", name="t", role="train")
         assert tracker.close(timeout=1) == 1
@@ -627,7 +636,7 @@ def server(tmp_path, store):
 
 def test_a_server_may_be_away_at_the_start_and_go_away_in_the_middle(server, experiment, tmp_path, caplog, monkeypatch):
     """All arrives once, files too; one line each time it goes, one when it is back; no password anywhere."""
-    monkeypatch.setattr(tracking, "_BACK_OFF_S", (0.2, 0.5))  # up to 30 s otherwise
+    monkeypatch.setattr(delivery_thread, "BACK_OFF_S", (0.2, 0.5))  # up to 30 s otherwise
     caplog.set_level(logging.DEBUG)
     uri = server.uri.replace("http://", "http://ann:s3cret@")
     spool = tmp_path / "spool"
@@ -650,7 +659,7 @@ def test_a_server_may_be_away_at_the_start_and_go_away_in_the_middle(server, exp
     tracker.model("s/0", checkpoint(tmp_path / "best"), name=uri, step=9, metrics={RECALL: 0.9}, params={"uri": uri})
     tracker.end("s/0", "FAILED", reason=f"{uri} is away")
     wait_until(lambda: caplog.text.count("takes no records") == 2)
-    assert tracker._delivery.left() == 12
+    assert tracker._delivery.count_waiting() == 12
 
     server.start()
     wait_until(server.answers)
@@ -681,7 +690,7 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(server, experiment, t
 def test_what_waits_is_delivered_to_an_address_with_a_password(running, store, experiment, tmp_path):
     """The password is not stored, so that a later flush must be given the whole address."""
     uri = running.uri.replace("http://", "http://ann:s3cret@")
-    with tracking.FileLock(tmp_path / "delivery.lock"):
+    with FileLock(tmp_path / "delivery.lock"):
         tracker = Tracker(uri, experiment, directory=tmp_path)
         tracker.start("t", name="t", role="train")
         assert tracker.close(timeout=0.1) == 1
@@ -745,9 +754,9 @@ def stub():
 
 def test_the_wait_between_tries_grows_up_to_a_limit(stub, experiment, tmp_path, monkeypatch, caplog):
     """So that ten minutes of absence are few tries, and the return is noticed soon; here the limit is 0.4 s, not 30."""
-    assert tracking._BACK_OFF_S[1] <= 30
-    monkeypatch.setattr(tracking, "_BACK_OFF_S", (0.05, 0.4))
-    monkeypatch.setattr(tracking, "_LINGER_S", 0.0)
+    assert delivery_thread.BACK_OFF_S[1] <= 30
+    monkeypatch.setattr(delivery_thread, "BACK_OFF_S", (0.05, 0.4))
+    monkeypatch.setattr(delivery_thread, "_LINGER_S", 0.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # one request a try
     tracker = Tracker(stub.uri, experiment, directory=tmp_path)
     tracker.start("t", name="t", role="train")
@@ -835,7 +844,7 @@ def test_a_proxy_that_refuses_files_holds_up_no_records(proxy, running, experime
     assert tracker.close() == 0
     assert "model of t is left out: 413" in caplog.text
     assert "forget of t is left out" in caplog.text
-    assert f"the files of model {model.model_id} stay where they are: 405" in caplog.text
+    assert f"the files of model {model.model_id} are not removed: 405" in caplog.text
     assert best_model(running.uri, experiment, "t", RECALL) is None
     assert (kept_at(model, running) / "model.json").exists()
     assert (3, 0.3) in points(running.uri, runs(running.uri, experiment)["t"])
@@ -844,10 +853,9 @@ def test_a_proxy_that_refuses_files_holds_up_no_records(proxy, running, experime
 FULL = """
 import logging, subprocess, sys, time
 from pathlib import Path
-from dcml_tune import tracking
-from dcml_tune.tracking import Tracker
+from dcml_tune.tracking import Tracker, delivery_thread
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-tracking._BACK_OFF_S = (0.1, 0.2)
+delivery_thread.BACK_OFF_S = (0.1, 0.2)
 uri, experiment, disk, best = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
 size = lambda *options: subprocess.run(["mount", "-t", "tmpfs", "-o", *options, "tmpfs", disk], check=True)
 size("size=256k")
@@ -902,7 +910,7 @@ def test_a_full_disk_loses_no_record(store, experiment, tmp_path):
         "records could not be written to",
     ):
         assert done.stderr.count(text) == 1, done.stderr
-    assert "torn" not in done.stderr
+    assert "corrupt" not in done.stderr
     assert "left out" not in done.stderr
     found = runs(store, experiment)
     assert points(store, found["later"]) == [(step, step / 100) for step in range(101)]
@@ -922,7 +930,7 @@ def test_the_flush_command_says_what_it_did(store, experiment, tmp_path):
     """It delivers what waits below OUTPUT/NAME; a name that is not there is refused in one line."""
     directory = tmp_path / "s" / "tracking"
     directory.mkdir(parents=True)
-    with tracking.FileLock(directory / "delivery.lock"):
+    with FileLock(directory / "delivery.lock"):
         tracker = Tracker(store, experiment, directory=directory)
         tracker.start("s", name="s", role="search")
         assert tracker.close(timeout=0.1) == 1
@@ -982,7 +990,7 @@ def test_redact_command_hides_the_values_of_secret_flags():
 
 def test_environment_tags_name_versions_commit_and_command():
     """What is needed to run it again, without secrets."""
-    tags = tracking.environment_tags("f00", ["search", "--tracking-uri", "http://u:pw@h"])
+    tags = environment_tags("f00", ["search", "--tracking-uri", "http://u:pw@h"])
     assert tags["dcml.data"] == "f00"
     assert tags["dcml.version.mlflow"] == "3.17.2"
     assert {"dcml.version.python", "dcml.version.torch", "dcml.version.faiss-gpu", "dcml.command"} <= set(tags)
@@ -1009,12 +1017,12 @@ def test_compare_url_holds_the_runs(store, experiment, tmp_path):
 
 def test_ui_command_can_be_pasted():
     """A database needs the command that serves it; a server has an address."""
-    command = tracking.ui_command("sqlite:///a b.db")
+    command = ui_command("sqlite:///a b.db")
     assert (
         command
         == f"{sys.executable} -m mlflow ui --backend-store-uri 'sqlite:///{Path('a b.db').resolve()}' --port 5000"
     )
-    assert tracking.ui_command("http://ann:secret@host:5000") == "http://host:5000"
+    assert ui_command("http://ann:secret@host:5000") == "http://host:5000"
 
 
 @pytest.mark.parametrize("uri", ["runs/mlruns", "file:///tmp/mlruns", "sqlite:////proc/no/mlflow.db"])

@@ -1,7 +1,9 @@
-"""Runs, measures and models in MLflow; the only package that imports it."""
+"""Tracking of runs, metrics and models in MLflow. No other package imports mlflow."""
 
 from dcml_tune.tracking.provenance import environment_tags
-from dcml_tune.tracking.tracker import Tracker, best_model, end_dead, flush
+from dcml_tune.tracking.reading import best_model
+from dcml_tune.tracking.recovery import end_dead, flush
+from dcml_tune.tracking.tracker import Tracker
 from dcml_tune.tracking.uris import absolute_uri, compare_url, tracking_uri, ui_command
 
 __all__ = [

@@ -7,7 +7,7 @@ import logging
 from dcml_tune.cli.parser import Parser, run_command
 from dcml_tune.cli.quantities import real
 from dcml_tune.runs.paths import SPOOL, named_directory, output_directory
-from dcml_tune.tracking.tracker import flush
+from dcml_tune.tracking.recovery import flush
 from dcml_tune.tracking.uris import add_flag
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import sqlite_file
 from dcml_tune.runs.study_file import BUSY_S, patiently
-from dcml_tune.tracking.mlflow_api import client_of, short
+from dcml_tune.tracking.mlflow_api import client_of, deleted_experiment, short
 from dcml_tune.utils.redaction import redact
 
 _LOCKED_S = 20.0  # longest wait for a database that another process holds
@@ -50,13 +50,8 @@ def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) 
         _refuse(uri, experiment, error)
         return False
     if found is not None and found.lifecycle_stage == "deleted":
-        raise deleted(experiment)
+        raise deleted_experiment(experiment)
     return True
-
-
-def deleted(experiment: str) -> SettingError:
-    """The complaint about an experiment that was deleted."""
-    return SettingError(f"experiment {experiment!r} was deleted: `mlflow experiments restore` it first")
 
 
 def _refuse(uri: str, experiment: str, error: Exception) -> None:
@@ -98,7 +93,7 @@ def _check_file(file: Path, experiment: str) -> None:
     if file.stat().st_size == 0:
         return
     try:
-        tables, version, stage = patiently(lambda: read_records(file, experiment), file, patience=_LOCKED_S)
+        tables, version, stage = patiently(lambda: _read_schema(file, experiment), file, patience=_LOCKED_S)
     except sqlite3.Error as error:
         raise _cannot(file, str(error)) from None
     if tables and "experiments" not in tables:
@@ -106,10 +101,10 @@ def _check_file(file: Path, experiment: str) -> None:
     if tables:
         _check_version(file, version)
     if stage == "deleted":
-        raise deleted(experiment)
+        raise deleted_experiment(experiment)
 
 
-def read_records(file: Path, experiment: str) -> tuple[set[str], str | None, str | None]:
+def _read_schema(file: Path, experiment: str) -> tuple[set[str], str | None, str | None]:
     """Names of the tables, version of the schema, and whether the experiment is active or deleted."""
     with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=BUSY_S)) as database:
 

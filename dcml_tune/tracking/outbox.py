@@ -1,40 +1,44 @@
-"""The outbox of a run: records on disk, a line each with a checksum, until MLflow has them.
+"""The outbox of a search or run: records wait in a spool directory on disk until MLflow has them.
 
-Its own line format is kept instead of SQLite: a record is one append, which a full disk cuts off at a known place, and version
-0.1 wrote it.
+The spool directory holds `spool.jsonl` (the records, one line each with a checksum), `delivered.json` (how far they were
+delivered), `target.json` (where they go) and `files/` (checkpoints and artifacts until they are sent).
+
+The records are in a line format of our own instead of SQLite: a record is one append, which a full disk cuts off at a known
+place, and version 0.1 wrote this format. While the disk is full, records are held in memory and written with the first record
+that finds room, or by `Tracker.close`.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import re
 import shutil
 import threading
 import uuid
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from dcml_tune.tracking.lines import Mark, SpoolRecord
+from dcml_tune.tracking.lines import encode_line, read_lines, read_mark, write_mark
 from dcml_tune.tracking.mlflow_api import STATE, Record, short
-from dcml_tune.utils.files import write_atomic
-from dcml_tune.utils.stored import checked, parse
 
 log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """The file of records, and what they say so far of each run.
+    """Appends records to a spool, and knows the state of each run from the records so far.
 
-    A line is `{"n": number, "crc": checksum of number and record, "record": {...}}`. It is written by one call
-    to the system, so that a killed process leaves whole lines; a torn one (full disk, power) is skipped.
+    A line is `{"n": number, "crc": checksum of number and record, "record": {...}}`. It is written by one system
+    call, so that a killed process leaves whole lines. A line that is cut off (full disk, power failure) is skipped.
+
+    Attributes:
+        parents: key of the parent of each run that has one.
+        states: last `dcml.state` of each run.
+        open_runs: keys of the runs that were started and not ended, in the order of their start.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -42,11 +46,11 @@ class Outbox:
         self.directory, self.path = directory, directory / "spool.jsonl"
         self.parents: dict[str, str] = {}
         self.states: dict[str, str] = {}
-        self.open_runs: dict[str, None] = {}  # started and not ended, in this order
+        self.open_runs: dict[str, None] = {}
         self._searches: set[str] = set()
         self._points: dict[tuple[str, int], frozenset[Any]] = {}
-        self._sets: dict[frozenset[Any], frozenset[Any]] = {}  # epochs that measure the same share one set of names
-        self._models: dict[tuple[str, int], list[str]] = {}  # where the files of a model were kept
+        self._sets: dict[frozenset[Any], frozenset[Any]] = {}  # to share equal sets of names between epochs
+        self._models: dict[tuple[str, int], list[str]] = {}  # kept files of each model
         self._lock = threading.Lock()
         self._held: deque[bytes] = deque()
         self._full = False
@@ -55,12 +59,12 @@ class Outbox:
         for orphan in (directory / "files").iterdir():
             if orphan.name not in wanted:
                 shutil.rmtree(orphan, ignore_errors=True)
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the spool is
-        if _is_torn(self.path):
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - open as long as the outbox is
+        if _is_cut_off(self.path):
             self._held.append(b"\n")
         offset, number = read_mark(directory)
-        if offset > self.path.stat().st_size:  # a power cut took the end: by number alone, before it grows again
-            write_atomic(directory / "delivered.json", json.dumps({"offset": 0, "n": number}).encode())
+        if offset > self.path.stat().st_size:  # lost its end in a power failure: only the number is valid once it grows
+            write_mark(directory, 0, number)
 
     def __enter__(self) -> Outbox:
         return self
@@ -69,15 +73,15 @@ class Outbox:
         self._file.close()
 
     def append(self, record: Record) -> None:
-        """Write a record; if the disk is full it is held in memory and written with a later one."""
+        """Write a record; if the disk is full, hold it in memory and write it with a later one."""
         with self._lock:
             self._last += 1
-            self._held.append(_line(self._last, record))
+            self._held.append(encode_line(self._last, record))
             self._write_held()
             self._learn(record)
 
     def write_held(self) -> int:
-        """Write what is held in memory; returns how many records still are."""
+        """Write the records that are held in memory; returns how many still are."""
         with self._lock:
             self._write_held()
             return len(self._held)
@@ -97,17 +101,17 @@ class Outbox:
         self._full = False
 
     def fresh(self, key: str, step: int, values: dict[str, float]) -> dict[str, float]:
-        """The values that were not recorded for this step before."""
+        """The values of metrics that were not recorded for this run and step before."""
         with self._lock:
             known = self._points.get((key, step), frozenset())
             return {name: value for name, value in values.items() if self._point(key, name, value) not in known}
 
     def _point(self, key: str, name: str, value: float) -> Any:
-        """What tells a point from others of its step: its name; on a search its value, too."""
+        """Identity of a point within its step: its name; for the run of a search, its name and value."""
         return (name, value) if key in self._searches else name
 
     def keep(self, path: Path, copy: Callable[[Any, Any], Any]) -> str:
-        """Copy a file or directory into the spool; returns its place there."""
+        """Copy a file or directory into the spool; returns its path relative to `files/`."""
         place = self.directory / "files" / uuid.uuid4().hex
         try:
             place.mkdir()
@@ -121,17 +125,17 @@ class Outbox:
         return f"{place.name}/{path.name}"
 
     def _drop(self, file: str) -> None:
-        """Remove what was kept, at one stroke; the empty place that stays tells the delivery that this was meant."""
+        """Remove kept files atomically. Their empty parent directory stays: it tells the delivery that they were forgotten."""
         kept = self.directory / "files" / file
         gone = kept.with_name(".forgotten")
-        with suppress(FileNotFoundError):  # it was delivered
+        with suppress(FileNotFoundError):  # already delivered
             os.replace(kept, gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _replay(self, delivered: int) -> set[str]:
-        """Learn from the records that are there; returns the directories in `files` still to be delivered."""
+        """Learn from the existing records; returns the directories in `files/` that are not delivered yet."""
         wanted = set()
-        for number, record, _ in read_records(self.path, 0):
+        for number, record, _ in read_lines(self.path, 0):
             self._last = max(self._last, number)
             if record is None:
                 continue
@@ -141,6 +145,7 @@ class Outbox:
         return wanted
 
     def _learn(self, record: Record) -> None:
+        """Update the state of the runs by a record."""
         kind, key = record["kind"], record["key"]
         if kind == "start":
             self.open_runs[key] = None
@@ -163,49 +168,15 @@ class Outbox:
             self.states[key] = record["tags"][STATE]
 
 
-def _line(number: int, record: Record) -> bytes:
-    text = json.dumps(record, separators=(",", ":"))
-    return f'{{"n":{number},"crc":{zlib.crc32(f"{number}:{text}".encode())},"record":{text}}}\n'.encode()
-
-
-_LINE = re.compile(rb'\{"n":(\d{1,15}),"crc":(\d{1,10}),"record":(\{.*\})\}\n')
-
-
-def read_records(path: Path, offset: int) -> Iterator[tuple[int, Record | None, int]]:
-    """Number, record (None if torn, or none that is known) and end position of each whole line from a position on."""
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return  # torn, or still being written
-            offset += len(line)
-            number, record = _parsed(line)
-            yield number, record, offset
-
-
-def _parsed(line: bytes) -> tuple[int, Record | None]:
-    match = _LINE.fullmatch(line)
-    if match is None or zlib.crc32(match[1] + b":" + match[3]) != int(match[2]):
-        return 0, None
-    try:
-        record: Record = parse(match[3])
-        checked(cast(Any, SpoolRecord), record)
-    except ValueError:  # a right checksum of wrong content
-        return 0, None
-    return int(match[1]), record
-
-
 def _write_line(file: FileIO, line: bytes) -> None:
     written = file.write(line)
     if written < len(line):
-        file.truncate(os.fstat(file.fileno()).st_size - written)  # needs no room, unlike an end of the torn line
+        file.truncate(os.fstat(file.fileno()).st_size - written)  # needs no room, unlike a line end
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether the last line has no end."""
+def _is_cut_off(path: Path) -> bool:
+    """Whether the last line of a file has no line end."""
     with open(path, "rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False
@@ -213,21 +184,9 @@ def _is_torn(path: Path) -> bool:
         return file.read(1) != b"\n"
 
 
-def read_mark(directory: Path) -> tuple[int, int]:
-    """Position in the spool and number of the last record that were delivered.
-
-    Without a readable mark all is delivered again, which changes nothing.
-    """
-    try:
-        mark = checked(Mark, parse((directory / "delivered.json").read_bytes()))
-    except (OSError, ValueError):
-        return 0, 0
-    return mark.offset, mark.n
-
-
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Make a hard link, or a copy where the file system has no links."""
-    Path(target).unlink(missing_ok=True)  # what a try before this one left: copying onto a link would change both
+    """Create a hard link, or a copy if the file system has no hard links."""
+    Path(target).unlink(missing_ok=True)  # left by an earlier attempt: copying onto a hard link would change its source
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without links

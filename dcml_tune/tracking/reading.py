@@ -9,12 +9,14 @@ from typing import Any
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import sqlite_file
+from dcml_tune.runs.study import by_launch, first_best
 from dcml_tune.tracking.mlflow_api import KEY, REASON, ROLE, SEARCH, STATE, client_of, safe_key, short
 from dcml_tune.tracking.moved import files_of
 from dcml_tune.tracking.uris import absolute_uri
 from dcml_tune.utils.redaction import redact
 
-_PAGE = 1000
+_PAGE = 1000  # runs per query
+_MAX_EQUAL = 100  # models that may share the highest value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,40 @@ def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
         if "RESOURCE_DOES_NOT_EXIST" in str(error) or "not found" in str(error):
             raise SettingError(f"run {run_id}: is not in {redact(uri)}; give another, or --tracking-uri") from None
         raise _unreachable(uri, error) from None
+
+
+def best_model(
+    uri: str, experiment: str, search: str, metric: str = "val/recall_at_1_best", *, role: str = "trial"
+) -> Any:
+    """The logged model of a search with the highest metric; of equal models that of the first trial. It takes one query.
+
+    Args:
+        uri: address of the store.
+        experiment: name of the experiment.
+        search: key of the search.
+        metric: one of those given to `Tracker.model`.
+        role: role of the runs to compare.
+
+    Returns:
+        The `mlflow.entities.LoggedModel`, with `artifact_location`, `source_run_id` and `metrics`; None if no model has
+        the metric. A forgotten model is returned as long as its `forget` record waits in a spool, and no longer once its
+        removal has begun.
+    """
+    client = client_of(absolute_uri(uri))
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    models = client.search_logged_models(
+        [found.experiment_id],
+        filter_string=f"tags.`{SEARCH}` = '{safe_key(search)}' AND tags.`{ROLE}` = '{safe_key(role)}'",
+        order_by=[{"field_name": f"metrics.{metric}", "ascending": False}],
+        max_results=_MAX_EQUAL,
+    )
+
+    def value(model: Any) -> float | None:
+        return next((float(point.value) for point in model.metrics or [] if point.key == metric), None)
+
+    return first_best(sorted(models, key=lambda model: by_launch(model.tags.get(KEY, ""))), value)
 
 
 def _open(uri: str) -> Any:
