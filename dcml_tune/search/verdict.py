@@ -1,58 +1,48 @@
-"""The verdict: whether the winner of a search is better than its controls, and how sure that is."""
+"""The verdict: whether the winner of a search is better than its controls, with confidence intervals."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from dcml_tune.data.datasets.vid import official_name
 from dcml_tune.search.confirmation import CONTROLS, Confirmation
 from dcml_tune.search.statistics import Comparison, Difference
 
 HELD_OUT, TEST = "held-out classes", "test classes"
 
+_Comparisons = dict[str, Comparison]
+"""Held-out classes, test classes -> the settings that were measured there."""
+
 
 def verdict(
     raced: Confirmation, key: str, test: dict[str, dict[str, dict[str, Any]]], untrained: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is said of the winner, in words and numbers.
+    """Compare the winner with its controls on held-out and on test classes.
 
     Args:
-        raced: the race.
-        key: of the winner's trial in the search, or its name.
-        test: contender -> seed -> measures of the test classes; empty if they were not scored.
-        untrained: `validation` and `test` of the untrained network, shares of 1 or None.
+        raced: the confirmation.
+        key: of the winner's trial in the search, or the name of a control.
+        test: candidate -> seed -> measures of the test classes; empty if they were not scored.
+        untrained: `validation` and `test` of the untrained network, from 0 to 1 or None.
 
     Returns:
-        `metric`, `winner`, `lines`, `comparisons` and `gap`, as the report and MLflow show them.
+        `metric`, `test_metric`, `winner`, `lines`, `comparisons` and `gap`, as the report and MLflow show them.
     """
-    winner, on_test = raced.winner.name, test_measure(raced.metric, test)
+    on_test = test_measure(raced.metric, test)
     scored = {name: {seed: each[on_test] for seed, each in runs.items()} for name, runs in test.items()}
-    by_place = {HELD_OUT: Comparison(raced.values), TEST: Comparison(scored)}
-    controls = [control for control in CONTROLS if control != winner]
-    comparisons = [
-        {"control": control, "on": place, **_facts(comparison.difference(winner, control))}
-        for place, comparison in by_place.items()
-        for control in controls
-        if comparison.pairs(winner, control)
-    ]
-    searched = {each.name: each.value for each in raced.candidates}
-    gap = []
-    for name in dict.fromkeys([winner, *CONTROLS]):
-        validation = by_place[HELD_OUT].mean(name) if name in by_place[HELD_OUT].values else searched.get(name)
-        measured = by_place[TEST].mean(name) if name in by_place[TEST].values else None
-        if validation is not None or measured is not None:
-            gap.append({"setting": "winner" if name == winner else name, "validation": validation, "test": measured})
-    gap.append({"setting": "untrained", **untrained})
+    measured = {HELD_OUT: Comparison(raced.values), TEST: Comparison(scored)}
+    comparisons = _comparisons(raced.winner.name, measured)
+    gap = _gap(raced, measured, untrained)
     return {
         "metric": raced.metric,
         "test_metric": on_test,
         "winner": key,
         "lines": [
-            *_of_race(raced),
-            *map(_line, comparisons),
-            *(line for place, comparison in by_place.items() for line in _not_compared(raced, place, comparison)),
-            *_of_gap(gap),
+            *_winner_lines(raced, measured[HELD_OUT]),
+            *_dropped_lines(raced),
+            *map(_comparison_line, comparisons),
+            *_left_out_lines(raced.winner.name, measured),
+            *_gap_lines(gap),
         ],
         "comparisons": comparisons,
         "gap": gap,
@@ -60,11 +50,21 @@ def verdict(
 
 
 def test_measure(metric: str, test: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The measure of the test classes that copies the one by which settings were compared."""
+    """Return the measure of the test classes that corresponds to the metric by which settings were compared."""
     name = metric.rpartition("/")[2]
     some = next((each for runs in test.values() for each in runs.values()), {})
-    official = f"test/{official_name(name)}"  # of VehicleID
+    official = f"test/official_{name}"  # the protocol of VehicleID
     return official if official in some else f"test/{name}"
+
+
+def _comparisons(winner: str, measured: _Comparisons) -> list[dict[str, Any]]:
+    """The difference of the winner and each other control, wherever both have a common unit."""
+    return [
+        {"control": control, "on": place, **_facts(comparison.difference(winner, control))}
+        for place, comparison in measured.items()
+        for control in CONTROLS
+        if control != winner and comparison.pairs(winner, control)
+    ]
 
 
 def _facts(found: Difference) -> dict[str, Any]:
@@ -72,44 +72,53 @@ def _facts(found: Difference) -> dict[str, Any]:
     return {"difference": facts.pop("mean"), **facts, "found": found.found}
 
 
-def _not_compared(raced: Confirmation, place: str, comparison: Comparison) -> list[str]:
-    """What was measured and is not compared, and why."""
-    winner = raced.winner.name
-    alone = [
-        f"winner - {control}, {place}: not compared, as nothing that both were measured on is left"
-        for control in CONTROLS
-        if control != winner
-        and {control, winner} <= comparison.values.keys()
-        and comparison.pairs(winner, control) == 0
-    ]
-    return [*(f"{place}: {line}" for line in comparison.left_out), *alone]
+def _gap(raced: Confirmation, measured: _Comparisons, untrained: dict[str, Any]) -> list[dict[str, Any]]:
+    """Means of winner, controls and untrained network on held-out and on test classes.
+
+    A setting that the confirmation did not measure has its value of the search.
+    """
+    winner, searched = raced.winner.name, {each.name: each.value for each in raced.candidates}
+    gap = []
+    for name in dict.fromkeys([winner, *CONTROLS]):
+        confirmed = _mean(measured[HELD_OUT], name)
+        validation = searched.get(name) if confirmed is None else confirmed
+        test = _mean(measured[TEST], name)
+        if validation is not None or test is not None:
+            gap.append({"setting": "winner" if name == winner else name, "validation": validation, "test": test})
+    return [*gap, {"setting": "untrained", **untrained}]
 
 
-def _of_race(raced: Confirmation) -> list[str]:
+def _mean(comparison: Comparison, name: str) -> float | None:
+    return comparison.mean(name) if name in comparison.values else None
+
+
+def _winner_lines(raced: Confirmation, compared: Comparison) -> list[str]:
+    """Which setting won, on what evidence, and whether it is a control."""
     winner = raced.winner.name
+    said = f"the winner is {f'the control {winner!r}' if winner in CONTROLS else f'trial {winner}'}"
     if not raced.results:
-        return [f"the winner is {_called(winner)}, by the search alone: nothing was confirmed"]
-    compared = Comparison(raced.values)
+        return [f"{said}, by the search alone: nothing was confirmed"]
     if winner not in compared.values:
-        lines = [f"the winner is {_called(winner)}, by the search alone: no run of the confirmation has a value"]
+        lines = [f"{said}, by the search alone: no run of the confirmation has a value"]
     else:
         lines = [
-            f"the winner is {_called(winner)}: {100 * compared.mean(winner):.1f} % of {raced.metric} on further held-out "
+            f"{said}: {100 * compared.mean(winner):.1f} % of {raced.metric} on further held-out "
             f"classes ({len(compared.values[winner])} folds and seeds)"
         ]
-    if winner in CONTROLS:
-        lines.append("the search found nothing better than its controls")
+    return [*lines, "the search found nothing better than its controls"] if winner in CONTROLS else lines
+
+
+def _dropped_lines(raced: Confirmation) -> list[str]:
+    """Which candidates the confirmation eliminated, and after how many units."""
+    lines = []
     for number in sorted(set(raced.dropped.values())):
         names = [name for name, when in raced.dropped.items() if when == number]
         lines.append(f"out of the race after {number} folds and seeds, as they cannot win any more: {', '.join(names)}")
     return lines
 
 
-def _called(name: str) -> str:
-    return f"the control '{name}'" if name in CONTROLS else f"trial {name}"
-
-
-def _line(each: dict[str, Any]) -> str:
+def _comparison_line(each: dict[str, Any]) -> str:
+    """A difference in points, with its interval and the number of pairs that would show it."""
     said = f"winner - {each['control']}, {each['on']}: {100 * each['difference']:+.1f} points"
     pairs = f"{each['pairs']} pair{'s' if each['pairs'] != 1 else ''}"
     if each["low"] is None:
@@ -123,7 +132,23 @@ def _line(each: dict[str, Any]) -> str:
     return said
 
 
-def _of_gap(gap: list[dict[str, Any]]) -> list[str]:
+def _left_out_lines(winner: str, measured: _Comparisons) -> list[str]:
+    """What was measured and is not compared, and why."""
+    lines = []
+    for place, comparison in measured.items():
+        lines += [f"{place}: {line}" for line in comparison.left_out]
+        lines += [
+            f"winner - {control}, {place}: not compared, as nothing that both were measured on is left"
+            for control in CONTROLS
+            if control != winner
+            and {control, winner} <= comparison.values.keys()
+            and comparison.pairs(winner, control) == 0
+        ]
+    return lines
+
+
+def _gap_lines(gap: list[dict[str, Any]]) -> list[str]:
+    """How many points each setting loses from held-out to test classes."""
     known = [each for each in gap if each["validation"] is not None and each["test"] is not None]
     if not known:
         return []
