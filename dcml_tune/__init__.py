@@ -1,7 +1,10 @@
 """Finds the best divide-and-conquer deep metric learning recipe for an image retrieval data set.
 
-Importing this package has one effect: `search_spaces` and `trainables` are from then on those that were installed with it.
-`python -m` looks into the working directory first, and directories of these names may lie there.
+The public names in `__all__` are imported from their modules when they are first used (PEP 562): importing torch takes
+seconds, and `--help` does not need it.
+
+Importing this package has one side effect: Python then finds `search_spaces` and `trainables` beside this package only.
+`python -m` searches the working directory first, which may contain directories of these names.
 """
 
 from __future__ import annotations
@@ -12,14 +15,34 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# The one place of the version: pyproject.toml reads it from here, and so does every `--version`.
+if TYPE_CHECKING:
+    from dcml_tune.clustering import kmeans
+    from dcml_tune.config import TrialConfig
+    from dcml_tune.metrics import retrieval_measures
+    from dcml_tune.models import load as load_model
+    from dcml_tune.training import Trainer
+
+__all__ = ["Trainer", "TrialConfig", "__version__", "kmeans", "load_model", "retrieval_measures"]
+
+# The version is defined here only: pyproject.toml and every `--version` read it.
 __version__ = "0.1.0"
 
 
+# Public name -> module and name there. `DivideAndConquer` is here for Ray: see the end of `trainables.trainable`.
+_LAZY = {
+    "DivideAndConquer": ("trainables", "DivideAndConquer"),
+    "Trainer": ("dcml_tune.training", "Trainer"),
+    "TrialConfig": ("dcml_tune.config", "TrialConfig"),
+    "kmeans": ("dcml_tune.clustering", "kmeans"),
+    "load_model": ("dcml_tune.models", "load"),
+    "retrieval_measures": ("dcml_tune.metrics", "retrieval_measures"),
+}
+
+
 class _InstalledPackages:
-    """Finds the packages that are installed beside this one there, and nowhere else."""
+    """A finder of modules that finds `search_spaces` and `trainables` beside this package only."""
 
     _NAMES = ("search_spaces", "trainables")
     _PLACE = str(Path(__file__).resolve().parent.parent)
@@ -35,7 +58,15 @@ sys.meta_path.insert(0, _InstalledPackages)
 
 
 def __getattr__(name: str) -> Any:
-    """`DivideAndConquer`, for Ray: see the end of `trainables.trainable`."""
-    if name == "DivideAndConquer":
-        return import_module("trainables").DivideAndConquer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name from its module when it is first used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The names of the module, with the public ones that are not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -50,6 +50,13 @@ def kmeans(
     Raises:
         ValueError: for k out of range, features or centroids of a wrong shape or not finite, an unknown
             backend, or `faiss-gpu` without a GPU.
+
+    Example:
+        >>> import numpy as np
+        >>> from dcml_tune import kmeans
+        >>> labels, centroids = kmeans(np.array([[0.0], [0.2], [5.0], [5.2]]), 2, seed=0, backend="torch")
+        >>> bool(labels[0] == labels[1] != labels[2] == labels[3]), centroids.shape
+        (True, (2, 1))
     """
     x = checked_features(features)
     run = _backend(backend)

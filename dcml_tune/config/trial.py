@@ -69,6 +69,7 @@ class TrialConfig(BaseModel):
     """Every setting of one trial.
 
     Example:
+        >>> from dcml_tune import TrialConfig
         >>> TrialConfig(nb_clusters=4, mod_epoch=3, nb_epochs=20).epoch_of_full_division
         6
 

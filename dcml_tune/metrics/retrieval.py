@@ -95,6 +95,12 @@ def retrieval_measures(
         ValueError: if numbers of rows do not agree, only one of gallery and its labels is given, a k is
             below 1, or rows are not finite: their neighbours would be those next in order, often of the
             same class, and would look like success.
+
+    Example:
+        >>> from dcml_tune import retrieval_measures
+        >>> found = retrieval_measures([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], ks=(1, 2))
+        >>> found["recall_at_1"], found["map_at_r"]
+        (1.0, 1.0)
     """
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels go together; give both or neither")

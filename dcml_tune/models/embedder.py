@@ -147,7 +147,7 @@ class MaskedEmbedder(nn.Module):
                     module.eval()
         return self
 
-    def save(self, directory: Path, state: dict[str, Tensor] | None = None, **facts: Any) -> None:
+    def save(self, directory: Path | str, state: dict[str, Tensor] | None = None, **facts: Any) -> None:
         """Write `model.safetensors` and `model.json` into a directory.
 
         Args:
@@ -157,7 +157,7 @@ class MaskedEmbedder(nn.Module):
         """
         settings = {name: getattr(self.config, name) for name in _MODEL_SETTINGS}
         facts = {"settings": settings, "mean": self.backbone.mean, "std": self.backbone.std, **facts}
-        checkpoint.write(directory, "model", state or self.state_dict(), facts)
+        checkpoint.write(Path(directory), "model", state or self.state_dict(), facts)
 
 
 class _Facts(Stored):
@@ -169,16 +169,30 @@ class _Facts(Stored):
 
 
 def load(path: str | Path) -> MaskedEmbedder:
-    """The model of a checkpoint, in evaluation mode: `load(path)(images)` gives full embeddings.
+    """Load the model of a checkpoint, in evaluation mode. `load(path)(images)` returns full embeddings.
 
-    Nothing in the files is executed.
+    Reading the files executes no code from them.
 
     Args:
-        path: directory of a model, or that of a trial, whose best model is taken.
+        path: directory of a model, or of a trial; of a trial its best model is loaded.
 
     Raises:
-        CheckpointError: if a file is missing, torn, changed, or holds what no model can be.
-        SettingError: if the backbone cannot be built by the versions that are installed.
+        CheckpointError: if a file is missing, truncated or changed, or does not describe a model.
+        SettingError: if the installed versions cannot build the backbone.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from dcml_tune import TrialConfig, load_model
+        >>> from dcml_tune.models import MaskedEmbedder
+        >>> config = TrialConfig(arch="test_resnet", weights="none", sz_resize=32, sz_crop=32, sz_embedding=16)
+        >>> with TemporaryDirectory() as directory:
+        ...     MaskedEmbedder(config).save(directory)
+        ...     model = load_model(directory)
+        >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        >>> with torch.no_grad():
+        ...     model(images).shape
+        torch.Size([2, 16])
     """
     directory = best_model(Path(path)) or Path(path)
     tensors, facts = checkpoint.read(directory, "model", _Facts)

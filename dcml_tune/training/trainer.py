@@ -47,9 +47,18 @@ class Trainer:
     (seed, e). A trainer that is saved after an epoch and loaded continues, on the CPU, with identical numbers.
 
     Example:
-        trainer = Trainer(TrialConfig(dataset="emoji", nb_epochs=2), stores=Path("runs/store"))
-        while trainer.epoch < trainer.config.nb_epochs:
-            print(trainer.run_epoch()["val/recall_at_1"])
+        >>> from tempfile import TemporaryDirectory
+        >>> from dcml_tune import Trainer, TrialConfig
+        >>> network = {"arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 16}
+        >>> config = TrialConfig(
+        ...     dataset="emoji", ratio_classes=0.02, nb_epochs=1, batch_size=8, num_samples_per_class=2, **network
+        ... )
+        >>> with TemporaryDirectory() as stores:
+        ...     trainer = Trainer(config, stores=stores)
+        ...     while trainer.epoch < config.nb_epochs:
+        ...         measures = trainer.run_epoch()
+        >>> trainer.epoch, 0 <= measures["val/recall_at_1"] <= 1
+        (1, True)
 
     Attributes:
         config: settings of the trial.
