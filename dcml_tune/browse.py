@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
         output, search = directory.parent, directory.name
     uri = tracking_uri(arguments.tracking_uri, output)
     if search is None:
-        rows, columns = _searches(read_runs(uri, arguments.experiment, everyones=arguments.all), arguments.metric)
+        rows, columns = _searches(read_runs(uri, arguments.experiment, all_programs=arguments.all), arguments.metric)
     else:
         runs = read_runs(uri, arguments.experiment, search=search)
         if not runs:

@@ -52,9 +52,9 @@ def another(file):
 REFUSED = {
     "noise": (lambda file: file.write_bytes(b"noise" * 1000), "file is not a database"),
     "torn": (lambda file: file.write_bytes(file.read_bytes()[:5000]), "malformed"),
-    "a directory": (directory, "is no file"),
-    "a FIFO": (fifo, "is no file"),
-    "a dangling link": (dangling, "is no file"),
+    "a directory": (directory, "is not a file"),
+    "a FIFO": (fifo, "is not a file"),
+    "a dangling link": (dangling, "is not a file"),
     "another program's": (another, "is the database of another program"),
     "a newer MLflow": (execute("UPDATE alembic_version SET version_num = 'ffff'"), "of a newer MLflow"),
     "an older MLflow": (execute("UPDATE alembic_version SET version_num = '451aebb31d03'"), "mlflow db upgrade"),

@@ -66,7 +66,7 @@ def test_artifacts_follow_an_output_directory_that_was_moved(output, filled, tmp
     new = output.rename(tmp_path / "there" / output.name)
     caplog.clear()
     again = fill(new, "t")
-    assert f"are in {new / 'mlartifacts'} now; 3 addresses follow" in caplog.text
+    assert f"are in {new / 'mlartifacts'} now; 3 addresses are updated" in caplog.text
     assert all(address.startswith(below(new)) for address in addresses(new / "mlflow.db"))
     client = MlflowClient(mlflow_address(new))
     for each in (filled[1], again):

@@ -1,4 +1,4 @@
-"""Whether an MLflow store will take what a search records, found out before anything is started."""
+"""Check before a search or run starts that its MLflow store will accept records."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from dcml_tune.runs.study_file import BUSY_S, patiently
 from dcml_tune.tracking.mlflow_api import client_of, deleted_experiment, short
 from dcml_tune.utils.redaction import redact
 
-_LOCKED_S = 20.0  # longest wait for a database that another process holds
+_LOCKED_S = 20.0  # longest wait for a database that another process has locked
 _NO_LOGIN = (401, 403)
 _NO_SERVER = (404, 405)
 
 
 def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) -> bool:
-    """Refuse a store that will not take what is recorded. A server that is away will: records wait for it.
+    """Refuse a store that will not accept records. A server that is away is accepted: records wait for it.
 
     Args:
-        uri: of the store.
-        experiment: its name.
-        make: make the experiment of a server where it is missing; nothing is written otherwise.
+        uri: address of the store.
+        experiment: name of the experiment.
+        make: create the experiment on a server if it is missing; otherwise nothing is written.
 
     Returns:
-        Whether the store could be reached.
+        Whether the store is reachable.
 
     Raises:
-        SettingError: for a database that cannot be written, is damaged, is another program's, or of another version of
-            MLflow; a server that refuses the login, or is none of MLflow; an experiment that was deleted, or cannot be made.
+        SettingError: for a database that cannot be written, is damaged, or belongs to another program or another version of
+            MLflow; a server that refuses the login or is not an MLflow server; an experiment that was deleted or cannot
+            be created.
     """
     file = sqlite_file(uri)
     if file is not None:
@@ -55,26 +56,30 @@ def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) 
 
 
 def _refuse(uri: str, experiment: str, error: Exception) -> None:
-    """Raise for an answer that will be the same tomorrow."""
+    """Raise for an error that is permanent."""
     from mlflow.exceptions import MlflowException
 
     status, code = _status(error), getattr(error, "error_code", "")
     shown = f"tracking-uri={redact(uri)}"
-    if code == "RESOURCE_ALREADY_EXISTS":  # another process was quicker
+    if code == "RESOURCE_ALREADY_EXISTS":  # another process created it first
         return
     if status in _NO_LOGIN or code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
         raise SettingError(
             f"{shown}: the server refuses ({short(error)}); give its login in MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD or in MLFLOW_TRACKING_TOKEN, and the right to write"
+            "MLFLOW_TRACKING_PASSWORD or in MLFLOW_TRACKING_TOKEN, and permission to write"
         )
     if status in _NO_SERVER or code == "ENDPOINT_NOT_FOUND" or "valid JSON" in str(error):
-        raise SettingError(f"{shown}: answers, but not as MLflow does ({short(error)}); give the address of a server")
+        raise SettingError(
+            f"{shown}: answers, but not as MLflow does ({short(error)}); give the address of an MLflow server"
+        )
     if isinstance(error, MlflowException) and code in ("INVALID_PARAMETER_VALUE", "RESOURCE_LIMIT_EXCEEDED"):
-        raise SettingError(f"{shown}: experiment {experiment} cannot be made ({short(error)})")
+        raise SettingError(
+            f"{shown}: experiment {experiment} cannot be created ({short(error)}); give another store by --tracking-uri"
+        )
 
 
 def _status(error: Exception) -> int | None:
-    """The status of HTTP that an error of MLflow tells of."""
+    """The HTTP status in an error of MLflow; None if it has none."""
     found = re.search(r"error code (\d{3})", str(error))
     known: Any = getattr(getattr(error, "response", None), "status_code", None)
     return int(found[1]) if found else known
@@ -87,7 +92,7 @@ def _check_file(file: Path, experiment: str) -> None:
             raise _cannot(file, f"{place} cannot be written")
         return
     if not file.is_file():
-        raise _cannot(file, "is no file")
+        raise _cannot(file, "is not a file")
     if not os.access(file, os.R_OK | os.W_OK):
         raise _cannot(file, "may not be read and written by this user")
     if file.stat().st_size == 0:
@@ -105,7 +110,7 @@ def _check_file(file: Path, experiment: str) -> None:
 
 
 def _read_schema(file: Path, experiment: str) -> tuple[set[str], str | None, str | None]:
-    """Names of the tables, version of the schema, and whether the experiment is active or deleted."""
+    """Names of the tables, version of the schema, and lifecycle stage of the experiment (active or deleted)."""
     with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=BUSY_S)) as database:
 
         def first(query: str, *values: str) -> str | None:
@@ -119,7 +124,7 @@ def _read_schema(file: Path, experiment: str) -> tuple[set[str], str | None, str
 
 
 def _check_version(file: Path, version: str | None) -> None:
-    """Refuse the schema of another version of MLflow."""
+    """Refuse a database schema of another version of MLflow."""
     from alembic.script import ScriptDirectory
     from mlflow.store.db.utils import _get_alembic_config
 
@@ -128,9 +133,9 @@ def _check_version(file: Path, version: str | None) -> None:
     if version == head:
         return
     if version in {each.revision for each in scripts.walk_revisions()}:
-        raise _cannot(file, f"has tables of an older MLflow; `mlflow db upgrade sqlite:///{file}` changes them")
-    raise _cannot(file, f"has tables of a newer MLflow (version {version} of them, here {head}); update MLflow")
+        raise _cannot(file, f"has tables of an older MLflow; run `mlflow db upgrade sqlite:///{file}`")
+    raise _cannot(file, f"has tables of a newer MLflow (schema {version}, here {head}); update MLflow")
 
 
 def _cannot(file: Path, why: str) -> SettingError:
-    return SettingError(f"tracking-uri={file}: {why}; see to it, or give another store by --tracking-uri")
+    return SettingError(f"tracking-uri={file}: {why}; fix that, or give another store by --tracking-uri")

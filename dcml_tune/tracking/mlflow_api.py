@@ -2,7 +2,7 @@
 
 A run carries the tags `dcml.key` (its identity), `dcml.role` (search, trial, confirm, final, published, no division,
 untrained, train), `dcml.search` (key of its search), `dcml.state` (running, done, pruned, interrupted, killed, failed) and, if
-it did not simply finish, `dcml.reason`. A pruned run is FINISHED in MLflow: it did everything that was asked of it. An
+it has one, `dcml.reason` (why it ended). A pruned run is FINISHED in MLflow: it did everything that was asked of it. An
 interrupted run is KILLED until it is started again. The step of a metric is the number of completed epochs; 0 is the untrained
 network.
 """

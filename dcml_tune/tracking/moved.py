@@ -1,7 +1,8 @@
-"""MLflow's files after a move: an SQLite store holds the address of each run, model and experiment as an absolute one.
+"""MLflow's files after an output directory was moved.
 
-An output directory holds the database and, beside it, the directory `mlartifacts`. When both were moved, the addresses are
-written anew, in one transaction, by the first process that records there; whoever only reads finds the files all the same.
+An SQLite store holds absolute addresses of the files of each run, model and experiment. An output directory holds the database
+and, beside it, the directory `mlartifacts`. After both were moved, the first process that records there rewrites the addresses in
+one transaction. Processes that only read find the files by `files_of`, without changing the store.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ _ADDRESSES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-_PATIENCE_S = 60.0
+_PATIENCE_S = 60.0  # longest wait for a database that another process has locked
 
 
 def repoint(database: Path, location: str, root: Path) -> None:
-    """Write the addresses of an SQLite store anew, if its files were moved with it.
+    """Rewrite the addresses of an SQLite store if its files were moved with it.
 
-    They were, if they lie beside the database now; a place of its own that a user gave an experiment stays.
+    The files were moved with it if they are beside the database now. A location that a user chose for an experiment is not
+    changed.
 
     Args:
-        database: of the store.
-        location: address of the experiment's files, as the store has it.
-        root: where a new experiment of this output directory has its files.
+        database: file of the store.
+        location: address of the experiment's files that the store holds.
+        root: directory in which a new experiment of this output directory keeps its files.
     """
     old = local_path(location)
     if old is None or old == root or old.name != ARTIFACTS or root != database.parent / ARTIFACTS:
@@ -47,11 +49,11 @@ def repoint(database: Path, location: str, root: Path) -> None:
             return
         count = sum(_replace(connection, *place, location, root.as_uri()) for place in _ADDRESSES)
         connection.execute("COMMIT")
-    log.warning("tracking: MLflow's files were in %s and are in %s now; %d addresses follow", old, root, count)
+    log.warning("tracking: MLflow's files were in %s and are in %s now; %d addresses are updated", old, root, count)
 
 
 def local_path(location: str) -> Path | None:
-    """The path of an address on this machine; None for one that is elsewhere."""
+    """The path of an address of local files; None for other addresses."""
     parts = urlsplit(location)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return Path(unquote(parts.path))
@@ -59,11 +61,11 @@ def local_path(location: str) -> Path | None:
 
 
 def files_of(location: str, database: Path | None) -> Path | None:
-    """Where files are that a store says to be at an address; None if they are not on this machine.
+    """The path of the files for which a store holds an address, also after a move; None if they are not on this machine.
 
     Args:
-        location: the address.
-        database: of the store, if it is an SQLite store.
+        location: the address in the store.
+        database: file of the store; None if it is not an SQLite store.
     """
     path = local_path(location)
     if path is None or path.exists() or database is None or ARTIFACTS not in path.parts:
@@ -74,7 +76,7 @@ def files_of(location: str, database: Path | None) -> Path | None:
 
 
 def _is_copy(connection: sqlite3.Connection, old: str, root: Path) -> bool:
-    """Whether files of the store's runs or models lie below the new place, too."""
+    """Whether files of the store's runs or models exist below the new directory, too."""
     return any(
         (root / address.removeprefix(f"{old}/")).exists()
         for table, column in _ADDRESSES[1:3]
@@ -84,7 +86,7 @@ def _is_copy(connection: sqlite3.Connection, old: str, root: Path) -> bool:
 
 
 def _replace(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> int:
-    """Let addresses in a column begin with the new place instead of the old one; returns how many there are."""
+    """Replace the old prefix of the addresses in a column; returns how many were changed."""
     known = {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}
     if column not in known:
         return 0

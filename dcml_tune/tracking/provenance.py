@@ -1,4 +1,4 @@
-"""What a run was made by: versions, commit, command, data."""
+"""Provenance of a run: versions, commit, command, data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow", "faiss-g
 
 
 def environment_tags(data_fingerprint: str, argv: Sequence[str]) -> dict[str, str]:
-    """Tags that say what a run was made by: versions, commit, command, fingerprint of the data."""
+    """Tags with the provenance of a run: versions, commit, command, fingerprint of the data."""
     tags = {f"dcml.version.{name}": _version(name) for name in _PACKAGES}
     tags |= {"dcml.version.dcml-tune": __version__, "dcml.version.python": platform.python_version()}
     tags |= {"dcml.data": data_fingerprint}
@@ -29,7 +29,7 @@ def user_name() -> str:
     """Return the name of the user, or `unknown`."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a user of a container without a name
         return "unknown"
 
 
@@ -41,7 +41,7 @@ def _version(name: str) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this file, with a mark if the tree was changed; None if it is not under git."""
+    """The commit of this file, with `+changed` if the working tree was changed; None if it is not in a git repository."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:

@@ -1,4 +1,4 @@
-"""What an MLflow store holds: runs as they stand in it, and their models."""
+"""Reading of an MLflow store: runs, their metrics and their models."""
 
 from __future__ import annotations
 
@@ -21,47 +21,50 @@ _MAX_EQUAL = 100  # models that may share the highest value
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
-    """A run as MLflow has it."""
+    """A run in MLflow."""
 
     run_id: str
     key: str
-    """Its name within the store, such as SEARCH/007; MLflow's own name for a run that is not ours."""
+    """Identity within the store, such as SEARCH/007; for a run of another program, MLflow's name."""
     role: str
-    """search, trial, final, published, untrained or train; empty for a run that is not ours."""
+    """One of those that `mlflow_api` lists; empty for a run of another program."""
     search: str
     """Key of the search it belongs to."""
     state: str
-    """running, done, pruned, interrupted, killed or failed; MLflow's status for a run that is not ours."""
+    """running, done, pruned, interrupted, killed or failed; for a run of another program, MLflow's status."""
     reason: str
+    """Why it ended; empty if it has none."""
     params: dict[str, str]
     metrics: dict[str, float]
-    """The last value of each."""
+    """The last value of each metric."""
     tags: dict[str, str]
     started: float
     """Seconds since 1970."""
     ended: float | None
-    """Seconds since 1970; None while it runs."""
+    """Seconds since 1970; None while the run is open."""
 
 
-def read_runs(uri: str, experiment: str, *, search: str | None = None, everyones: bool = False) -> list[StoredRun]:
-    """The runs of an experiment, the newest first.
+def read_runs(uri: str, experiment: str, *, search: str | None = None, all_programs: bool = False) -> list[StoredRun]:
+    """The runs of an experiment, newest first.
 
     Args:
-        uri: of the store; one that is not there is not made.
-        experiment: its name.
-        search: key of the search whose trials and other runs are wanted; None: all runs.
-        everyones: those of other programs, too.
+        uri: address of the store; it is not created if it is missing.
+        experiment: name of the experiment.
+        search: key of a search, to read only its runs; None reads all runs.
+        all_programs: include the runs of other programs.
 
     Raises:
-        SettingError: if the store or the experiment is not there.
+        SettingError: if the store cannot be read, or the experiment does not exist.
     """
     client = _open(uri)
     try:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = ", ".join(sorted(each.name for each in client.search_experiments()))
-            raise SettingError(f"--experiment {experiment}: is not in {redact(uri)}; it has {known or 'none'}")
-        wanted = [] if everyones else [f"tags.`{ROLE}` != ''"]
+            raise SettingError(
+                f"--experiment {experiment}: is not in {redact(uri)}, which has {known or 'no experiments'}; give another"
+            )
+        wanted = [] if all_programs else [f"tags.`{ROLE}` != ''"]
         if search is not None:
             wanted = [f"tags.`{SEARCH}` = '{safe_key(search)}'"]
         return [_stored(run) for run in _pages(client, found.experiment_id, " AND ".join(wanted))]
@@ -72,10 +75,10 @@ def read_runs(uri: str, experiment: str, *, search: str | None = None, everyones
 
 
 def curve(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
-    """Step and value of each point of a metric, in order.
+    """Step and value of each point of a metric, by step.
 
     Raises:
-        SettingError: if the store cannot be reached.
+        SettingError: if the store cannot be read.
     """
     try:
         return sorted((point.step, point.value) for point in _open(uri).get_metric_history(run_id, metric))
@@ -86,15 +89,15 @@ def curve(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
-    """The directory of the last model that a run has logged, as `dcml_tune.models.embedder.load` takes it.
+    """The directory of the last model that a run logged, which `dcml_tune.models.embedder.load` reads.
 
     Args:
-        run_id: MLflow's id.
-        uri: of the store.
-        target: where to put the files, unless the store keeps them on this machine.
+        run_id: MLflow's id of the run.
+        uri: address of the store.
+        target: directory for the files, if they must be downloaded.
 
     Raises:
-        SettingError: if there is no such run, it has no model, or the store cannot be reached.
+        SettingError: if there is no such run, it has no model, or the store cannot be read.
     """
     client = _open(uri)
     try:
@@ -104,13 +107,13 @@ def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
         )
         if not models:
             raise SettingError(
-                f"run {run_id}: has logged no model; give one that has ended, or a checkpoint's directory"
+                f"run {run_id}: has logged no model; give a run that has ended, or the directory of a checkpoint"
             )
         newest = max(models, key=lambda model: int(model.tags.get("dcml.step", 0)))
         place = files_of(newest.artifact_location, sqlite_file(absolute_uri(uri)))
         if place is not None:
             return place
-        import mlflow
+        import mlflow  # imported on use: it takes seconds to import
 
         mlflow.set_tracking_uri(absolute_uri(uri))
         return Path(mlflow.artifacts.download_artifacts(f"models:/{newest.model_id}", dst_path=str(target)))
@@ -157,7 +160,7 @@ def best_model(
 
 
 def _open(uri: str) -> Any:
-    """A client of a store that is there."""
+    """A client of an existing store."""
     whole = absolute_uri(uri)
     file = sqlite_file(whole)
     if file is not None and not file.is_file():

@@ -21,11 +21,10 @@ _DATABRICKS = ("databricks", "databricks-uc")
 
 
 def absolute_uri(uri: str) -> str:
-    """The address of a tracking store, with the path of an SQLite file made absolute: trials run in other directories.
+    """Check the address of a store, and make the path of an SQLite file absolute, since trials run in other directories.
 
     Raises:
-        SettingError: if it is of no kind that MLflow takes, or its login is written so that a part of it means something
-            else.
+        SettingError: if MLflow does not support the kind of address, or special characters of its login are not escaped.
     """
     scheme, separator, rest = uri.partition("://")
     kind = scheme.lower().partition("+")[0]
@@ -38,16 +37,16 @@ def absolute_uri(uri: str) -> str:
     known = (
         f"http(s)://HOST:PORT, sqlite:///FILE, {', '.join(f'{each}://' for each in _DATABASES[1:])}, {_DATABRICKS[0]}"
     )
-    raise _refused(uri, f"must be one of {known}; MLflow no longer takes a directory")
+    raise _refused(uri, f"must be one of {known}; MLflow no longer supports a directory")
 
 
 def add_flag(parser: argparse.ArgumentParser, about: str) -> None:
-    """Add --tracking-uri, which is checked and made absolute before anything else is done."""
+    """Add the flag --tracking-uri, whose value goes through `absolute_uri`."""
     parser.add_argument("--tracking-uri", action=_TrackingUri, help=about)
 
 
 class _TrackingUri(argparse.Action):
-    """Not a type: argparse would repeat the address, with its password, in a message of its own."""
+    """An action instead of a `type`: argparse would print the address, with its password, in its own error message."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: Any = None
@@ -56,12 +55,12 @@ class _TrackingUri(argparse.Action):
 
 
 def tracking_uri(given: str | None, output: Path) -> str:
-    """The address that --tracking-uri gives, or that of the output directory's own store."""
+    """The address given by --tracking-uri, or that of the store in the output directory."""
     return mlflow_address(output) if given is None else given
 
 
 def _web(uri: str) -> str:
-    """A web address whose login, if it has one, stands where it belongs."""
+    """Check a web address: it has a host, and its login is escaped."""
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
@@ -81,7 +80,7 @@ def _web(uri: str) -> str:
 
 
 def _database(uri: str) -> str:
-    """The SQLAlchemy address of a database; that of an SQLite file is made absolute."""
+    """Check the SQLAlchemy address of a database; the path of an SQLite file is made absolute."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -92,7 +91,7 @@ def _database(uri: str) -> str:
         raise SettingError(f"tracking-uri={error}") from None
     except (ArgumentError, ValueError):
         raise _refused(
-            uri, "is no SQLAlchemy address, DIALECT://USER:PASSWORD@HOST:PORT/DATABASE; write it so"
+            uri, "must be an SQLAlchemy address, DIALECT://USER:PASSWORD@HOST:PORT/DATABASE; escape special characters"
         ) from None
     if file is None:
         return uri
@@ -113,12 +112,12 @@ def ui_command(uri: str) -> str:
 
 
 def compare_url(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """The compare page of some runs.
+    """Address of the page of MLflow that compares runs.
 
     Args:
-        base: address of the MLflow server; that which `ui_command` starts if it is no web address.
-        experiment_id: MLflow's id.
-        run_ids: MLflow's ids. Above about a hundred the page is slow.
+        base: address of the MLflow server; if it is not a web address, that which `ui_command` starts.
+        experiment_id: MLflow's id of the experiment.
+        run_ids: MLflow's ids of the runs. The page is slow for more than about a hundred.
     """
     host = without_login(base).rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"
     runs, experiments = quote(json.dumps(list(run_ids)), safe=""), quote(json.dumps([experiment_id]), safe="")

@@ -1,4 +1,4 @@
-"""Weights & Biases beside MLflow, for those who ask for it; the only module that imports wandb."""
+"""Optional logging to Weights & Biases in addition to MLflow. No other module imports wandb."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dcml_tune.config.errors import SettingError
 
 
 class WandbRun:
-    """One run in the project `dcml_tune`.
+    """A run of wandb in the project `dcml_tune`.
 
-    Where it goes is wandb's own business: `WANDB_MODE=offline` writes below the output directory, `WANDB_PROJECT`
-    names another project.
+    wandb's environment variables apply: `WANDB_MODE=offline` writes below the output directory, `WANDB_PROJECT` names
+    another project.
     """
 
     def __init__(self, name: str, output: Path, params: Mapping[str, Any]) -> None:
-        """Begin a run.
+        """Start a run.
 
         Raises:
-            SettingError: if wandb is not installed, or nobody is logged in.
+            SettingError: if wandb is not installed, or the user is not logged in.
         """
         try:
-            import wandb
+            import wandb  # an optional dependency
         except ImportError:
             raise SettingError(
                 "--wandb-enabled: wandb is not installed; pip install 'dcml-tune[wandb]', or leave the flag out"
             ) from None
-        # Without a terminal to ask for a login wandb raises; with one it would ask in the middle of the night.
+        # Without a terminal wandb raises if the login is missing. With one it would prompt, so the prompt times out.
         settings = wandb.Settings(silent=True, login_timeout=10)
         project = os.environ.get("WANDB_PROJECT", "dcml_tune")
         try:
@@ -41,7 +41,7 @@ class WandbRun:
             ) from None
 
     def metrics(self, epoch: int, values: Mapping[str, Any]) -> None:
-        """Log the measures of an epoch."""
+        """Log the metrics of an epoch."""
         self._run.log(dict(values), step=epoch)
 
     def end(self, *, failed: bool) -> None:
