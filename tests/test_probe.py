@@ -110,7 +110,7 @@ def test_a_probe_that_fails_says_why():
     """Each trial gets a whole GPU then."""
     found = probe(TINY, device="cuda:77", seconds=0.1)
     assert found.gpus_per_trial == 1
-    assert found.why.startswith("1 GPU each: it could not be measured what a trial takes (")
+    assert found.why.startswith("1 GPU each: a trial could not be measured (")
 
 
 def measured(rate, used=10):
@@ -161,7 +161,7 @@ def test_without_a_gpu_auto_is_the_default(folder, tmp_path, capsys):
     """The head says so."""
     words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), *SMALL, "--dry-run"]
     assert search.main([*words, "--gpus-per-trial", "auto"]) == 0
-    assert "  --gpus-per-trial auto: without a GPU it means what leaving it out means\n" in capsys.readouterr().out
+    assert "  --gpus-per-trial auto: without a GPU it is the same as the default\n" in capsys.readouterr().out
 
 
 def test_a_resume_takes_what_was_measured(folder, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The race that confirms a search's winner: the best settings and the controls, on further folds and seeds, all the same."""
+"""The confirmation: a race of the best settings and the controls, all on the same further folds and seeds."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _FOLDS = 3  # of a confirmation, unless --folds is given
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A setting that may be the winner."""
+    """A setting that can win a search."""
 
     name: str
-    """Key of its trial, published, or no division."""
+    """Key of its trial, `published` or `no division`."""
     config: dict[str, Any]
     value: float | None = None
-    """What it reached in the search; None if it was not tried there, or failed."""
+    """Best value in the search; None if it was not tried there, or failed."""
     key: str | None = None
-    """Of its trial in the search; None if it was not tried there, or failed."""
+    """Key of its trial in the search; None if it was not tried there, or failed."""
     epochs: int | None = None
-    """After how many epochs it was best in the search; None if it was not run there to its end."""
+    """Number of epochs after which it was best in the search; None if it did not complete there."""
 
     @property
     def slug(self) -> str:
-        """Its name as part of a file's."""
+        """Its name as a part of file names."""
         return self.name.replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class FoldSeed:
-    """What all contenders are compared on: classes that are held out, and a seed."""
+    """A unit on which all candidates are compared: a fold of held-out classes, and a seed."""
 
     fold: int
     seed: int
@@ -52,15 +52,19 @@ class FoldSeed:
 
 
 def candidates(trials: list[KnownTrial], published: dict[str, Any], most: int) -> list[Candidate]:
-    """The best trials of a search, and its controls: the published setting, and the same without division.
+    """Return the best trials of a search, and its controls: the published setting, and the same without division.
+
+    A control that was tried in the search takes the place of its trial.
 
     Args:
         trials: of the search.
         published: settings of the published point.
-        most: number of trials beside the controls.
+        most: maximum number of trials besides the controls.
     """
     tried = sorted((t for t in trials if t.has_ended and t.best is not None), key=lambda trial: by_launch(trial.key))
-    valued = sorted(tried, key=lambda trial: trial.best or 0.0, reverse=True)  # equal ones keep their order
+    valued = sorted(
+        tried, key=lambda trial: trial.best or 0.0, reverse=True
+    )  # the sort is stable: equal trials keep their order
     known: dict[tuple[tuple[str, str], ...], Candidate] = {}
     for trial in valued:
         config = dict(trial.config)
@@ -119,19 +123,19 @@ def confirmation_units(
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """What a race found."""
+    """The results of a confirmation."""
 
     candidates: list[Candidate]
     units: list[FoldSeed]
     results: dict[tuple[str, FoldSeed], dict[str, Any]]
-    """(contender, unit) -> what its run measured."""
+    """(candidate, unit) -> what its run measured."""
     dropped: dict[str, int]
-    """Contender -> number of units after which it could not win any more."""
+    """Candidate -> number of units after which it was eliminated."""
     metric: str
 
     @property
     def values(self) -> dict[str, dict[str, float]]:
-        """Contender -> unit -> value, for `Comparison`."""
+        """Candidate -> unit -> value, for `Comparison`."""
         found: dict[str, dict[str, float]] = {each.name: {} for each in self.candidates}
         for (name, unit), result in self.results.items():
             found[name][str(unit)] = float(result[f"{self.metric}_best"])
@@ -139,7 +143,7 @@ class Confirmation:
 
     @property
     def winner(self) -> Candidate:
-        """The best of the race; where nothing was run, the best of the search. Of equal ones the first that was tried."""
+        """The best candidate of the confirmation or, if nothing was run, of the search; of equal ones the first tried."""
         tried = sorted(self.candidates, key=lambda each: (each.key is None, by_launch(each.key or "")))
         values = self.values
         best = Comparison({each.name: values[each.name] for each in tried if each.name not in self.dropped}).best
@@ -148,7 +152,7 @@ class Confirmation:
         return next(each for each in tried if each.name == best)
 
     def epochs(self, candidate: Candidate) -> int | None:
-        """After how many epochs the mean of a contender's curves is highest; None: all of them."""
+        """Return the number of epochs after which the mean of a candidate's curves is highest; None: all epochs."""
         curves = [result["curve"] for (name, _), result in self.results.items() if name == candidate.name]
         if not curves:
             return candidate.epochs
@@ -168,14 +172,14 @@ def race(
     results: Callable[[list[Run]], dict[tuple[str, FoldSeed], dict[str, Any]]],
     is_over: Callable[[], bool],
 ) -> Confirmation:
-    """Let contenders run, unit after unit; one that cannot win any more is dropped; it ends when one is left.
+    """Run the candidates unit after unit, eliminating those that are significantly worse, until one is left.
 
     Args:
-        found: the contenders.
-        units: on which they may be compared.
-        metric: by which, each by its best epoch.
-        results: runs what has not been run, and returns what there is.
-        is_over: whether nothing more may be run.
+        found: the candidates.
+        units: the units on which they can be compared.
+        metric: by which they are compared, each run by its best epoch.
+        results: runs what has no result yet, and returns all results of the given runs.
+        is_over: returns whether a budget is used up.
     """
     raced = Confirmation(candidates=found, units=units, results={}, dropped={}, metric=metric)
     for number, batch in _batches(units):
@@ -191,6 +195,6 @@ def race(
 
 
 def _batches(units: list[FoldSeed]) -> Iterator[tuple[int, list[FoldSeed]]]:
-    """The units that are run together, and how many are done then: two first, for one alone tells nothing."""
+    """Yield (number of units completed, units to run together). Two run first: one alone gives no interval."""
     for number in range(max(1, min(2, len(units))), len(units) + 1):
         yield number, units[:2] if number <= 2 else [units[number - 1]]

@@ -1,6 +1,6 @@
-"""`--repeat-trial RUN`: a trial of a search once more, from its record in MLflow alone, compared with what it measured.
+"""`--repeat-trial RUN`: train a trial again from its MLflow record, and compare its measures with the recorded ones.
 
-On the CPU a trial repeats to the last bit, on the same kind of processor, with the same packages, and as many threads.
+On the CPU a trial is reproducible to the last bit, given the same kind of processor, packages and number of threads.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "dcml_tune"
 _REPEATABLE = ("trial", "confirm")
-_COMPARED = ("val/", "paper/", "train/", "clusters/", "phase/")  # not the times
+_COMPARED = ("val/", "paper/", "train/", "clusters/", "phase/")  # times are not compared
 _SAME, _DIFFERENT = 0, 3
 
 
 def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None) -> int:
-    """Train a trial again, and say epoch by epoch whether it measures the same. Nothing is recorded.
+    """Train a trial again, and print for each epoch whether it measures the same. Nothing is recorded.
 
     Args:
-        name: SEARCH/KEY, such as cars-1/003, or MLflow's id of the run.
+        name: SEARCH/KEY, such as cars-1/003, or the id of an MLflow run.
         uri: of the MLflow store.
         stores: directory of the image stores.
-        dataset_dir: where the images are now, if they were moved.
+        dataset_dir: the new directory of the images, if they were moved.
 
     Returns:
         0 if all measures of all epochs are identical, 3 if not.
@@ -50,11 +50,11 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
         raise SettingError(f"--repeat-trial {name}: it has no epoch in MLflow; choose one that has")
     metric = next(each.removesuffix("_best") for each in run.metrics if each.endswith("_best"))
     print(f"trial {run.key} again: {max(recorded)} epochs of {config.nb_epochs}, {config.dataset}", flush=True)
-    for line in _elsewhere(run):
+    for line in _environment_changes(run):
         print(f"  {line}", flush=True)
     how = {"role": run.role, "search": run.search, "key": f"{run.key.rpartition('/')[2]} again", "metric": metric}
     threads = int(run.tags["dcml.threads"]) if "dcml.threads" in run.tags else None
-    trial = DivideAndConquer.__new__(DivideAndConquer)  # as an actor of Ray has it, without its log files
+    trial = DivideAndConquer.__new__(DivideAndConquer)  # as in an actor of Ray, without its log files
     trial.setup({**config.model_dump(), "run": {**how, "stores": str(stores), "threads": threads}})
     try:
         _refuse_other_images(trial, run)
@@ -65,36 +65,38 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
 
 def _refuse_other_images(trial: DivideAndConquer, run: StoredRun) -> None:
     if not hasattr(trial, "trainer"):
-        return  # its first step says why
+        return  # setup failed; the first step returns the reason
     data, then = trial.trainer.data, run.tags.get("dcml.data")
     here = data.identity(trial.trainer.config).compared
-    if then not in (here, data.dataset.fingerprint_by_time):  # the latter by version 0.1
+    if then not in (here, data.dataset.fingerprint_by_time):  # version 0.1 recorded the latter
         raise SettingError(
-            f"--repeat-trial {run.key}: the images have changed since (fingerprint {here}, then {then}); put them back"
+            f"--repeat-trial {run.key}: the images have changed since (fingerprint {here}, then {then}); restore them"
         )
 
 
 def _compare(trial: DivideAndConquer, recorded: dict[int, dict[str, float]], metric: str) -> int:
-    """Say for each epoch what is not the same."""
+    """Train epoch by epoch, and print which measures differ; returns the exit code."""
     from trainables.run import FAILED
 
     different = 0
     for epoch in range(1, max(recorded) + 1):
         result = trial.step()
         if FAILED in result:
-            raise SettingError(f"it failed after {result['epoch']} epochs: {result[FAILED]}")
+            raise SettingError(f"the repeated trial failed after {result['epoch']} epochs: {result[FAILED]}")
         for step, measured in ((0, result.get("untrained", {})), (epoch, result)):
             known = recorded.get(step, {})
             names = [name for name in known if name in measured]
             changed = [name for name in names if measured[name] != known[name]]
             if step == epoch or measured:
                 different += len(changed) + (not names)
-                print(f"epoch {step}: {_said(names, changed, known, measured, metric)}", flush=True)
+                print(f"epoch {step}: {_epoch_text(names, changed, known, measured, metric)}", flush=True)
     print("identical" if different == 0 else f"{different} measures differ")
     return _SAME if different == 0 else _DIFFERENT
 
 
-def _said(names: list[str], changed: list[str], known: dict[str, float], measured: dict[str, Any], metric: str) -> str:
+def _epoch_text(
+    names: list[str], changed: list[str], known: dict[str, float], measured: dict[str, Any], metric: str
+) -> str:
     if not names:
         return "was not recorded"
     value = f"{metric} {100 * measured[metric]:.2f} %, " if metric in measured else ""
@@ -125,7 +127,7 @@ def _config(run: StoredRun, dataset_dir: str | None) -> TrialConfig:
     if len(known) < len(TrialConfig.model_fields):
         missing = sorted(TrialConfig.model_fields.keys() - known.keys())
         raise SettingError(
-            f"--repeat-trial {run.key}: its record has no {', '.join(missing)}; repeat it with the version that ran it"
+            f"--repeat-trial {run.key}: its record has no {', '.join(missing)}; repeat it with the version that recorded it"
         )
     settings = given_settings(Namespace(**known))
     if dataset_dir is not None:
@@ -145,8 +147,8 @@ def _recorded(uri: str, run: StoredRun) -> dict[int, dict[str, float]]:
     return found
 
 
-def _elsewhere(run: StoredRun) -> list[str]:
-    """What is not as it was then: packages, machine."""
+def _environment_changes(run: StoredRun) -> list[str]:
+    """Lines about differences of packages and device, which can change the measures."""
     import torch
 
     now = {name: value for name, value in environment_tags("", []).items() if name.startswith("dcml.version.")}
@@ -156,5 +158,5 @@ def _elsewhere(run: StoredRun) -> list[str]:
         if run.tags.get(name, value) != value
     ]
     if run.tags.get("dcml.device") == "GPU" or torch.cuda.is_available():
-        lines.append("on a GPU sums are not taken in the same order each time: measures differ in their last digits")
+        lines.append("on a GPU the order of additions varies, so measures differ in their last digits")
     return lines

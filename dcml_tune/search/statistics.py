@@ -1,9 +1,9 @@
-"""Which of some settings is better, and how sure that is: settings measured on the same units, so that differences pair.
+"""Paired comparison of settings that were measured on the same units, with confidence intervals.
 
-A unit is one choice of held-out classes with one seed; on the test classes it is a seed. Units differ more than settings
-do, so values are taken as setting + unit + noise, by least squares; the noise has the same spread for all settings. With
-two settings this is the paired t-test; with more, the spread is known better, and a setting that was dropped on the way
-still counts with the units that it has.
+A unit is one fold of held-out classes with one seed; on the test classes it is a seed. Units differ more than settings do,
+so the model is value = setting + unit + noise, fitted by least squares. The noise has the same standard deviation for all
+settings. With two settings this is the paired t-test. With more, the standard deviation is estimated from more values, and
+a setting that was eliminated early contributes the units that it has.
 
 Source: two-way layout without interaction, such as Montgomery, "Design and Analysis of Experiments", section 4.1.
 """
@@ -22,9 +22,9 @@ Values = Mapping[str, Mapping[str, float]]
 
 ALPHA = 0.05
 POWER = 0.8
-_MOST = 10_000  # pairs; more are as good as never
+_MOST = 10_000  # pairs; a larger number is reported as None
 TIE = 1e-9
-"""Values that differ by less are equal: shares of fewer than a billion images differ by more, or by rounding alone."""
+"""Values that differ by less are equal. Shares of fewer than a billion images differ by more, unless by rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,28 +32,28 @@ class Difference:
     """One setting minus another."""
 
     pairs: int
-    """Units that both have."""
+    """Number of units that both have."""
     mean: float
     low: float | None
-    """Lower end of the 95 % interval; None where there is only one unit."""
+    """Lower end of the 95 % interval; None if there is only one unit."""
     high: float | None
     needed: int | None
-    """Pairs with which a difference of this size would be found in four of five cases; None: more than ten thousand."""
+    """Pairs with which a difference of this size is found with a power of 80 %; None: more than ten thousand."""
 
     @property
     def found(self) -> str:
-        """What it says, in words."""
+        """The finding in words."""
         if self.low is None or self.high is None:
             return "one pair: no interval"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference found"
 
 
 class Comparison:
-    """Settings that were measured on the same units; not every setting has to have every unit.
+    """Settings that were measured on the same units. A setting need not have every unit.
 
     Attributes:
-        values: those that are compared.
-        left_out: a line for each setting or value that is not.
+        values: the values that are compared.
+        left_out: a line for each setting or value that is not compared.
 
     Example:
         >>> values = {"a": {"seed 1": 0.50, "seed 2": 0.60}, "b": {"seed 1": 0.48, "seed 2": 0.57}}
@@ -65,8 +65,8 @@ class Comparison:
         """Fit setting + unit + noise.
 
         Args:
-            values: as `Values`; settings without a value are left out, and so are values that are no finite numbers and
-                settings that share no unit, not even through others, with most of the rest.
+            values: setting -> unit -> value. Left out are settings without a value, values that are not finite, and
+                settings outside the largest group that is connected by common units.
         """
         self.left_out: list[str] = []
         self.values = self._connected(self._finite(values))
@@ -86,7 +86,7 @@ class Comparison:
         self._units = float(np.mean(fitted[len(settings) :])) if rows else 0.0
 
     def _finite(self, values: Values) -> dict[str, dict[str, float]]:
-        """The values that are numbers."""
+        """Return the finite values."""
         for setting, units in values.items():
             self.left_out += [
                 f"{setting}, {unit}: left out of the comparison, as its value is {value}"
@@ -97,7 +97,7 @@ class Comparison:
         return {setting: units for setting, units in finite.items() if units}
 
     def _connected(self, values: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        """The largest group of settings that can be compared, if only through others; of equal ones the first."""
+        """Return the largest group of settings connected by common units; of equal groups the first."""
         groups: list[tuple[set[str], set[str]]] = []
         for setting, units in values.items():
             joined = [group for group in groups if group[1] & units.keys()]
@@ -116,20 +116,20 @@ class Comparison:
 
     @property
     def best(self) -> str | None:
-        """The setting with the highest mean, as it would be if all had all units; of equal ones the first."""
+        """The setting with the highest mean, adjusted for missing units; of equal ones the first."""
         highest = max(map(self.mean, self._at), default=0.0)
         return next((setting for setting in self._at if highest - self.mean(setting) < TIE), None)
 
     def pairs(self, one: str, other: str) -> int:
-        """Units that both have; 0 for a setting that is left out."""
+        """Return the number of units that both have; 0 for a setting that is left out."""
         return len(self.values.get(one, {}).keys() & self.values.get(other, {}).keys())
 
     def mean(self, setting: str) -> float:
-        """Mean of a setting, as it would be if it had all units."""
+        """Return the mean of a setting, adjusted for missing units."""
         return float(self._effects[self._at[setting]]) + self._units
 
     def difference(self, one: str, other: str) -> Difference:
-        """The first minus the second, with its 95 % interval (Student's t).
+        """Return the first minus the second, with its 95 % interval (Student's t).
 
         Raises:
             ValueError: if there is no unit that both have.
@@ -147,13 +147,13 @@ class Comparison:
         )
 
     def beaten(self, looks: int) -> list[str]:
-        """The settings that are worse than the best one, beyond doubt.
+        """Return the settings that are significantly worse than the best one.
 
-        The best of all settings is among them with a chance of at most 5 %, in all looks together (Bonferroni, over the
-        other settings and the looks).
+        The probability that the truly best setting is among them is at most 5 % over all looks together (Bonferroni, over
+        the other settings and the looks).
 
         Args:
-            looks: how often this is asked in the course of a race.
+            looks: number of times that this is tested in the course of a race.
         """
         best = self.best
         if best is None or self._noise is None or len(self._at) < 2:
@@ -167,7 +167,7 @@ class Comparison:
         return lost
 
     def _contrast(self, one: str, other: str) -> tuple[float, float | None]:
-        """A difference of two settings and its standard error; None where the noise is not known."""
+        """Return the difference of two settings and its standard error; None if the noise cannot be estimated."""
         contrast = np.zeros(len(self._effects))
         contrast[self._at[one]], contrast[self._at[other]] = 1, -1
         variance = max(0.0, float(contrast @ self._inverse @ contrast))
@@ -176,19 +176,19 @@ class Comparison:
 
 
 def _exact(value: float) -> float:
-    """A difference, or 0 for what rounding has left of none."""
+    """Return a difference, or 0 if it is within rounding."""
     return 0.0 if abs(value) < TIE else value
 
 
 def pairs_needed(mean: float, spread: float) -> int | None:
-    """With how many pairs a paired t-test at 5 % finds a difference in four of five cases.
+    """Return the number of pairs with which a paired t-test at 5 % has a power of 80 %.
 
     Args:
         mean: of the differences.
         spread: standard deviation of the differences.
 
     Returns:
-        Pairs, 2 or more; None for more than ten thousand.
+        2 or more; None for more than ten thousand.
     """
     if mean == 0:
         return None

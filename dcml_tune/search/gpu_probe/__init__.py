@@ -1,9 +1,9 @@
-"""How many trials a GPU takes at once: what `--gpus-per-trial auto` measures.
+"""Measure how many concurrent trials use a GPU best: `--gpus-per-trial auto`.
 
-Trials of one setting are trained for some seconds on synthetic images: one, then two, four and eight at the same time on one
-GPU, each in a process of its own as under Ray. What is compared is the sum of their images a second.
+Trials of one setting train for some seconds on synthetic images: one, then two, four and eight concurrently on one GPU, each
+in its own process as under Ray. Their total throughput in images per second is compared.
 
-`python -m dcml_tune.search.gpu_probe` is one of these processes: `measure` starts it, and says by its standard input what to do.
+`python -m dcml_tune.search.gpu_probe` is one of these processes. `measure` starts it and writes to its standard input.
 """
 
 from __future__ import annotations
@@ -28,71 +28,74 @@ from dcml_tune.utils.stored import Count, Finite, Stored, checked, parse, printa
 
 COUNTS = (1, 2, 4, 8)
 HEADROOM = 1.1
-"""A trial's share of the memory is at least so many times what it took at most."""
+"""Minimum ratio of the memory share of a trial to its peak memory."""
 LEAST_GAIN = 0.03
-"""Fewer trials at once are taken where more of them bring less than this: each of them ends sooner."""
+"""If more concurrent trials gain less than this share of throughput, fewer are chosen: each of them ends sooner."""
 SECONDS = 6.0
-_START_S = 240.0  # to import torch, build the network and warm up, on a busy machine
+"""Duration of a measurement."""
+_START_S = 240.0  # longest time to import torch, build the network and warm up, on a busy machine
 
 
 class ProbeError(RuntimeError):
-    """Trials could not be measured: one line with the reason."""
+    """Trials could not be measured. The message is one line with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one trial took, and how fast it was."""
+    """Memory and throughput of one trial. Memory is in bytes."""
 
     images_per_s: float
     allocated: int
-    """Most bytes of tensors."""
+    """Peak memory of tensors."""
     reserved: int
-    """Most bytes that torch had taken for them."""
+    """Peak memory that PyTorch reserved for them."""
     used: int
-    """Bytes of the device that were taken at the end, by all processes: with one trial, its context included."""
+    """Memory of the device in use at the end, by all processes; with one trial, its CUDA context included."""
     total: int
-    """Bytes of the device."""
+    """Memory of the device."""
 
 
 class Choice(NamedTuple):
-    """What each trial gets."""
+    """The share of a GPU that each trial gets."""
 
     gpus_per_trial: float | None
-    """None: as if nothing had been asked for."""
+    """None: the default of --gpus-per-trial."""
     why: str
-    """A sentence for the head of a search."""
+    """The reason, as a search prints it."""
 
 
 def resolve(config: TrialConfig, *, at_once: int) -> Choice:
-    """What `auto` means on this machine, whose GPUs are taken to be alike.
+    """Return what `auto` means on this machine. Its GPUs are assumed to be identical.
 
     Args:
         config: of a trial.
-        at_once: most trials at the same time on all GPUs.
+        at_once: maximum number of concurrent trials on all GPUs together.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     if gpus == 0:
-        return Choice(None, f"--gpus-per-trial {AUTO}: without a GPU it means what leaving it out means")
+        return Choice(None, f"--gpus-per-trial {AUTO}: without a GPU it is the same as the default")
     return probe(config, most=max(1, min(-(-at_once // gpus), usable_cores() // gpus)))
 
 
 def full_division(base: TrialConfig, nb_clusters: int) -> TrialConfig:
-    """A setting with all of its masks from the first epoch; as it is, where it cannot have as many."""
+    """Return a setting with all of its masks from the first epoch; if it cannot have as many, return it unchanged."""
     with suppress(SettingError):
         return base.changed(nb_clusters=nb_clusters, hierarchy_method="none", force_full_embedding_epoch=None)
     return base
 
 
 def probe(config: TrialConfig, *, most: int = COUNTS[-1], device: str = "cuda", seconds: float = SECONDS) -> Choice:
-    """Measure one trial, and several at once as long as their memory fits; where that fails, each gets a whole GPU.
+    """Measure one trial, then several concurrent ones as long as their memory fits.
+
+    If even one trial cannot be measured, each trial gets a whole GPU.
 
     Args:
         config: of the trials.
-        most: more at once are not asked for.
-        device: of all of them.
-        seconds: of each measurement.
+        most: maximum number of concurrent trials to measure.
+        device: of all trials.
+        seconds: duration of each measurement.
     """
     sums: dict[int, float] = {}
     alone, note = None, ""
@@ -101,9 +104,9 @@ def probe(config: TrialConfig, *, most: int = COUNTS[-1], device: str = "cuda", 
             break
         try:
             found = measure(config, count, device=device, seconds=seconds)
-        except Exception as error:  # whatever it is, the search goes on without
+        except Exception as error:  # any failure: the search runs without the measurement
             if alone is None:
-                return Choice(1.0, f"1 GPU each: it could not be measured what a trial takes ({error})")
+                return Choice(1.0, f"1 GPU each: a trial could not be measured ({error})")
             note = f"; {count} at once failed ({error})"
             break
         alone = alone or found[0]
@@ -114,12 +117,12 @@ def probe(config: TrialConfig, *, most: int = COUNTS[-1], device: str = "cuda", 
 
 
 def choose(total: int, peak: int, sums: dict[int, float]) -> Choice:
-    """The fewest trials at once whose sum of images a second is within `LEAST_GAIN` of the largest.
+    """Choose the smallest number of concurrent trials whose total throughput is within `LEAST_GAIN` of the highest.
 
     Args:
-        total: bytes of the GPU.
-        peak: bytes of it that one trial takes.
-        sums: by the number of trials at once; 1 is among them.
+        total: memory of the GPU in bytes.
+        peak: memory that one trial uses, in bytes.
+        sums: number of concurrent trials -> images per second in total; has the key 1.
     """
     able = {count: rate for count, rate in sums.items() if fits(count, total, peak)}
     best = max(able.values())
@@ -133,15 +136,21 @@ def choose(total: int, peak: int, sums: dict[int, float]) -> Choice:
 
 
 def fits(count: int, total: int, peak: int) -> bool:
-    """Whether so many trials, each with its part of the GPU's memory, have enough of it."""
+    """Whether the memory of a GPU is enough for a number of concurrent trials with equal shares."""
     return count == 1 or total / count >= HEADROOM * peak
 
 
 def measure(config: TrialConfig, count: int, *, device: str = "cuda", seconds: float = SECONDS) -> list[Measured]:
-    """Train so many trials at the same time, each with its part of the cores and capped to its part of the memory.
+    """Train concurrent trials, each with an equal share of the cores and capped to an equal share of the memory.
+
+    Args:
+        config: of the trials.
+        count: number of trials.
+        device: of all trials.
+        seconds: duration of the measurement.
 
     Raises:
-        ProbeError: if one of them cannot run.
+        ProbeError: if one of them cannot run, or does not answer in time.
     """
     share = {"share": 1 / count, "threads": max(1, usable_cores() // count)}
     order = {"config": config.model_dump(mode="json"), "device": device, "seconds": seconds, **share}
@@ -168,7 +177,7 @@ def _measured(answer: dict[str, Any]) -> Measured:
     try:
         return Measured(**answer)
     except TypeError:
-        raise ProbeError(f"its answer is none of a measurement ({', '.join(answer) or 'empty'})") from None
+        raise ProbeError(f"its answer is not a measurement ({', '.join(answer) or 'empty'})") from None
 
 
 def _kill(children: list[_Child]) -> None:
@@ -177,7 +186,7 @@ def _kill(children: list[_Child]) -> None:
 
 
 class _Answer(Stored):
-    """A line of a process that trains: that it is ready, why it failed, or what it measured."""
+    """A line from a child process: that it is ready, why it failed, or what it measured."""
 
     ready: bool = False
     failed: str | None = None
@@ -189,17 +198,23 @@ class _Answer(Stored):
 
 
 class _Child:
-    """A process that trains, seen from the one that started it."""
+    """A child process that trains."""
 
     def __init__(self, process: subprocess.Popen[str], errors: Any) -> None:
         self.process, self._errors = process, errors
 
     def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # its answer says why it has ended
+        with suppress(BrokenPipeError):  # `answer` raises with the reason why it ended
             print(line, file=self.process.stdin, flush=True)
 
     def answer(self) -> dict[str, Any]:
+        """Wait for a line from it.
+
+        Raises:
+            ProbeError: if it failed, ended, or its line is invalid.
+        """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         try:
@@ -219,7 +234,7 @@ class _Child:
 
 @contextmanager
 def _child() -> Iterator[_Child]:
-    """A process that is gone at the end of the block, whatever happens in it."""
+    """A child process that is killed at the end of the block, also after an exception."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "dcml_tune.search.gpu_probe"],

@@ -1,4 +1,4 @@
-"""One of the processes of a probe: it trains as its standard input says, and answers in lines of JSON."""
+"""A child process of the GPU probe: it reads what to train from standard input and answers in lines of JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dcml_tune.training.devices import cap_gpu_memory, set_threads
 
 
 def main() -> int:
-    """Get ready, wait for the others, train; returns the exit status."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    """Warm up, wait until all children are ready, train; returns the exit code."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not mix with the answers
 
     def say(**facts: Any) -> None:
         print(json.dumps(facts), file=answers, flush=True)
@@ -28,10 +28,10 @@ def main() -> int:
         trial = SyntheticTrial(TrialConfig(**order["config"]), torch.device(order["device"]))
         trial.warm_up()
         say(ready=True)
-        if not sys.stdin.readline():  # the process that asked is gone
+        if not sys.stdin.readline():  # the parent process has ended
             return 1
         say(**asdict(trial.measured(order["seconds"])))
-    except Exception as error:  # whatever it is, it is the reason why sharing was not measured
+    except Exception as error:  # any failure is reported to the parent
         say(failed=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""A trial without a data set: what a probe, and benchmarks/gpu.py, measure."""
+"""A trial on synthetic images, for the GPU probe and benchmarks/gpu.py."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _WARM_UP = 5
 
 
 class SyntheticTrial(TrainStep):
-    """A trial that trains on random images, in the phase of its learners, with the backbone trained."""
+    """A trial that trains on random images, in the phase of the learners, with a trainable backbone."""
 
     def __init__(self, config: TrialConfig, device: torch.device) -> None:
-        """Build model, loss, optimiser and one batch in the host's memory, from which each step copies it."""
+        """Build model, loss, optimiser and one batch in host memory, from which each step copies it to the device."""
         self.labels = np.arange(config.batch_size) // max(2, config.num_samples_per_class)
         super().__init__(config, int(self.labels.max()) + 1, device)
         shape = config.batch_size, config.sz_crop, config.sz_crop, 3
@@ -35,28 +35,28 @@ class SyntheticTrial(TrainStep):
         self.set_trainable(self.plan)
 
     def freeze(self, frozen: bool) -> None:
-        """Train the rest alone, or the backbone, too."""
+        """Freeze the backbone, or make it trainable again."""
         self.plan = replace(self.plan, backbone_frozen=frozen)
         self.set_trainable(self.plan)
 
     def step(self) -> None:
-        """One update, round robin over the learners; nothing is waited for."""
+        """Make one update, round robin over the learners, without synchronising the device."""
         self.update(self.images, self.labels, self._steps % len(self.model.masks), self.plan, self._generator)
         self._steps += 1
 
     def steps(self, count: int) -> None:
-        """Some updates, to their end."""
+        """Make some updates, and synchronise the device."""
         for _ in range(count):
             self.step()
         self.wait()
 
     def wait(self) -> None:
-        """Wait for the device."""
+        """Synchronise the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def warm_up(self) -> None:
-        """The first updates, and a batch of the evaluation: it may take more memory."""
+        """Make the first updates, and embed one evaluation batch, which can need more memory than training."""
         self.model.eval()
         shape = EVALUATION_BATCH.get(self.device.type, 1), 3, self.config.sz_crop, self.config.sz_crop
         with torch.inference_mode():
@@ -65,7 +65,7 @@ class SyntheticTrial(TrainStep):
         self.steps(_WARM_UP)
 
     def measured(self, seconds: float) -> Measured:
-        """Train for some seconds."""
+        """Train for some seconds, and return throughput and memory."""
         start, before = time.perf_counter(), self._steps
         while time.perf_counter() - start < seconds:
             self.step()
@@ -76,7 +76,7 @@ class SyntheticTrial(TrainStep):
 
 
 def _memory(device: torch.device) -> dict[str, int]:
-    """Bytes of a GPU; on the CPU those of the process and of the machine."""
+    """Memory of a GPU in bytes; on the CPU that of the process and of the machine."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
