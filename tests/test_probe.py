@@ -67,7 +67,7 @@ def test_other_words_are_refused_in_a_line(capsys):
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert said.startswith(
-        "error: argument --gpus-per-trial: half: must be a number of GPUs or auto; give such as 0.25"
+        "error: --gpus-per-trial half: must be a fraction up to 1, or whole; give such as 0.25, 0.5 or 1, or auto"
     )
     assert "\n" not in said
 
