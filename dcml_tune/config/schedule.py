@@ -1,4 +1,7 @@
-"""EpochPlan: what happens in an epoch, as a pure function of the epoch and the settings."""
+"""EpochPlan: what happens in an epoch, as a pure function of the epoch and the settings.
+
+Source: TPAMI 2021, algorithm 1 and section 3.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,24 @@ from dcml_tune.config.trial import TrialConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """What one epoch does. Nothing about the schedule needs saving.
-
-    Source: TPAMI 2021, algorithm 1 and section 3.
-    """
+    """What happens in one epoch. It is computed anew for each epoch, so that a checkpoint holds no schedule."""
 
     epoch: int
-    """Counted from 0."""
+    """Number of the epoch, from 0."""
     nb_clusters: int
-    """Clusters, and so learners, that train in this epoch: after the division, if there is one."""
+    """Number of clusters, and so of learners, that train in this epoch: after its division, if it has one."""
     recluster: bool
-    """Compute the partition anew before training. Never true where one cluster is all there is to find."""
+    """Recompute the partition before training. Always False while there is a single cluster."""
     divide: bool
-    """Split every cluster in two (after reclustering into half as many)."""
+    """Recluster into half of `nb_clusters`, then split every cluster in two."""
     merge: bool
-    """Cluster into half as many clusters and average the masks in pairs (`bot_top`)."""
+    """Recluster into half of the previous number of clusters, and average the masks in pairs (`bot_top`)."""
     backbone_frozen: bool
-    """The backbone takes no gradient."""
+    """The backbone is not trained."""
     full_embedding: bool
-    """The unmasked embedding is trained; masks take no gradient."""
+    """The full embedding is trained; the masks are not."""
     lr_factor: float
-    """Factor of step decay on every learning rate."""
+    """Factor of the step decay, for every learning rate."""
 
     @classmethod
     def at(cls, epoch: int, config: TrialConfig) -> EpochPlan:
@@ -52,7 +52,7 @@ class EpochPlan:
         final = epoch > config.epoch_of_full_division
         phase = config.force_full_embedding_epoch
         freezes = config.nb_clusters > 1 or config.freeze_without_division
-        # Freezing follows a reclustering: without one the backbone trains in all epochs of the period.
+        # The backbone is frozen only after a reclustering; without one it trains in all epochs of the period.
         begun = epoch - epoch % config.mod_epoch
         stopped = config.stop_recluster and config.nb_clusters > 1 and begun > config.epoch_of_full_division
         return cls(
@@ -68,18 +68,18 @@ class EpochPlan:
 
     @property
     def phase(self) -> str:
-        """The name of the phase, as tables show it: `1 cluster`, `4 clusters`, `full embedding`."""
+        """Name of the phase for tables: `1 cluster`, `4 clusters` or `full embedding`."""
         if self.full_embedding:
             return "full embedding"
         return "1 cluster" if self.nb_clusters == 1 else f"{self.nb_clusters} clusters"
 
 
 def milestones(config: TrialConfig) -> tuple[int, int, int]:
-    """Epochs after which settings can be compared, as each is in the same phase of its own.
+    """Three epochs at which trials with different settings are in the same phase, so that they can be compared.
 
-    The first is one `mod_epoch` after it has reached its own number of clusters; the second comes before the
-    full-embedding phase, the third at the middle of it. Where the phase begins earlier than that, or not at all, they lie
-    at its beginning, or halfway to the end.
+    The first is one `mod_epoch` after the number of clusters is reached, the second is the beginning of the full-embedding
+    phase, the third the middle of that phase. If the phase begins before the first, the first is its beginning, too. If
+    there is no such phase, the second lies halfway between the first and the last epoch.
 
     Example:
         >>> milestones(TrialConfig(nb_clusters=4, mod_epoch=2, nb_epochs=20, force_full_embedding_epoch=12))
@@ -93,11 +93,11 @@ def milestones(config: TrialConfig) -> tuple[int, int, int]:
 
 
 def _clusters(epoch: int, config: TrialConfig) -> int:
-    """The number of clusters that train in an epoch."""
+    """Number of clusters that train in an epoch."""
     periods = epoch // config.mod_epoch
     if config.hierarchy_method == "none":
         return config.nb_clusters
     if config.hierarchy_method == "bot_top":
         return max(1, config.nb_clusters >> periods)
-    # Shifting by more than the final number of doublings would only build a huge integer.
+    # The shift is limited: a larger one would only build a huge integer.
     return min(config.nb_clusters, 1 << min(periods, config.nb_clusters.bit_length()))

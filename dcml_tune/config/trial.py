@@ -1,9 +1,11 @@
-"""TrialConfig: every setting of a trial, frozen, checked and documented.
+"""TrialConfig: every setting of a trial, immutable, validated and documented.
 
-The names are those of the original implementation's flags in snake case, so that a user of it finds them
-here. A default is the original's flag default unless the docstring of the field says otherwise. Every number has a
-lower and an upper bound, so that infinity, NaN and typing errors are refused. Nothing
-writes to a configuration: what changes during training is a function of the epoch (`schedule.EpochPlan`).
+A field has the name of the original implementation's flag in snake case, and the original's default unless its docstring
+says otherwise. The docstring is also the help text of the flag. Every number has a lower and an upper bound, so that
+infinity, NaN and typing errors are refused. Nothing changes a configuration: what varies during training is a function
+of the epoch (`dcml_tune.config.schedule.EpochPlan`).
+
+The module is long because each setting has its type, bounds, default and help text here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,25 +23,23 @@ Sampler = Literal["distanceweighted", "easypeasy", "HPHN", "EPHN", "EPSHN", "HPS
 BatchSampler = Literal["adaptbalanced", "balanced_old", "npairs", "randombatch"]
 Backend = Literal["auto", "faiss", "faiss-gpu", "torch", "sklearn"]
 
-# Losses that take triplets from a sampler; the others look at the whole batch.
 SAMPLED_CRITERIA: frozenset[str] = frozenset({"margin", "triplet"})
+"""Losses of triplets that `sampler` chooses. The others use the whole batch."""
 
 PAPER_LABEL = "paper protocol: epochs and trials are chosen on the test classes"
-"""Stands wherever numbers of `protocol=paper` do."""
+"""Label of all results of `protocol=paper`, wherever they are shown."""
 
 WORDS_FOR_WEIGHTS = ("pretrained", "none")
-"""Values of `weights` that are no file."""
+"""Values of `weights` that do not name a file."""
 
-# What the images of a data set ask for, where it is not what the original uses for photographs
-# (ResNet-50, shorter side 256, crop 224).
 IMAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "emoji": {"arch": "tf_efficientnet_lite0", "sz_resize": 64, "sz_crop": 64},
     "folder": {"arch": "tf_efficientnet_lite0"},
 }
-
+"""Defaults of a data set that differ from the original's (ResNet-50, shorter side 256, crop 224)."""
 
 SEEDS = 2**32
-"""Every seed is smaller than this, as NumPy and scikit-learn need it."""
+"""Upper bound of all seeds, exclusive: NumPy and scikit-learn accept no larger ones."""
 
 
 def _never(value: Any) -> Any:
@@ -49,7 +49,6 @@ def _never(value: Any) -> Any:
 
 Never = BeforeValidator(_never)
 
-# What the original calls some choices; its class names and ours mean the same.
 ORIGINAL_NAMES: dict[str, str] = {
     "MarginLoss": "margin",
     "KantorovMarginLoss": "kantorov_margin",
@@ -61,6 +60,7 @@ ORIGINAL_NAMES: dict[str, str] = {
     "AdamW": "adamw",
     "torch+sklearn": "sklearn",
 }
+"""The original's names of choices, with ours. Both are accepted."""
 
 Renamed = BeforeValidator(lambda value: ORIGINAL_NAMES.get(value, value) if isinstance(value, str) else value)
 
@@ -75,153 +75,157 @@ class TrialConfig(BaseModel):
 
     Raises:
         SettingError: (a ValueError) for an unknown setting, a value out of range, or settings that
-            contradict each other; the message names setting, value, rule and remedy.
+            contradict each other. The message names the setting, its value, the rule and the remedy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
     # -- data ------------------------------------------------------------------------------------------
     dataset: str = "emoji"
-    """Name of the data set; `python -m dcml_tune.search --help` lists them."""
+    """Name of the data set; `--help` of each command lists them."""
     dataset_dir: str | None = None
-    """Directory that holds the data set; the embedded one needs none."""
+    """Directory that holds the data set; `emoji` is embedded in the package and needs none."""
     train_classes: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Data set `folder` only: how many of the sorted classes train; by default the first half."""
+    """Number of training classes, the first ones in sorted order; by default the first half. Data set `folder` only."""
     val_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
-    """Share of the training classes held out to compare trials; 0 holds none out. Not in the original,
-    which compares on the test classes."""
+    """Share of the training classes that are held out to compare trials; 0 holds out none. Not in the original, which
+    compares on the test classes."""
     protocol: Literal["held_out", "paper"] = "held_out"
-    """How epochs and trials are chosen: held_out, by training classes that are held out; or paper, as the original
-    does it: all training classes train, and the test classes are scored every epoch and decide (measures are then
-    named `paper/...`)."""
+    """Classes on which epochs and trials are compared. held_out: on training classes that are held out. paper: on the test
+    classes, as the original does; all training classes train, the test classes are scored in every epoch, and the
+    measures are named `paper/...`."""
     ratio_classes: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training classes that are used at all, the first ones in the data set's order. The original
-    shrinks the test classes, too; here they stay whole."""
+    """Share of the training classes that are used at all, the first ones in the data set's order. The original reduces
+    the test classes, too; here all of them are kept."""
     split_seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
-    """Seed of the choice of the held-out classes; the same for all trials of a search."""
+    """Seed of the random choice of the held-out classes; the same for all trials of a search."""
     fold: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Which classes are held out: there are 1 / val_share folds, no two of which share a class. Trials of a search have
-    the first; the confirming runs have others."""
+    """Number of the fold of classes that is held out. There are 1 / val_share folds, which share no class. Trials of a
+    search use fold 0, the confirming runs use others."""
     skip_unreadable: bool = False
-    """Leave out image files that cannot be decoded, with a line that counts them, instead of stopping."""
+    """Leave out image files that cannot be decoded and report their number, instead of stopping."""
     allow_partial: bool = False
-    """Go on with a copy of a published data set whose counts are not the published ones, instead of stopping."""
+    """Accept a copy of a published data set whose counts differ from the published ones, instead of stopping."""
     strict: bool = False
-    """Refuse classes with a single image instead of leaving them out with a line that counts them."""
+    """Refuse classes that have a single image, instead of leaving them out and reporting their number."""
     image_store: Literal["full", "small"] = "full"
-    """Resolution at which training images are kept decoded: full size, or shorter side `sz_resize`
-    (less disk, but RandomResizedCrop then sees less detail)."""
+    """Resolution of the decoded training images on disk. full: the original size. small: shorter side `sz_resize`, which
+    takes less disk space, but RandomResizedCrop then sees less detail."""
 
     # -- images ----------------------------------------------------------------------------------------
     sz_resize: Annotated[int, Field(ge=8, le=4096)] = 256
-    """Shorter side in pixels to which evaluation images are resized before the centre crop."""
+    """Shorter side, in pixels, to which images are resized for evaluation, before the centre crop."""
     sz_crop: Annotated[int, Field(ge=8, le=4096)] = 224
-    """Side in pixels of the square that the network sees."""
+    """Side, in pixels, of the square that the network sees."""
     album: Literal["Geom", "GeomColor", "ColorHeavy"] | None = None
-    """Augmentation of training images beyond random resized crop and flip."""
+    """Augmentation of the training images in addition to random resized crop and flip."""
 
     # -- model -----------------------------------------------------------------------------------------
     arch: str = "resnet50"
-    """Backbone: a torchvision ResNet, or any timm model by name."""
+    """Backbone: a torchvision ResNet, or any timm model by its name."""
     weights: str = "pretrained"
-    """Weights of the backbone: `pretrained` (ImageNet, found on this machine, nothing is downloaded),
-    `none` (random), or a file of them."""
+    """Weights of the backbone. pretrained: trained on ImageNet; they must be on this machine, nothing is downloaded.
+    none: random. Otherwise the path of a file of weights."""
     features_pooling: Literal["avg", "max"] = "avg"
     """Global pooling of the backbone's feature map."""
     features_dropout_prob: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Probability with which a penultimate feature is dropped in training."""
+    """Dropout probability of the penultimate features."""
     bn_learnable: bool = False
-    """Let the batch-norm statistics move in training. Not in the original, which freezes them for ResNets;
-    here they are frozen for every backbone unless this is set."""
+    """Update the batch-norm statistics in training. Not in the original, which freezes them for ResNets; here they are
+    frozen for every backbone by default."""
     sz_embedding: Annotated[int, Field(ge=2, le=65_536)] = 512
     """Number of dimensions of the embedding."""
     init_method: str | None = None
-    """Initialisation of the embedding layer, for one slice of it a cluster: None (torch's own), pt_splitted (the
-    same), xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out (both with gain 1),
-    trunc_normal (deviation 0.1)."""
+    """Initialisation of the embedding layer, separately for each cluster's slice of it. One of pt_default (PyTorch's own,
+    the default), pt_splitted (the same), xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in,
+    kaiming_normal_fan_out (both with gain 1), trunc_normal (standard deviation 0.1)."""
     masking_init: Literal["ones", "normal"] = "ones"
-    """Masks start as ones, or as normal(0.9, 0.7)."""
+    """Initial values of the masks: all 1, or drawn from a normal distribution with mean 0.9 and standard deviation 0.7."""
     mask_relu: bool = True
-    """Rectify the masks before they are multiplied into the embedding."""
+    """Apply ReLU to the masks before they are multiplied with the embedding."""
     fixed_mask: bool = False
-    """Binary masks that are not trained: each learner owns a contiguous slice of the embedding (CVPR 2019)."""
+    """Use binary masks that are not trained: each learner owns a contiguous slice of the embedding (CVPR 2019)."""
     masks_freeze_one_cluster: bool = True
-    """Do not train the only mask while there is one cluster. The original's default is 0; ours is 1, so
-    that masking_lambda and mask_lr_mult act only while there are several learners."""
+    """Do not train the only mask while there is one cluster. The original's default is 0. Here it is 1, so that
+    masking_lambda and mask_lr_mult act only while there are several learners."""
     masks_sum_for_full_emb: bool = False
-    """Multiply the full embedding by the sum of the masks."""
+    """Multiply the full embedding with the sum of the masks."""
     masks_normalize_before_sum: Annotated[Literal["l1"] | None, Never] = None
-    """Normalisation of each mask before they are summed for the full embedding."""
+    """Normalisation of each mask before the masks are summed for the full embedding."""
 
     # -- loss ------------------------------------------------------------------------------------------
     criterion: Annotated[Criterion, Renamed] = "margin"
     """Metric loss."""
     margin: Annotated[float, Field(ge=0, le=100)] = 0.2
-    """Margin of the margin and triplet losses, in units of Euclidean distance on the unit sphere."""
+    """Margin of the margin and triplet losses, as a Euclidean distance on the unit sphere."""
     beta: Annotated[float, Field(gt=0, le=100)] = 1.2
-    """Boundary between positive and negative distances in the margin loss."""
+    """Distance in the margin loss that separates positive from negative pairs; its initial value if it is trained."""
     nu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Weight of the pull of the trained beta towards zero in the margin loss."""
+    """Weight of the regularisation of beta in the margin loss. It acts only if beta is trained."""
     lr_beta: Annotated[float, Field(ge=0, le=1e3)] = 0.0
-    """Learning rate of the margin loss's beta; above 0 there is one beta a class."""
+    """Learning rate of beta in the margin loss. Above 0, a separate beta is trained for each class."""
     soft_loss: bool = False
-    """Soft form log(1 + exp(d_ap - d_an)) of the triplet losses instead of the margin."""
+    """Use log(1 + exp(d_ap - d_an)) in the triplet losses instead of the margin."""
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Initial scale of the similarities in the N-pairs loss."""
     lr_alpha: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    """Learning rate of alpha; unlike the multiples it does not follow base_lr."""
+    """Learning rate of alpha. It is absolute, not a multiple of base_lr."""
     masking_lambda: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Weight of the overlap of the masks in the loss."""
     sampler: Sampler = "easypeasy"
-    """How triplets are sampled from a batch (margin and triplet losses)."""
+    """Method that samples triplets from a batch, for the margin and triplet losses."""
     cutoff: Annotated[float, Field(gt=0, le=100)] = 0.5
-    """Distances below this count as this much when negatives are sampled."""
+    """Lower bound of distances in the sampling of negatives: smaller distances count as this value."""
 
     # -- batches ---------------------------------------------------------------------------------------
     batch_sampler: BatchSampler = "balanced_old"
-    """How the images of a batch are chosen."""
+    """Method that chooses the images of a batch."""
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 128
-    """Images in a batch, all copies counted."""
+    """Number of images in a batch, including the copies of num_replicas."""
     num_samples_per_class: Annotated[int, Field(ge=1, le=32_768)] = 4
-    """Images of each class in a batch; randombatch takes any."""
+    """Number of images of each class in a batch; randombatch ignores it."""
     small_class_action: Literal["sample_other", "duplicate", "smaller_batch"] = "sample_other"
-    """What adaptbalanced does where a class has too few images."""
+    """What adaptbalanced does if a class has too few images. sample_other: adds random images of the cluster. duplicate:
+    repeats the images of the class. smaller_batch: makes the batch smaller."""
     num_replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    """How often a batch holds each of its images, each copy augmented anew: batch_size / num_replicas are different."""
+    """Number of copies of each image in a batch, each augmented independently. A batch holds batch_size / num_replicas
+    different images."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] | None = None
-    """Processes that prepare batches; by default 4 with a GPU and none without. Has no effect on results."""
+    """Number of processes that prepare batches; by default 4 with a GPU and 0 without. It does not change results."""
 
     # -- schedule --------------------------------------------------------------------------------------
     nb_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    """Epochs of training."""
+    """Number of training epochs."""
     nb_clusters: Annotated[int, Field(ge=1, le=65_536)] = 1
-    """Clusters, and so learners, at full division; 1 is training without division."""
+    """Number of clusters, and so of learners, after the last division; 1 trains without division."""
     mod_epoch: Annotated[int, Field(ge=1, le=1_000_000)] = 2
-    """Epochs between reclusterings, and between divisions."""
+    """Number of epochs between reclusterings, and between divisions."""
     mod_epoch_freeze: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """The backbone is frozen in the first so many epochs after each reclustering."""
+    """Number of epochs after each reclustering in which the backbone is frozen."""
     freeze_without_division: bool = False
-    """Freeze the backbone in the same epochs when nb_clusters is 1, too: the fair control without division."""
+    """Freeze the backbone in the same epochs also when nb_clusters is 1, as a fair control without division."""
     force_full_embedding_epoch: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, Never] = None
-    """First epoch of the full-embedding phase; None is never."""
+    """First epoch of the full-embedding phase, which trains the embedding as a whole; None: no such phase."""
     hierarchy_method: Literal["top_bot", "none", "bot_top"] = "top_bot"
-    """top_bot divides from one cluster to nb_clusters; none starts with all of them; bot_top merges."""
+    """How the number of clusters changes. top_bot: doubles from 1 to nb_clusters. none: nb_clusters from the start.
+    bot_top: halves from nb_clusters to 1."""
     stop_recluster: bool = False
-    """Keep the partition once the number of clusters is final; the backbone is not frozen any more either."""
+    """Stop reclustering once the number of clusters is final. The backbone is then no longer frozen, either."""
     reassign_random: bool = False
-    """Leave new clusters in the order in which k-means found them, instead of matching them to the previous."""
+    """Keep new clusters in the order in which k-means found them, instead of matching them to the previous clusters."""
     clustering_method: Literal["kmeans", "kmeans_adaptive_centroids"] = "kmeans"
-    """kmeans_adaptive_centroids starts from the previous clusters' centroids in the new features."""
+    """kmeans: k-means with new initial centroids. kmeans_adaptive_centroids: starts from the centroids of the previous
+    clusters in the new features."""
     clustering_random_state: Annotated[Annotated[int, Field(ge=0, lt=SEEDS)] | None, Never] = None
-    """When given, each clustering takes a fresh seed derived from it; else all take the same."""
+    """Seed from which each clustering derives a seed of its own; None: all clusterings use the seed of the trial."""
     penultimate_for_clusters: bool = True
     """Cluster the penultimate features instead of the embedding."""
     backend: Annotated[Backend, Renamed] = "auto"
-    """Implementation of k-means; auto takes the fastest that works."""
+    """Implementation of k-means; auto takes the fastest that is available. It does not change results."""
 
     # -- optimiser -------------------------------------------------------------------------------------
     optimizer: Annotated[Literal["adam", "adamw"], Renamed] = "adam"
-    """Adam with coupled, or AdamW with decoupled weight decay."""
+    """Optimiser: Adam (coupled weight decay) or AdamW (decoupled weight decay)."""
     base_lr: Annotated[float, Field(gt=0, le=1e3)] = 1e-5
     """Learning rate of the backbone."""
     emb_lr_mult: Annotated[float, Field(ge=0, le=1e6)] = 1.0
@@ -231,21 +235,21 @@ class TrialConfig(BaseModel):
     mask_wd_mult: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Weight decay of the masks, as a multiple of weight_decay."""
     weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 1e-3
-    """Weight decay of backbone and embedding layer."""
+    """Weight decay of the backbone and the embedding layer."""
     lr_step: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, Never] = None
-    """Epochs between decays of the learning rate; None is never. The original parses it and ignores it."""
+    """Number of epochs between decays of the learning rates; None: no decay. The original reads it and ignores it."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Factor of each decay of the learning rate."""
+    """Factor by which each decay multiplies the learning rates."""
 
-    # -- chance and machine ----------------------------------------------------------------------------
+    # -- randomness and machine ------------------------------------------------------------------------
     seed: Annotated[int, Field(ge=0, lt=SEEDS, validation_alias=AliasChoices("seed", "random_seed"))] = 1
-    """Seed of everything random in a trial; the original's random_seed."""
+    """Seed of everything random in a trial; the original calls it random_seed."""
     amp: bool = True
-    """On a GPU, run the backbone in bfloat16 (embedding, loss, k-means and evaluation stay in float32).
-    Has no effect on the CPU."""
+    """Run the backbone in bfloat16 on a GPU; embedding, loss, k-means and evaluation stay in float32. No effect on the
+    CPU."""
 
     def __init__(self, **settings: Any) -> None:
-        """Check the settings; see the class."""
+        """Validate the settings; see the class."""
         try:
             super().__init__(**settings)
         except ValidationError as error:
@@ -266,34 +270,34 @@ class TrialConfig(BaseModel):
 
     @property
     def epoch_of_full_division(self) -> int:
-        """The epoch from which `nb_clusters` is reached (with bot_top: from which one cluster is left)."""
+        """The first epoch with `nb_clusters` clusters (with bot_top: with a single cluster)."""
         return 0 if self.hierarchy_method == "none" else self.mod_epoch * (self.nb_clusters.bit_length() - 1)
 
     @property
     def compared_on(self) -> Literal["val", "paper"]:
-        """What the measures by which epochs and trials are compared begin with."""
+        """Prefix of the measures by which epochs and trials are compared."""
         return "paper" if self.protocol == "paper" else "val"
 
     @property
     def held_out_share(self) -> float:
-        """Share of the training classes that are held out: `val_share`, and none with `protocol=paper`."""
+        """Share of the training classes that are held out: `val_share`, or 0 with `protocol=paper`."""
         return 0.0 if self.protocol == "paper" else self.val_share
 
     @property
     def images_per_batch(self) -> int:
-        """Different images in a batch: `batch_size` without the copies."""
+        """Number of different images in a batch: `batch_size` without the copies."""
         return self.batch_size // self.num_replicas
 
     @property
     def nonzero_loss_cutoff(self) -> float:
-        """Distance beyond which a negative gives no margin loss, `beta + margin`."""
+        """Distance from which on a negative pair has no margin loss: `beta + margin`."""
         return self.beta + self.margin
 
     def changed(self, **settings: Any) -> TrialConfig:
-        """A copy with other values of some settings, checked again."""
+        """A copy with other values of some settings, validated again."""
         return TrialConfig(**{**self.model_dump(), **settings})
 
     def non_default(self) -> dict[str, Any]:
-        """The settings that differ from what `TrialConfig(dataset=...)` has, in the order of definition."""
+        """The settings that differ from the defaults of the data set, in the order of definition."""
         default = TrialConfig(dataset=self.dataset).model_dump()
         return {name: value for name, value in self.model_dump().items() if value != default[name]}

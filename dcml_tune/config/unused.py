@@ -1,4 +1,7 @@
-"""Settings that another one makes meaningless: they are named before anything runs, never ignored in silence."""
+"""Settings that have no effect because of other settings.
+
+Commands name them before anything runs, so that no setting is ignored in silence.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from collections.abc import Collection
 from dcml_tune.config.trial import SAMPLED_CRITERIA, TrialConfig
 
 Rule = tuple[tuple[str, ...], bool, str]
-"""Settings, whether they do nothing, and why."""
+"""Names of settings, whether they have no effect, and why."""
 
 
 def unused_settings(config: TrialConfig, given: Collection[str] | None = None) -> list[str]:
-    """One line for each setting that differs from its default and does nothing.
+    """One line for each setting that differs from its default and has no effect.
 
     Args:
-        config: of a trial.
-        given: the settings to look at; None: all.
+        config: settings of a trial.
+        given: names of the settings to consider; None: all.
 
     Example:
         >>> unused_settings(TrialConfig(nb_clusters=1, masking_lambda=0.5))
@@ -31,7 +34,7 @@ def unused_settings(config: TrialConfig, given: Collection[str] | None = None) -
 
 
 def unused_reasons(config: TrialConfig) -> dict[str, str]:
-    """The settings that do nothing whatever their value is, and why."""
+    """The settings that have no effect whatever their value is, with the reason."""
     found: dict[str, str] = {}
     for names, does_nothing, why in _rules(config):
         for name in names if does_nothing else ():
@@ -45,10 +48,10 @@ def _rules(config: TrialConfig) -> list[Rule]:
 
 def _of_masks(config: TrialConfig) -> list[Rule]:
     single = config.nb_clusters == 1
-    still = single and config.masks_freeze_one_cluster  # one mask, which stays as it began
-    plain = still and config.masking_init == "ones"  # and changes nothing
+    still = single and config.masks_freeze_one_cluster  # one mask, which keeps its initial value
+    plain = still and config.masking_init == "ones"  # multiplication by it changes nothing
     full = config.force_full_embedding_epoch == 0 and not single
-    summed = config.masks_sum_for_full_emb  # then the masks are multiplied into the full embedding, as they began
+    summed = config.masks_sum_for_full_emb  # the full embedding is multiplied with the sum of the initial masks
     return [
         (("masking_lambda", "mask_lr_mult", "mask_wd_mult", "masking_init", "mask_relu", "masks_freeze_one_cluster"),
          config.fixed_mask, "fixed_mask=True trains no masks"),
@@ -66,7 +69,7 @@ def _of_masks(config: TrialConfig) -> list[Rule]:
 
 def _of_loss(config: TrialConfig) -> list[Rule]:
     criterion = config.criterion
-    # Which negatives are useful to the margin loss decides what distanceweighted draws, for whatever loss.
+    # For every loss, distanceweighted draws only negatives that have a margin loss, which beta and margin decide.
     drawn = criterion in SAMPLED_CRITERIA and config.sampler == "distanceweighted"
     return [
         (("sampler", "cutoff"), criterion not in SAMPLED_CRITERIA, f"criterion={criterion} samples no triplets"),

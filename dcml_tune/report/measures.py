@@ -112,7 +112,7 @@ def _table(evaluation: Evaluation, place: int, terminal: bool) -> Table:
     )
     for model in evaluation.models:
         table.add_row(_label(model), *(_percent(model.results[place].measures, name) for name in names))
-    # The published protocol is that of the first set; VehicleID's official protocol was not published.
+    # The published protocol is that of the first set; the authors published none by VehicleID's official protocol.
     if result.name == evaluation.published_set and result.protocol != "official":
         for label, values in _published_rows(evaluation.published):
             table.add_row(label, *(_percent(values, name) for name in names))
