@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--least-gain", type=float, default=LEAST_GAIN)
     options = parser.parse_args(argv)
-    with patch("dcml_tune.clustering.LEAST_GAIN", options.least_gain):
+    with patch("dcml_tune.clustering.lloyd.LEAST_GAIN", options.least_gain):
         rows = [row for kind in KINDS for row in measured(kind, options)]
     show(f"k-means of {options.images:,} x {options.dimensions:,} into {options.clusters}, all cores", rows)
     return rows
