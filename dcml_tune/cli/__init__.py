@@ -1,1 +1,1 @@
-"""The command line: flags, exit codes, output that may fail."""
+"""The command line: flags, exit codes, and standard output that never ends a command."""

@@ -1,4 +1,7 @@
-"""Flags from the settings of TrialConfig, and errors of one line. Imports no torch: `--help` must be quick."""
+"""Flags made from the settings of TrialConfig, exit codes, and errors of one line.
+
+Imports no torch, so that `--help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from dcml_tune import __version__
 from dcml_tune.cli.quantities import shown
@@ -23,62 +26,65 @@ from dcml_tune.utils import tracebacks
 from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.stored import is_shown, printable
 
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
 BAD_INPUT = 2
-"""Exit code for input that cannot work."""
+"""Exit code: the input is invalid."""
 
 UNEXPECTED = 1
-"""Exit code for an error that nobody expected."""
+"""Exit code: an unexpected error."""
 
-_SIGINT = 130  # what shells say of a command that Ctrl-C has ended
+_SIGINT = 130  # the exit code of shells for a command that Ctrl-C ended
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line with the nearest known flag, and status 2."""
+    """A parser whose errors have one line, suggest the most similar flag, and exit with code 2."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
         self.add_argument("--version", action="version", version=f"dcml_tune {__version__}")
 
-    def parse_args(  # type: ignore[override] # argparse has overloads for namespaces of one's own
+    def parse_args(  # type: ignore[override] # argparse has overloads for custom namespaces
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse; a word that cannot be shown, written to a file and pasted is refused before anything else."""
+        """Parse the arguments. One with control characters or invalid UTF-8 is refused first: it could not be shown or pasted."""
         for word in sys.argv[1:] if args is None else args:
             if not all(map(is_shown, word)):
                 fail(
-                    f"{word}: holds a control character or bytes that are not UTF-8; rename what it means, or give a link to it"
+                    f"{word}: holds a control character or bytes that are not UTF-8; rename the file, or give a link to it"
                 )
         return super().parse_args(args, namespace)
 
     def given(self, argv: list[str]) -> dict[str, Any]:
-        """The arguments that a command line gives, without defaults. The parser is spent then: make a new one."""
+        """The arguments that a command line gives, without defaults. The parser cannot be used again afterwards."""
         for action in self._actions:
             action.default = argparse.SUPPRESS
         return vars(self.parse_args(argv))
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and stop."""
+        """Print the error and exit."""
         if message.startswith("unrecognized arguments: "):
             unknown = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
             near = difflib.get_close_matches(unknown, list(self._option_string_actions), n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the known flags"
             message = f"setting {unknown} is not known; {hint}"
-        # A number's refusal, as all other ones: the flag, its value, the rule.
+        # Errors of numbers have the form of all others: flag, value, rule.
         fail(re.sub(r"^argument (\S+?)(?:/\S+)?: (.*: )(?=must be|above)", r"\1 \2", message))
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line, without passwords, and exit with the status of bad input."""
-    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())  # only ends of lines: a name may hold two spaces
+    """Print an error of one line, without passwords, and exit with code 2."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())  # only line ends: a name may hold two spaces
     print(f"error: {printable(redact(line))}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a command, and exit with its code.
+    """Run a command and exit with its code.
 
-    Bad input ends it with one line and code 2, an error that nobody expected with one line and code 1; the traceback is in
-    the file that the line names. What standard output or error do not take is dropped.
+    Invalid input is reported in one line, with exit code 2. An unexpected error is reported in one line, with exit code 1;
+    the line names the file that holds the traceback. Output that cannot be written is dropped.
     """
     make_lenient()
     threading.excepthook = lambda hook: _say_unexpected(hook.exc_value)
@@ -100,13 +106,13 @@ def _say_unexpected(error: BaseException | None) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser, *, exclude: Collection[str] = ()) -> None:
-    """Add one flag for each setting of TrialConfig, `nb_clusters` as `--nb-clusters` (or `--nb_clusters`)."""
-    group = parser.add_argument_group("settings of a trial", "each takes its default unless its flag is given")
+    """Add a flag for each setting of TrialConfig: `--nb-clusters` and `--nb_clusters` for `nb_clusters`."""
+    group = parser.add_argument_group("settings of a trial", "defaults in brackets")
     for name, field in TrialConfig.model_fields.items():
         if name in exclude:
             continue
         flags = list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
-        about = " ".join((field.description or "").split()).replace("%", "%%") + f" [{field.default}]"
+        about = f"{_help_text(field)} [{field.default}]".replace("%", "%%")
         if field.annotation is bool:
             group.add_argument(
                 *flags,
@@ -123,8 +129,25 @@ def add_settings(parser: argparse.ArgumentParser, *, exclude: Collection[str] = 
             group.add_argument(*flags, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=about)
 
 
+def _help_text(field: FieldInfo) -> str:
+    """The docstring of a setting, and its choices if the docstring does not name them."""
+    text = " ".join((field.description or "").split())
+    choices = _choices(field.annotation)
+    if any(each not in text for each in choices):
+        optional = ["none"] if field.default is None else []
+        text += f" One of {', '.join([*choices, *optional])}."
+    return text
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of a `Literal`, also of one that is optional or annotated."""
+    if get_origin(annotation) is Literal:
+        return [str(each) for each in get_args(annotation)]
+    return [value for each in get_args(annotation) for value in _choices(each)]
+
+
 def truth(text: str) -> bool:
-    """Read 0 and 1, and words for them."""
+    """Read a truth value: 0, 1, true, false, yes or no."""
     if text.lower() in ("1", "true", "yes"):
         return True
     if text.lower() in ("0", "false", "no"):
@@ -133,9 +156,9 @@ def truth(text: str) -> bool:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings whose flags were given, checked one by one and turned into their types.
+    """The settings whose flags were given, each validated and converted to its type.
 
-    A file of weights has its whole path: a trial of a search runs in another directory.
+    The path of a file of weights becomes absolute, because the trials of a search run in other directories.
     """
     given = {name: value for name, value in vars(arguments).items() if name in TrialConfig.model_fields}
     given = {name: None if value in ("none", "None") and name != "weights" and name != "hierarchy_method" else value
@@ -146,7 +169,11 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def typed(name: str, value: Any) -> Any:
-    """The value of one setting in its type; rules between settings are checked when all are known."""
+    """The value of one setting, validated and converted to its type. Rules between settings are not checked.
+
+    Raises:
+        SettingError: if the setting cannot have this value.
+    """
     from pydantic import ValidationError
 
     field = TrialConfig.model_fields[name]
@@ -169,7 +196,7 @@ def _adapter(name: str) -> Any:
 
 
 def settings_to_flags(settings: dict[str, Any]) -> list[str]:
-    """Flags that give these settings; None and truth values are written so that they are read back."""
+    """The flags that give these settings, as a list of words. `given_settings` reads them back."""
     flags: list[str] = []
     for name, value in settings.items():
         text = "none" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
@@ -178,7 +205,7 @@ def settings_to_flags(settings: dict[str, Any]) -> list[str]:
 
 
 def command(module: str, *words: str) -> str:
-    """A command to paste: this interpreter, a module, quoted words."""
+    """A command that can be pasted into a shell: this interpreter, a module, quoted words."""
     return shlex.join([sys.executable, "-m", module, *words])
 
 
@@ -186,6 +213,6 @@ def dashboard_command(study: str) -> str:
     """The command that opens a study in Optuna's dashboard.
 
     Args:
-        study: its SQLAlchemy address.
+        study: SQLAlchemy address of the study.
     """
     return shlex.join([str(Path(sys.executable).parent / "optuna-dashboard"), study])

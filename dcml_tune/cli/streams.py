@@ -1,7 +1,7 @@
-"""Standard output and error that never end a command: what cannot be written is dropped.
+"""Standard output and error that never end a command: output that cannot be written is dropped.
 
-The reader of a pipe may be gone (`| head`), the disk of a log file full, the terminal closed. A search goes on all the
-same, and its exit code is what it would have been.
+The reader of a pipe may be gone (`| head`), the disk of a log file full, the terminal closed. A search continues in these
+cases, and its exit code does not change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class _Dropping(io.FileIO):
-    """A file descriptor whose writes do not fail. One that does not block is waited for."""
+    """A file descriptor whose writes never fail. If it is non-blocking, a write waits until it is ready."""
 
     def write(self, data: Any) -> int:
         try:
@@ -26,19 +26,19 @@ class _Dropping(io.FileIO):
 
 
 def make_lenient() -> None:
-    """Have `sys.stdout` and `sys.stderr` drop what they cannot write; to be called once, before anything is opened.
+    """Make `sys.stdout` and `sys.stderr` drop what they cannot write. Call it once, before any file is opened.
 
-    A descriptor that was closed is opened on the null device: the next file that is opened would take its number, and
-    whatever prints would write into that file. Characters that the encoding lacks are written as escapes.
+    A closed descriptor is opened on the null device. Otherwise the next file that is opened would get its number, and
+    `print` would write into that file. Characters that the encoding lacks are written as escapes.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__"):  # not where a test or a notebook has put its own
+        if stream is getattr(sys, f"__{name}__"):  # tests and notebooks put their own stream there
             setattr(sys, name, _lenient(descriptor, stream))
 
 

@@ -140,7 +140,8 @@ class TrialConfig(BaseModel):
     the default), pt_splitted (the same), xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in,
     kaiming_normal_fan_out (both with gain 1), trunc_normal (standard deviation 0.1)."""
     masking_init: Literal["ones", "normal"] = "ones"
-    """Initial values of the masks: all 1, or drawn from a normal distribution with mean 0.9 and standard deviation 0.7."""
+    """Initial values of the masks. ones: all 1. normal: drawn from a normal distribution with mean 0.9 and standard
+    deviation 0.7."""
     mask_relu: bool = True
     """Apply ReLU to the masks before they are multiplied with the embedding."""
     fixed_mask: bool = False
@@ -225,7 +226,7 @@ class TrialConfig(BaseModel):
 
     # -- optimiser -------------------------------------------------------------------------------------
     optimizer: Annotated[Literal["adam", "adamw"], Renamed] = "adam"
-    """Optimiser: Adam (coupled weight decay) or AdamW (decoupled weight decay)."""
+    """Optimiser. adam: coupled weight decay. adamw: decoupled weight decay."""
     base_lr: Annotated[float, Field(gt=0, le=1e3)] = 1e-5
     """Learning rate of the backbone."""
     emb_lr_mult: Annotated[float, Field(ge=0, le=1e6)] = 1.0
