@@ -63,14 +63,14 @@ class Driver:
 
     def __init__(self, output: Path, trials: int, *more: str) -> None:
         """Begin a search as `dcml_tune.search` does, without Ray; `more` are further flags of it."""
-        from dcml_tune.search.__main__ import parser
+        from dcml_tune.search.flags import read_command_line
         from dcml_tune.search.plan import given_plan
         from dcml_tune.tracking import Tracker, environment_tags
         from trainables.tracking_callback import Progress
 
         words = ["emoji", "--num-samples", str(trials), "--output-dir", str(output), "--name", f"trials-{trials}",
                  "--quiet", *more]  # fmt: skip
-        self.plan = plan = given_plan(parser().parse_args(words), parser().given(words))
+        self.plan = plan = given_plan(read_command_line(words))
         self.record = plan.begin()
         self.tracker = Tracker.open(plan.output, plan.name)
         tags = environment_tags(plan.identity.compared, ["benchmarks/scaling.py"])

@@ -12,9 +12,10 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.moved import follow, output_before
 from dcml_tune.runs.record import Record
-from dcml_tune.search.__main__ import main, parser
+from dcml_tune.search.__main__ import main
 from dcml_tune.search.console import plan_text
 from dcml_tune.search.data_identity import images_then_and_now
+from dcml_tune.search.flags import read_command_line
 from dcml_tune.search.plan import given_plan
 from dcml_tune.training.trial_data import TrialData
 from dcml_tune.utils.files import read_checksummed, write_checksummed
@@ -40,7 +41,7 @@ def begun(images, tmp_path):
 
 def begin(output, images, *more):
     words = ["folder", "--dataset-dir", str(images), "--output-dir", str(output), "--name", "s", *TINY, *more]
-    given_plan(parser().parse_args(words), parser().given(words)).begin().release()
+    given_plan(read_command_line(words)).begin().release()
 
 
 def resume(output, *more):
@@ -71,7 +72,7 @@ def test_the_new_directory_is_written_down(begun, images, tmp_path):
 
     elsewhere = images.rename(tmp_path / "elsewhere")
     words = ["--resume", "s", "--output-dir", str(begun.parent), "--dataset-dir", str(elsewhere)]
-    plan = resumed_plan(parser().parse_args(words), parser().given(words))
+    plan = resumed_plan(read_command_line(words))
     plan.begin().release()
     asked = read_checksummed(begun / "search.json")
     assert asked["settings"]["dataset_dir"] == asked["space"]["published"]["dataset_dir"] == str(elsewhere)
@@ -93,7 +94,7 @@ def test_an_output_directory_that_was_moved(begun, tmp_path, capsys):
     from dcml_tune.search.resume import resumed_plan
 
     words = ["--resume", "s", "--output-dir", str(there)]
-    plan = resumed_plan(parser().parse_args(words), parser().given(words))
+    plan = resumed_plan(read_command_line(words))
     assert plan.uri == f"sqlite:///{there}/own.db"
     assert f"the output directory was {begun.parent}; the files of the search are read from its new place" in plan_text(
         plan

@@ -11,6 +11,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.search import __main__ as search
 from dcml_tune.search import gpu_probe as probing
+from dcml_tune.search.flags import parser, read_command_line
 from dcml_tune.search.gpu_probe import Choice, Measured, ProbeError, choose, full_division, measure, probe
 from dcml_tune.search.plan import given_plan
 from dcml_tune.utils.files import read_checksummed
@@ -57,13 +58,13 @@ def test_the_choice_is_explained():
 @pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0.25", 0.25), ("2", 2.0)])
 def test_the_flag_takes_a_number_or_auto(text, value):
     """Numbers are numbers."""
-    assert search.parser().parse_args(["emoji", "--gpus-per-trial", text]).gpus_per_trial == value
+    assert parser().parse_args(["emoji", "--gpus-per-trial", text]).gpus_per_trial == value
 
 
 def test_other_words_are_refused_in_a_line(capsys):
     """Value, rule, remedy."""
     with pytest.raises(SystemExit) as stop:
-        search.parser().parse_args(["emoji", "--gpus-per-trial", "half"])
+        parser().parse_args(["emoji", "--gpus-per-trial", "half"])
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert said.startswith(
@@ -171,7 +172,7 @@ def test_a_resume_takes_what_was_measured(folder, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(probing, "probe", lambda config, most: found.pop())
     words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s", *SMALL]
     words += ["--gpus-per-trial", "auto"]
-    plan = given_plan(search.parser().parse_args(words), search.parser().given(words))
+    plan = given_plan(read_command_line(words))
     assert plan.shares.gpus_per_trial == 0.25
     plan.begin().release()
     assert read_checksummed(tmp_path / "s" / "search.json")["flags"]["gpus_per_trial"] == 0.25

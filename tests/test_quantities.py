@@ -13,11 +13,12 @@ from dcml_tune.config.trial import SEEDS, TrialConfig
 from dcml_tune.data import __main__ as data_command
 from dcml_tune.report import __main__ as report_command
 from dcml_tune.search import __main__ as search
+from dcml_tune.search import flags as search_flags
 from dcml_tune.search.confirmation import units
 from dcml_tune.tracking import __main__ as tracking_command
 
 PARSERS = {
-    "search": search.parser,
+    "search": search_flags.parser,
     "train": train.parser,
     "evaluate": evaluate.parser,
     "data": data_command.parser,

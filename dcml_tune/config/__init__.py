@@ -2,6 +2,7 @@
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.search import SearchConfig
 from dcml_tune.config.trial import TrialConfig
 
-__all__ = ["EpochPlan", "SettingError", "TrialConfig"]
+__all__ = ["EpochPlan", "SearchConfig", "SettingError", "TrialConfig"]

@@ -25,8 +25,7 @@ from trainables.resources import Shares, cluster_address, share
 from trainables.warm_start import WarmStart, warm_start
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
+    from dcml_tune.config.search import SearchConfig
     from dcml_tune.data import Identity
     from dcml_tune.search.request import Request
     from search_spaces import SearchSpace
@@ -57,7 +56,7 @@ def checked_settings(request: Request) -> CheckedSettings:
     Raises:
         SettingError: for a store that takes no records, an invalid address, or settings that contradict each other.
     """
-    flags = request.arguments
+    flags = request.config
     uri = tracking_uri(flags.tracking_uri and absolute_uri(flags.tracking_uri), request.output)
     store_is_up = check_store(uri)
     address = cluster_address(flags.ray_address)
@@ -96,7 +95,7 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
     Raises:
         SettingError: if the cluster cannot be joined, or it lacks what a trial needs.
     """
-    flags, address = request.arguments, settings.address
+    flags, address = request.config, settings.address
     asked, measured = flags.gpus_per_trial, request.record.asked.get("measured") if request.record else None
     if asked == AUTO and address is not None:
         raise SettingError(
@@ -116,7 +115,7 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
             gpus=gpus,
         )
 
-    if asked == AUTO:
+    if isinstance(asked, str):  # auto
         if shares(None).gpus_per_trial > 0:
             print("measuring how many trials a GPU can run at once: about a minute", flush=True)
         nb_clusters = {**request.space.published, **request.settings}.get("nb_clusters", 1)
@@ -129,7 +128,7 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
     return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=dashboard)
 
 
-def _runs_per_later_stage(flags: Namespace) -> tuple[int, int]:
+def _runs_per_later_stage(flags: SearchConfig) -> tuple[int, int]:
     """Number of concurrent runs that one unit of the confirmation has, and that final scoring has."""
     confirm = flags.confirm + len(CONTROLS) if flags.confirm else 0
     return confirm, 1 + (1 + len(CONTROLS)) * flags.final_seeds if flags.final == "best" else 0
@@ -141,7 +140,7 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
     Raises:
         SettingError: if they do not, or the backbone cannot be built.
     """
-    flags = request.arguments
+    flags = request.config
     scores_test = flags.final == "best" and settings.has_test_stage
     space = CheckpointSpace(
         model_bytes=model_bytes(settings.base),
@@ -216,7 +215,7 @@ def earlier_searches(request: Request, found: CheckedImages, metrics: list[str],
     Raises:
         SettingError: if there is no such search, or it is of other images.
     """
-    names = request.arguments.warm_start
+    names = request.config.warm_start
     if request.record is not None or not names:
         return WarmStart()
     return warm_start(

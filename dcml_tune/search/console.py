@@ -44,7 +44,7 @@ def plan_text(plan: Plan) -> str:
         f"  {held_out} training classes are held out to compare trials, {trained} train; test classes stay sealed"
         if plan.base.protocol == "held_out"
         else f"  {PAPER_LABEL}; {trained} classes train",
-        f"  {plan.planned} trials by {plan.arguments.searcher} and {plan.arguments.scheduler}, "
+        f"  {plan.planned} trials by {plan.config.searcher} and {plan.config.scheduler}, "
         f"{plan.shares.concurrent} at once ({plan.shares.why})",
         *([f"  {plan.measured}"] if plan.measured is not None else []),
         *_later_stages(plan),
@@ -66,12 +66,12 @@ def _later_stages(plan: Plan) -> list[str]:
     if plan.units:
         folds = len({unit.fold for unit in plan.units})
         lines.append(
-            f"  the best {plan.arguments.confirm} and the controls ({', '.join(CONTROLS)}) are then compared on {folds} "
+            f"  the best {plan.config.confirm} and the controls ({', '.join(CONTROLS)}) are then compared on {folds} "
             f"further folds of classes, {len(plan.units)} seeds in all, until one is ahead"
         )
     if plan.scores_test:
         lines.append(
-            f"  winner and controls are trained on all training classes with {plan.arguments.final_seeds} seeds, and the "
+            f"  winner and controls are trained on all training classes with {plan.config.final_seeds} seeds, and the "
             "test classes scored once by each"
         )
     return lines

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcml_tune.config.errors import SettingError, unknown_name
 
 if TYPE_CHECKING:
+    from dcml_tune.config.search import SearchConfig
     from dcml_tune.config.trial import TrialConfig
 
 _MEASURES = ("recall_at_1", "map_at_r", "marp", "r_precision")
@@ -43,21 +44,21 @@ def metric_names(asked: list[str] | None, config: TrialConfig) -> list[str]:
     return found
 
 
-def scheduler_name(metrics: list[str], asked: str, given: dict[str, Any]) -> str:
+def scheduler_name(metrics: list[str], config: SearchConfig, *, resumes: bool) -> str:
     """Return the scheduler of a search. With several metrics it is `none`: no single metric could decide what to prune.
 
     Args:
         metrics: of the search.
-        asked: value of --scheduler.
-        given: the arguments that were given.
+        config: of the search; `model_fields_set` says whether --scheduler was given.
+        resumes: whether the flags are those of a record.
 
     Raises:
         SettingError: if a pruning scheduler was given together with several metrics.
     """
     if len(metrics) == 1:
-        return asked
-    if given.get("scheduler", "none") != "none":
+        return config.scheduler
+    if not resumes and "scheduler" in config.model_fields_set and config.scheduler != "none":
         raise SettingError(
-            f"--scheduler {given['scheduler']}: with several metrics no trial is pruned; leave it out, or give one --metric"
+            f"--scheduler {config.scheduler}: with several metrics no trial is pruned; leave it out, or give one --metric"
         )
     return "none"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune import data
-from dcml_tune.cli.parser import given_settings
 from dcml_tune.cli.quantities import seconds
+from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import PAPER_LABEL, SEEDS, TrialConfig
 from dcml_tune.runs.paths import (
     STORES,
@@ -41,43 +40,45 @@ from trainables.watchdog import TrialWatchdog
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
+    from dcml_tune.search.flags import CommandLine
     from trainables.run import Role
 
 # The settings that select the images. A data set that cannot be read is refused before anything else is checked.
 _OF_DATA = ("dataset_dir", "train_classes", "ratio_classes", "allow_partial", "strict")
 
 
-def given_plan(arguments: Namespace, given: dict[str, Any]) -> Plan:
+def given_plan(command_line: CommandLine) -> Plan:
     """Return the plan of a new search.
 
     Args:
-        arguments: the command line, with defaults.
-        given: the arguments that were given.
+        command_line: names the data set.
 
     Raises:
         SettingError: for anything that cannot work.
     """
-    output = output_directory(arguments.output_dir)
-    if arguments.name is not None:
-        refuse_existing(new_directory(output, arguments.name))
-    settings = given_settings(arguments)
+    config = command_line.config
+    if config.dataset is None:
+        raise SettingError("DATASET is not given; give one, such as emoji or folder, or --resume NAME")
+    output = output_directory(config.output_dir)
+    if config.name is not None:
+        refuse_existing(new_directory(output, config.name))
+    settings = command_line.checked_settings()
     of_data = {name: value for name, value in settings.items() if name in _OF_DATA}
-    data.load(TrialConfig(dataset=arguments.dataset, **of_data))
-    space = load_space(arguments.dataset, arguments.space)
+    data.load(TrialConfig(dataset=config.dataset, **of_data))
+    space = load_space(config.dataset, config.space)
     if settings.get("dataset_dir"):
         settings["dataset_dir"] = str(absolute("--dataset-dir", settings["dataset_dir"]))
-    settings = {"dataset": arguments.dataset, **settings}
-    name = arguments.name or f"{arguments.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = new_directory(writable(arguments.output_dir), name)
+    settings = {"dataset": config.dataset, **settings}
+    name = config.name or f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = new_directory(writable(config.output_dir), name)
     refuse_existing(directory)
     return Plan(
         Request(
-            arguments=arguments,
+            config=config,
             settings=settings,
             space=space,
             directory=directory,
-            given=given,
-            planned=arguments.num_samples,
+            planned=config.num_samples,
         )
     )
 
@@ -87,7 +88,7 @@ class Plan:
 
     Attributes:
         request: what was asked for.
-        arguments: the command line, with the scheduler and the GPUs per trial that the checks chose.
+        config: the flags, with the scheduler and the GPUs per trial that the checks chose.
         directory: of the search.
         base: the published setting with the settings that were given, without division.
         metrics: by which trials are compared. The first one, `metric`, decides where only one can.
@@ -111,7 +112,7 @@ class Plan:
         Raises:
             SettingError: for anything that cannot work.
         """
-        flags = request.arguments
+        flags = request.config
         self.request, self.settings, self.directory = request, request.settings, request.directory
         self.record, self.planned, self.output = request.record, request.planned, request.output
         self.dataset, self.name, self.trials = self.settings["dataset"], self.directory.name, self.directory / TRIALS
@@ -130,10 +131,10 @@ class Plan:
         self.metrics = metric_names(flags.metric, self.base)
         self.metric = self.metrics[0]
         chosen = {
-            "scheduler": scheduler_name(self.metrics, flags.scheduler, request.given),
+            "scheduler": scheduler_name(self.metrics, flags, resumes=request.record is not None),
             "gpus_per_trial": resources.gpus_per_trial,
         }
-        self.arguments = flags = Namespace(**{**vars(flags), **chosen})
+        self.config = flags = flags.model_copy(update=chosen)
         self.checkpoints = checks.checkpoint_space(request, checked, self.shares)
         images = checks.images(request, checked, scores_test=self.scores_test)
         self.data, self.identity, self.test_lines = images.data, images.identity, images.test_lines
@@ -172,7 +173,7 @@ class Plan:
         else:
             changes = {**self.changes, **known}
             if self.request.wider is not None:
-                changes |= {"space": self.space.as_json(), "flags": {**changes["flags"], "space": self.arguments.space}}
+                changes |= {"space": self.space.as_json(), "flags": {**changes["flags"], "space": self.config.space}}
             self.record.ask(**changes)
         self.record.begin(planned=self.planned)
         tracebacks.keep_in(self.directory)
@@ -181,8 +182,7 @@ class Plan:
 
     def _asked(self) -> dict[str, Any]:
         """What a new search records of its command line; passwords are left out."""
-        flags = {n: v for n, v in vars(self.arguments).items() if n not in TrialConfig.model_fields}
-        flags = {n: v for n, v in flags.items() if n not in MAY_CHANGE}
+        flags = self.config.model_dump(exclude={"dataset", *MAY_CHANGE})
         flags["tracking_uri"] = redact(self.uri) if flags["tracking_uri"] else None
         flags["space"] = str(absolute("--space", flags["space"])) if flags["space"] else None
         asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json(), "metrics": self.metrics}
@@ -195,15 +195,15 @@ class Plan:
             storage=self.study,
             study_name=self.name,
             metrics=self.metrics,
-            sampler=self.arguments.searcher,
+            sampler=self.config.searcher,
             seed=self.settings.get("seed", 0),
             infeasible_reason=self.data.cannot_train,
             points=[self.published_point, *self.earlier.points],
             earlier=self.earlier.trials,
-            belief=self.published_point if self.arguments.prior else None,
+            belief=self.published_point if self.config.prior else None,
             run=self.run(),
             trials=self.trials,
-            patience=self.arguments.patience,
+            patience=self.config.patience,
         )
 
     def requeue_running(self) -> None:
@@ -218,7 +218,7 @@ class Plan:
             known: trials of the study.
         """
         return scheduler(
-            self.arguments.scheduler,
+            self.config.scheduler,
             metric=f"{self.metric}_best",
             epochs=TrialConfig(**{**self.space.published, **self.published_point}).nb_epochs,
             known=known,
@@ -236,7 +236,7 @@ class Plan:
             record: has the seconds that were used before.
             searches: whether the stage runs the trials.
         """
-        runs = (self.arguments.confirm + len(CONTROLS)) * len(self.units)
+        runs = (self.config.confirm + len(CONTROLS)) * len(self.units)
         share = self.planned / (self.planned + runs) if searches else 1.0
         self.budget.begin_stage(share=share, elapsed_s=record.state.elapsed_s)
 
@@ -257,7 +257,7 @@ class Plan:
 
     def candidates(self, trials: list[KnownTrial]) -> list[Candidate]:
         """Return the settings that can win: the best trials, and the controls."""
-        return candidates(trials, {**self.space.published, **self.published_point}, max(1, self.arguments.confirm))
+        return candidates(trials, {**self.space.published, **self.published_point}, max(1, self.config.confirm))
 
     def confirm_run(self, candidate: Candidate, unit: FoldSeed) -> dict[str, Any]:
         """Return the dictionary of a run that compares a setting on further held-out classes."""

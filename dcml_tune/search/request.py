@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from pathlib import Path
 
+    from dcml_tune.config.search import SearchConfig
     from dcml_tune.runs.record import Record
     from search_spaces import SearchSpace
 
@@ -20,16 +20,14 @@ MAY_CHANGE = ("resume", "extend", "output_dir", "ray_address", "quiet", "dry_run
 class Request:
     """A new search, or a search that is resumed or extended."""
 
-    arguments: Namespace
-    """The command line, with defaults; the recorded flags of a resumed search."""
+    config: SearchConfig
+    """The flags of the search; of a resumed search, as they were recorded."""
     settings: dict[str, Any]
     """Settings of a trial that were given, the data set included."""
     space: SearchSpace
     """The search space; of a resumed search, as it was recorded."""
     directory: Path
     """Directory of the search."""
-    given: dict[str, Any]
-    """Arguments of a new search that were given; empty for a resumed search."""
     planned: int
     """Number of trials, including those that have ended."""
     record: Record | None = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.cli.parser import command, given_settings
+from dcml_tune.cli.parser import command
 from dcml_tune.cli.quantities import AUTO
 from dcml_tune.config.errors import SettingError
+from dcml_tune.config.search import SearchConfig
 from dcml_tune.runs.moved import follow, output_before, with_images
 from dcml_tune.runs.paths import SPOOL, STUDY, absolute, named_directory, output_directory, writable
 from dcml_tune.runs.record import Record, all_records
@@ -25,6 +25,7 @@ from dcml_tune.utils.stored import printable
 from search_spaces import SearchSpace, load_space
 
 if TYPE_CHECKING:
+    from dcml_tune.search.flags import CommandLine
     from dcml_tune.search.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -89,12 +90,11 @@ def end_abandoned(record: Record) -> None:
         record.release()
 
 
-def resumed_plan(arguments: Namespace, given: dict[str, Any]) -> Plan:
+def resumed_plan(command_line: CommandLine) -> Plan:
     """Return the plan of a search that is resumed or extended.
 
     Args:
-        arguments: the command line, with defaults.
-        given: the arguments that were given.
+        command_line: names the search.
 
     Raises:
         SettingError: if there is no search of this name, it is finished, another process runs it, its images have
@@ -102,38 +102,37 @@ def resumed_plan(arguments: Namespace, given: dict[str, Any]) -> Plan:
     """
     from dcml_tune.search.plan import Plan  # torch and Ray, which the list of searches need not wait for
 
-    extends = arguments.extend is not None
-    flag, word = ("--extend", arguments.extend) if extends else ("--resume", arguments.resume)
-    directory = named_directory(flag, word, output_directory(arguments.output_dir))
+    config, extends = command_line.config, command_line.config.extend is not None
+    flag, word = ("--extend", config.extend) if extends else ("--resume", config.resume)
+    directory = named_directory(flag, word or "", output_directory(config.output_dir))
     record = Record.open(directory)
     writable(directory.parent)
     record.hold()
     old = output_before(record.directory, record.asked)
     asked = record.asked if old is None else follow(record.asked, old, directory.parent)
-    asked = _with_given_images(asked, arguments, given)
+    asked = _with_given_images(asked, command_line.settings)
     name = record.name
     refuse_missing_images(name, asked["settings"])
-    _refuse_changes(name, asked, given, extends=extends)
+    _refuse_changes(name, asked, command_line.given(), extends=extends)
     if record.state.status == "finished" and not extends:
         raise SettingError(
             f"--resume {name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
             f"by --extend {shlex.quote(name)} --num-samples {asked['flags']['num_samples']}"
         )
     mend(record.directory / STUDY, record.name)
-    flags = _resumed_flags(asked, arguments, given)
+    flags = _resumed_flags(asked, config)
     planned = record.state.planned or flags["num_samples"]
     space, wider = recorded_space(name, asked["space"]), None
-    if extends and given.get("space"):
-        wider = load_space(asked["settings"]["dataset"], arguments.space)
-        flags["space"] = str(absolute("--space", arguments.space))
+    if extends and config.space:
+        wider = load_space(asked["settings"]["dataset"], config.space)
+        flags["space"] = str(absolute("--space", config.space))
     plan = Plan(
         Request(
-            arguments=Namespace(**{**vars(arguments), **flags, "dataset": asked["settings"]["dataset"]}),
+            config=SearchConfig(**{**config.model_dump(), **flags, "dataset": asked["settings"]["dataset"]}),
             settings=asked["settings"],
             space=space,
             directory=record.directory,
-            given={},
-            planned=planned + (arguments.num_samples if extends else 0),
+            planned=planned + (config.num_samples if extends else 0),
             record=record,
             wider=wider,
         )
@@ -146,11 +145,11 @@ def resumed_plan(arguments: Namespace, given: dict[str, Any]) -> Plan:
     return plan
 
 
-def _with_given_images(asked: dict[str, Any], arguments: Namespace, given: dict[str, Any]) -> dict[str, Any]:
+def _with_given_images(asked: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The record of a search with the place of its images, and --skip-unreadable, as they are given now."""
     images: dict[str, Any] = {}
     if "dataset_dir" in given:
-        images["dataset_dir"] = str(absolute("--dataset-dir", arguments.dataset_dir))
+        images["dataset_dir"] = str(absolute("--dataset-dir", given["dataset_dir"]))
     if given.get("skip_unreadable"):
         images["skip_unreadable"] = True
     if not images:
@@ -159,15 +158,16 @@ def _with_given_images(asked: dict[str, Any], arguments: Namespace, given: dict[
     return {**asked, "settings": with_images(asked["settings"], images), "space": space}
 
 
-def _resumed_flags(asked: dict[str, Any], arguments: Namespace, given: dict[str, Any]) -> dict[str, Any]:
+def _resumed_flags(asked: dict[str, Any], config: SearchConfig) -> dict[str, Any]:
     """The recorded flags, with those of this process.
 
     Raises:
         SettingError: if the password of the MLflow server, which is not stored, is missing.
     """
-    flags = {**asked["flags"], **{flag: getattr(arguments, flag) for flag in MAY_CHANGE}}
-    if "tracking_uri" in given:  # the record has it without its password
-        flags["tracking_uri"] = given["tracking_uri"]
+    flags = {name: value for name, value in asked["flags"].items() if name in SearchConfig.model_fields}
+    flags |= {flag: getattr(config, flag) for flag in MAY_CHANGE}
+    if "tracking_uri" in config.model_fields_set:  # the record has it without its password
+        flags["tracking_uri"] = config.tracking_uri
     elif "***" in (flags["tracking_uri"] or ""):
         raise SettingError(
             f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
@@ -196,7 +196,7 @@ def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, 
     known = {**asked["flags"], **asked["settings"], "name": name}
     if known.get("tracking_uri"):
         known["tracking_uri"] = absolute_uri(known["tracking_uri"])  # version 0.1 recorded it as it was given
-    for flag, value in {**given, **given_settings(Namespace(**given))}.items():
+    for flag, value in given.items():
         if _may_differ(flag, value, asked, extends=extends):
             continue
         if flag == "space" and value:

@@ -213,7 +213,7 @@ class SearchRunner:
             progress.settle(ended, self.plan.trials)
             progress.interrupt(self.ended_early)  # trials without an epoch
         elif searcher.patience_exhausted():
-            self.ended_early = f"{self.plan.arguments.patience} trials in a row brought no improvement"
+            self.ended_early = f"{self.plan.config.patience} trials in a row brought no improvement"
 
     def _confirm(self, found: list[Candidate]) -> Confirmation:
         """Compare the best settings and the controls on further folds; without units, return the best of the search."""
@@ -247,7 +247,7 @@ class SearchRunner:
             if candidate.name != winner.name and candidate.name not in CONTROLS:
                 continue
             role = cast("Role", "final" if candidate.name == winner.name else candidate.name)
-            for number in range(plan.arguments.final_seeds):
+            for number in range(plan.config.final_seeds):
                 epochs = confirmation.epochs(candidate)
                 runs[candidate.name, number] = plan.final_run(candidate, role, number, epochs)
         print("\nthe winner and its controls are trained on all training classes, and the test classes scored once by each",

@@ -99,7 +99,7 @@ class StageRunner:
             tags=self.tags,
             planned=planned,
             guard=self._guard,
-            quiet=plan.arguments.quiet,
+            quiet=plan.config.quiet,
             keep_models=plan.keep_models,
             **more,
         )

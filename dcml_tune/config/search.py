@@ -1,0 +1,111 @@
+"""SearchConfig: how a search is run, as its flags say; the settings of its trials are in `dcml_tune.config.trial`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dcml_tune.config.errors import SettingError, invalid_setting
+
+Duration = Annotated[str, "duration"]
+"""Time as text, such as 30m; the command line checks it, and the record of a search holds it as it was given."""
+
+Size = Annotated[str, "size"]
+"""Bytes as text, such as 20GB; the command line checks it, and the record of a search holds it as it was given."""
+
+
+class SearchConfig(BaseModel):
+    """Every flag of a search, apart from the settings of its trials. The docstring of a field is the help of its flag.
+
+    `model_fields_set` holds the flags that were given.
+
+    Example:
+        >>> SearchConfig(dataset="cars", num_samples=64).confirm
+        4
+
+    Raises:
+        SettingError: (a ValueError) for an unknown flag or a value out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    dataset: str | None = None
+    """emoji (embedded), folder, cub, cars, sop, inshop or vid"""
+
+    # -- what is searched, and how ---------------------------------------------------------------------
+    num_samples: Annotated[int, Field(ge=1, le=100_000)] = 8
+    """number of trials"""
+    searcher: Literal["optuna", "random"] = "optuna"
+    """Optuna's TPE, or random search"""
+    scheduler: Literal["asha", "asha-epochs", "median", "none"] = "asha"
+    """how trials are pruned: asha compares trials at the phases of each trial's own division, asha-epochs at fixed
+    epochs"""
+    metric: list[str] | None = None
+    """metric by which trials are compared, each by its best value so far: recall_at_1 (default), map_at_r, marp or
+    r_precision, with the prefix `val/`, or `paper/` with --protocol paper. Give the flag again for a further metric, such
+    as time/epoch_s: the Pareto-optimal trials are then listed"""
+    space: str | None = None
+    """Python file that defines SPACE = SearchSpace(...)"""
+    warm_start: list[str] | None = None
+    """earlier searches on the same images; the sampler learns from their trials"""
+    prior: bool = False
+    """use the published setting as a prior: sample around it, less with each trial"""
+
+    # -- budgets ---------------------------------------------------------------------------------------
+    gpus_per_trial: float | Literal["auto"] | None = None
+    """GPUs per trial: a fraction up to 1, or a whole number; default 1. auto: the fraction with the highest total
+    throughput, measured in about a minute"""
+    max_concurrent: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """maximum number of concurrent trials; default: as many as fit"""
+    time_budget: Duration | None = None
+    """stop the search after this time, such as 30m or 10h"""
+    epoch_budget: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """stop the search after this number of epochs, summed over all trials"""
+    patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """stop the search after this number of consecutive trials without improvement"""
+    trial_timeout: Duration | None = None
+    """stop a trial that reports no epoch for this time, such as 20m; default: never"""
+    checkpoint_budget: Size | None = None
+    """maximum disk space of checkpoints, such as 20GB; the best models are kept"""
+
+    # -- confirmation and final scoring ----------------------------------------------------------------
+    confirm: Annotated[int, Field(ge=0, le=1000)] = 4
+    """number of best settings that are compared again, with the published setting and no division, on further held-out
+    classes and seeds; 0: none"""
+    folds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """number of sets of held-out classes in the confirmation; default 3"""
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 1
+    """number of seeds per set of held-out classes"""
+    final: Literal["best", "none"] = "best"
+    """score winner and controls on the test classes, or not"""
+    final_seeds: Annotated[int, Field(ge=1, le=1000)] = 3
+    """number of seeds in final scoring"""
+
+    # -- where and how it is run, resumed or repeated --------------------------------------------------
+    output_dir: str = "runs"
+    """directory of all output"""
+    name: str | None = None
+    """name of the search; default: data set and time"""
+    resume: str | None = None
+    """resume an interrupted search, by its name or the path of its directory; without a name: list the searches that can
+    be resumed. Only --output-dir has to be repeated"""
+    extend: str | None = None
+    """add --num-samples trials to a search and run them; --space may widen the search space"""
+    repeat_trial: str | None = None
+    """train SEARCH/KEY again from its MLflow record and compare its measures; exit code 0 if all are identical"""
+    tracking_uri: str | None = None
+    """MLflow server; default: OUTPUT/mlflow.db"""
+    ray_address: str | None = None
+    """a running Ray cluster: HOST:PORT, or auto for the cluster of RAY_ADDRESS; default, or local: start one"""
+    quiet: bool = False
+    """print a line per epoch instead of a live table"""
+    dry_run: bool = False
+    """print what would be run, and exit"""
+
+    def __init__(self, **flags: Any) -> None:
+        """Check the flags; see the class."""
+        try:
+            super().__init__(**flags)
+        except ValidationError as error:
+            raise SettingError(invalid_setting(error, SearchConfig.model_fields)) from None
