@@ -1,1 +1,1 @@
-"""What a search leaves below its output directory."""
+"""Files that searches and runs write below the output directory."""

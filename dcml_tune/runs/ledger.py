@@ -1,7 +1,7 @@
-"""The ledger of the test classes: a line for each time that they are scored, written before an image of them is opened.
+"""The ledger of the test classes: one line for each time that they are scored, written before a test image is opened.
 
-A line is JSON: `when`, `run`, `dataset`, `test_set` (of its images), `before` (how often they had been scored), and
-`previous`, the SHA-256 of the line before it, so that a line that was removed or changed shows.
+A line is a JSON object: `when`, `run`, `dataset`, `test_set` (fingerprint of its images), `before` (how often they were
+scored before) and `previous`, the SHA-256 of the line before. The hashes reveal lines that were removed or changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dcml_tune.runs.paths import LEDGER
 from dcml_tune.utils.stored import Count, Stored, checked, parse
 
 NAME = LEDGER
-"""Of the file, in the output directory."""
+"""Name of the file in the output directory."""
 
 
 class Entry(Stored):
@@ -35,16 +35,19 @@ class Entry(Stored):
 
 
 def enter(file: Path, *, run: str, dataset: str, test_set: str) -> int:
-    """Write down that a run scores the test classes; returns how often they were scored before.
+    """Append a line that says that a run scores the test classes.
 
     Args:
-        file: the ledger; it is made where it is missing.
-        run: who scores them.
-        dataset: its name.
+        file: the ledger; it is created if it is missing.
+        run: name of the run that scores them.
+        dataset: name of the data set.
         test_set: fingerprint of the test images.
 
+    Returns:
+        How often they were scored before.
+
     Raises:
-        OSError: if it cannot be written; the test classes must not be scored then.
+        OSError: if the ledger cannot be written. The test classes must not be scored then.
     """
     with FileLock(f"{file}.lock"):
         text = file.read_bytes() if file.exists() else b""
@@ -58,7 +61,7 @@ def enter(file: Path, *, run: str, dataset: str, test_set: str) -> int:
             "before": before,
             "previous": _digest(lines[-1] if lines else b""),
         }
-        torn = b"" if text.endswith(b"\n") or not text else b"\n"  # by a power cut
+        torn = b"" if text.endswith(b"\n") or not text else b"\n"  # ends a line that a power failure cut off
         with file.open("ab") as out:
             out.write(torn + json.dumps(entry).encode() + b"\n")
             out.flush()
@@ -67,7 +70,7 @@ def enter(file: Path, *, run: str, dataset: str, test_set: str) -> int:
 
 
 def broken(file: Path) -> list[int]:
-    """The lines, counted from 1, that do not follow from the line before them: something was changed or removed there."""
+    """Numbers, from 1, of the lines whose hash is not that of the line before: something was changed or removed there."""
     lines = file.read_bytes().splitlines()
     return [
         number
@@ -81,7 +84,7 @@ def _digest(line: bytes) -> str:
 
 
 def entry_of(line: str | bytes) -> dict[str, Any] | None:
-    """What a line says; None for one that is torn, or that nobody can have written."""
+    """The content of a line; None if it is incomplete or not valid."""
     try:
         found: dict[str, Any] = parse(line)
         checked(Entry, found)

@@ -1,28 +1,25 @@
-"""A search that goes on elsewhere: where its files and images are now, and whether the images are those it began with."""
+"""A search whose directory was moved since it ran: the paths in its record are adapted to the new place."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcml_tune.runs.paths import ARTIFACTS, SPOOL, sqlite_address, sqlite_file
 from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.stored import Stored, checked, parse
 
-if TYPE_CHECKING:
-    pass
-
 
 class _Target(Stored):
-    """What is needed of `tracking.lines.Target`."""
+    """The one key that is read of SPOOL/target.json, which `dcml_tune.tracking` writes."""
 
     artifact_root: str | None = None
 
 
 def output_before(directory: Path, asked: dict[str, Any]) -> Path | None:
-    """What the output directory of a search was called when it ran last, if it has another name now; else None.
+    """The path of the output directory when the search last ran; None if it is still the same, or unknown.
 
-    Version 0.1 did not write that down, but where MLflow's files are.
+    Version 0.1 recorded only the directory of MLflow's files, from which the path follows.
     """
     known = asked.get("output")
     if known is None:
@@ -37,9 +34,9 @@ def output_before(directory: Path, asked: dict[str, Any]) -> Path | None:
 
 
 def follow(asked: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
-    """What was asked for, with paths below the output directory as they are now that it was moved.
+    """What was asked for, with paths below the old output directory replaced by those below the new one.
 
-    A path follows if there is something at its new place.
+    A path is replaced only if something exists at the new place.
     """
     flags, space = dict(asked["flags"]), dict(asked["space"])
     flags["space"] = _moved(flags.get("space"), old, new)
@@ -50,14 +47,14 @@ def follow(asked: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
 
 
 def moved_address(uri: str, old: Path, new: Path) -> str:
-    """The address of a database, with its path as it is now that a directory above it was moved."""
+    """The address of a database after the move of a directory above it."""
     file = sqlite_file(uri)
     moved = None if file is None else _moved(str(file), old, new)
     return uri if moved is None or moved == str(file) else sqlite_address(Path(moved))
 
 
 def with_images(settings: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-    """The settings with what is said anew of the images, if they are read from a directory."""
+    """The settings with `images` replaced, if the images are read from a directory."""
     return {**settings, **images} if settings.get("dataset_dir") is not None else settings
 
 

@@ -1,7 +1,7 @@
-"""What lies directly below OUTPUT and in a search's directory, and what searches and runs may be called.
+"""Names of all files below the output directory, and the rules for names and paths that users give.
 
-A search is named by its name below OUTPUT, or by the path of its directory: a word with a slash in it is a path. Every
-command reads names and paths by the functions of this module, and every address of an SQLite file is made here.
+A user refers to a search by its name below the output directory, or by the path of its directory: a word with a slash is
+a path. Every command reads names and paths by the functions of this module, which also makes all SQLite addresses.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from dcml_tune.utils import tracebacks
 from dcml_tune.utils.stored import is_shown
 
 MLFLOW, ARTIFACTS, STORES, LEDGER = "mlflow.db", "mlartifacts", "store", "test-ledger.jsonl"
-"""Directly below OUTPUT: MLflow's database and files, the image stores, the ledger of the test classes."""
+"""In the output directory: MLflow's database and files, the image stores, the ledger of the test classes."""
 
 STUDY, TRIALS, SPOOL, CHECKPOINT = "optuna.db", "trials", "tracking", "checkpoint"
-"""In the directory of a search: the study, its trials, what MLflow has not taken yet. Of a run of train: its model."""
+"""In the directory of a search: the study, the trials, what was not yet sent to MLflow. Of a run of train: its model."""
 
 LONGEST_NAME = 255
-"""Bytes of a file name, on every file system that Linux and macOS have in common."""
+"""Longest file name, in bytes, on the usual file systems of Linux and macOS."""
 
 LONGEST_DIRECTORY = 480
-"""Bytes of the path of a search's directory: SQLite opens no file whose path is longer than 504."""
+"""Longest path of a search's directory, in bytes: SQLite opens no file with a path of more than 504."""
 
-# SQLite and filelock put files of their own beside those that are ours; wandb makes a folder.
+# SQLite and filelock create files beside ours; wandb creates a folder.
 _BESIDE = ("", ".lock", "-journal", "-wal", "-shm")
 _RESERVED = frozenset({each + end for each in (MLFLOW, ARTIFACTS, STORES, LEDGER) for end in _BESIDE} | {"wandb"})
 
-# What ends or splits a word in a path, or in a filter of MLflow.
+# Characters that end or split a word in a path or in an MLflow filter.
 _NOT_IN_NAMES = "/\\'\"`"
 _SQLITE = "sqlite:///"
 _SQLITE_OPTIONS = frozenset({"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements"})
 
 
 def absolute(flag: str, text: str) -> Path:
-    """The absolute path that a word of the command line means; `~` and `~USER` are homes.
+    """The absolute path of a word of the command line; `~` and `~USER` stand for home directories.
 
     Raises:
-        SettingError: if it is empty or no path that can be written and shown everywhere.
+        SettingError: if the word is empty, its home directory is unknown, or it cannot be shown on every terminal.
     """
     if not text:
         raise SettingError(f"{flag} '': an empty path; give a directory or file")
@@ -59,10 +59,10 @@ def absolute(flag: str, text: str) -> Path:
 
 
 def output_directory(text: str) -> Path:
-    """The absolute path of OUTPUT; nothing is made.
+    """The absolute path of the output directory, which is not created.
 
     Raises:
-        SettingError: if no search can lie there.
+        SettingError: if it is not a valid path, or too long for SQLite.
     """
     output = absolute("--output-dir", text)
     if length := _too_long(output):
@@ -71,10 +71,10 @@ def output_directory(text: str) -> Path:
 
 
 def new_name(text: str, *, flag: str = "--name") -> str:
-    """A name that a new search or run may have.
+    """Validate the name of a new search or run.
 
     Raises:
-        SettingError: if it is not the name of a folder, means something else below OUTPUT, or cannot be printed and pasted.
+        SettingError: if it is not a valid folder name, is reserved, or cannot be printed and pasted.
     """
     if why := _why_not(text):
         raise SettingError(f"{flag} {text or repr(text)}: {why}; choose another name")
@@ -102,7 +102,7 @@ def new_directory(output: Path, name: str, *, flag: str = "--name") -> Path:
     """The directory of a new search or run.
 
     Raises:
-        SettingError: if it cannot be called so, or its path is too long for SQLite.
+        SettingError: if the name is not valid, or the path is too long for SQLite.
     """
     directory = output / new_name(name, flag=flag)
     if length := _too_long(directory):
@@ -120,20 +120,20 @@ def _too_long(directory: Path) -> str | None:
 
 
 def named_directory(flag: str, text: str, output: Path) -> Path:
-    """The directory of the search or run that a word means; whether anything is there, the caller says.
+    """The directory of a search or run that a user refers to. A name is not required to exist.
 
     Args:
-        flag: that took the word.
+        flag: flag that took the word, for messages.
         text: a name below the output directory, or the path of a directory: `runs/NAME`, `./NAME`, `NAME/`.
         output: the output directory.
 
     Raises:
-        SettingError: if it is empty, can be no name, or is a path to no directory.
+        SettingError: if the word is empty, is not a valid name, or is the path of a directory that does not exist.
     """
     if not text:
         raise SettingError(f"{flag} '': an empty name; give that of a search below {output}")
     if "/" not in text and text not in (".", ".."):
-        if os.path.isdir(output / text):  # whatever its name is: version 0.1 took more of them
+        if os.path.isdir(output / text):  # version 0.1 allowed more names
             return output / text
         return output / new_name(text, flag=flag)
     place = absolute(flag, text)
@@ -155,10 +155,10 @@ def study_address(directory: Path) -> str:
 
 
 def sqlite_address(file: Path) -> str:
-    """The SQLAlchemy address of an SQLite file, whatever characters its path has.
+    """The SQLAlchemy address of an SQLite file; its path may hold any characters.
 
-    Where some must be escaped, the slashes are, too: MLflow makes the directories of an address as it is spelled, and a
-    word without slashes has none.
+    If some must be escaped, the slashes are escaped, too: MLflow creates the directories of an address without decoding
+    it, and creates none for an address without slashes.
 
     Example:
         >>> sqlite_address(Path("/runs/mlflow.db")), sqlite_address(Path("/r?uns/mlflow.db"))
@@ -171,10 +171,10 @@ def sqlite_address(file: Path) -> str:
 
 
 def sqlite_file(address: str) -> Path | None:
-    """The file of an SQLAlchemy address; None if it is none of SQLite.
+    """The file of an SQLAlchemy address; None if the address is not one of SQLite.
 
     Raises:
-        SettingError: if it is one of SQLite and names no file.
+        SettingError: if it is an address of SQLite that does not name a file.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -197,10 +197,13 @@ def sqlite_file(address: str) -> Path | None:
 
 
 def writable(text: str | Path) -> Path:
-    """An output directory, made and absolute.
+    """Create an output directory, check that it is writable, and keep tracebacks of this process there.
+
+    Returns:
+        Its absolute path.
 
     Raises:
-        SettingError: if it cannot be written, or no search can lie there.
+        SettingError: if it cannot be written, is not a valid path, or is too long for SQLite.
     """
     directory = output_directory(str(text))
     try:

@@ -1,10 +1,11 @@
-"""What a search leaves on disk beside its trials: what was asked for, how far it is, and who runs it.
+"""The record of a search: what was asked for, its progress, and which process runs it.
 
-    NAME/search.json   what was asked for, and where: a resume writes down where it is now
-    NAME/state.json    how far it is
+    NAME/search.json   what was asked for, and where the search lies; a resume updates the place
+    NAME/state.json    its progress
     NAME/lock          held by the process that runs it
 
-A search is known by these files alone: reading them executes nothing, and needs neither Ray nor MLflow.
+Reading these files executes no code, and needs neither Ray nor MLflow. The module is long because it holds the models of
+both files beside the class that reads and writes them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Positive = Annotated[Count, Field(ge=1)]
 
 
 class Flags(Stored):
-    """The flags of a search; those that are not named here are read as they are."""
+    """The flags of a search. Flags that are not named here are kept without validation of their values."""
 
     num_samples: Positive
     tracking_uri: str | None
@@ -62,7 +63,7 @@ class Flags(Stored):
 
 
 class SpaceFacts(Stored):
-    """A search space as plain data; what the values mean, `SearchSpace.from_json` checks."""
+    """A search space as plain data. `SearchSpace.from_json` validates the values."""
 
     name: str
     published: dict[str, Scalar]
@@ -72,7 +73,7 @@ class SpaceFacts(Stored):
 
 
 class SettingFacts(Stored):
-    """The settings that were given; `TrialConfig` checks them."""
+    """The settings that were given. `TrialConfig` validates them."""
 
     dataset: str
     __pydantic_extra__: dict[str, Scalar] = Field(init=False)
@@ -89,49 +90,49 @@ class Asked(Stored):
     data: str
     """Fingerprint of the images; see `dcml_tune.data.contents`."""
     test: str | None = None
-    """Of the test images; this and what follows is not in records of version 0.1."""
+    """Fingerprint of the test images. Records of version 0.1 have neither this nor the following."""
     test_sizes: str | None = None
     output: str | None = None
-    """Output directory, absolute, when it was last run."""
+    """Absolute path of the output directory when the search last ran."""
     name: str | None = None
     measured: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """How far a search is: state.json."""
+    """state.json: the progress of a search."""
 
     __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     status: Status = "running"
-    """partial: it came to its end, but not all trials did. interrupted: it can be resumed."""
+    """partial: the search has ended, but some trials failed. interrupted: it can be resumed."""
     reason: str | None = None
-    """Why it was interrupted or is partial."""
+    """Reason of an interrupted or partial search."""
     owner: str = "another process"
-    """The process that runs it, or ran it last."""
+    """The process that runs the search, or ran it last."""
     processes: Count = 0
-    """How many processes have run it, one after the other."""
+    """Number of processes that have run it, one after the other."""
     elapsed_s: Duration = 0.0
-    """Time that trials were running, in seconds, of all processes."""
+    """Seconds in which trials were running, in all processes."""
     ended: Count = 0
-    """Trials that have ended."""
+    """Number of trials that have ended."""
     planned: Count = 0
-    """Trials that were asked for."""
+    """Number of trials that were asked for."""
     best: float | None = None
     """Best value of the metric so far."""
     untrained: float | None = None
-    """Value of the untrained network."""
+    """Value of the metric for the untrained network."""
     changed: Moment = 0.0
-    """When this was written, in seconds since 1970."""
+    """Time of the last update, in seconds since 1970."""
 
 
 class Record:
     """The record of one search.
 
     Attributes:
-        directory: of the search.
-        asked: what was asked for, as JSON.
-        state: how far it is.
+        directory: directory of the search.
+        asked: content of search.json.
+        state: content of state.json.
     """
 
     def __init__(self, directory: Path, asked: dict[str, Any], state: State) -> None:
@@ -141,10 +142,10 @@ class Record:
 
     @classmethod
     def create(cls, directory: Path, asked: dict[str, Any]) -> Record:
-        """Begin a search; its directory must not be there.
+        """Create the directory and the record of a new search, and hold its lock.
 
         Raises:
-            SettingError: if it is.
+            SettingError: if the directory exists.
         """
         try:
             directory.mkdir()
@@ -157,10 +158,10 @@ class Record:
 
     @classmethod
     def open(cls, directory: Path) -> Record:
-        """The record of a search that was begun.
+        """Read the record of an existing search.
 
         Raises:
-            SettingError: if there is none, or it is torn or was changed.
+            SettingError: if there is no record, it is damaged or was changed, or the search was renamed.
         """
         if not (directory / _ASKED).exists():
             raise SettingError(
@@ -200,10 +201,10 @@ class Record:
         return self.directory.name
 
     def hold(self) -> None:
-        """Be the only process that runs this search, until this process ends.
+        """Take the lock of the search, which only one process can hold.
 
         Raises:
-            SettingError: if another one runs it.
+            SettingError: if another process holds it.
         """
         try:
             self._lock.acquire(blocking=False)
@@ -213,26 +214,26 @@ class Record:
             ) from None
 
     def begin(self, **changes: Any) -> None:
-        """Write down that this process runs it; the caller holds it."""
+        """Record that this process runs the search. The caller holds the lock."""
         owner = f"process {os.getpid()} on {platform.node()}"
         self.update(status="running", reason=None, owner=owner, processes=self.state.processes + 1, **changes)
 
     def ask(self, **changes: Any) -> None:
-        """Write down that something else is asked for from now on."""
+        """Change what is asked for."""
         self.asked = {**self.asked, **changes}
         write_checksummed(self.directory / _ASKED, self.asked)
 
     def release(self) -> None:
-        """Let others have the search."""
+        """Release the lock."""
         self._lock.release()
 
     def update(self, **changes: Any) -> None:
-        """Write down how far it is."""
+        """Record the progress."""
         self.state = replace(self.state, **changes, changed=time.time())
         write_checksummed(self.directory / _STATE, asdict(self.state))
 
     def is_running(self) -> bool:
-        """Whether some process runs it."""
+        """Whether a process holds the lock."""
         try:
             with FileLock(self.directory / _LOCK).acquire(blocking=False):
                 return False
@@ -241,7 +242,7 @@ class Record:
 
 
 def _state(directory: Path) -> State:
-    """How far a search is. It only informs, the study and the trials say what is to be done: a damaged one is no fault."""
+    """The progress of a search. It only informs, so that a damaged file is not an error: the study and the trials decide."""
     try:
         return checked(State, read_checksummed(directory / _STATE))
     except ValueError as error:
@@ -251,21 +252,21 @@ def _state(directory: Path) -> State:
 
 
 def all_records(output: Path) -> tuple[list[Record], list[str]]:
-    """The searches below an output directory, oldest first, and a line for each whose record is damaged."""
+    """The searches of an output directory, the oldest first, and a line for each damaged record."""
     records, damaged = [], []
     for file in sorted(output.glob(f"*/{_ASKED}")):
         try:
             records.append(Record.open(file.parent))
-        except (SettingError, OSError) as error:  # one that is damaged says nothing of the others
+        except (SettingError, OSError) as error:  # a damaged record does not hide the others
             damaged.append(" ".join(str(error).split()))
     return sorted(records, key=lambda record: record.state.changed), damaged
 
 
 def refuse_existing(directory: Path) -> None:
-    """Nothing is written over.
+    """Refuse to overwrite the directory of a search or run.
 
     Raises:
-        SettingError: if the directory of a search or run is there already.
+        SettingError: if the directory exists.
     """
     if directory.exists():
         resume = (

@@ -1,6 +1,7 @@
-"""result.json: what a run that is no trial has measured. Whoever has one is not run again, nor are test classes scored again.
+"""result.json: the measures of a run that is not a trial, such as a confirming or a final run.
 
-A measure that was no finite number is null in the file, as JSON has no such numbers.
+A run that has this file is not repeated, and does not score the test classes again. A measure that is not finite is null
+in the file, because JSON has no such numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Measures = dict[str, Finite | None]
 
 
 class Result(Stored):
-    """What a run reports after an epoch, and keeps; whatever has a slash in its name is a measure."""
+    """What a run reports after an epoch and writes to the file. Names with a slash are measures."""
 
     epoch: Count
     done: bool
@@ -39,10 +40,10 @@ class Result(Stored):
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """The result of a run.
+    """Read the result of a run.
 
     Raises:
-        CorruptFileError: if there is none, or it is none.
+        CorruptFileError: if the file is missing or does not hold a result.
     """
     try:
         return with_numbers(read_checksummed(file))
@@ -51,10 +52,10 @@ def read_result(file: Path) -> dict[str, Any]:
 
 
 def with_numbers(facts: dict[str, Any]) -> dict[str, Any]:
-    """Checked facts of a result; a measure that was no finite number is NaN again.
+    """Validate the facts of a result, and turn measures that are null into NaN.
 
     Raises:
-        ValueError: if they are none of a result.
+        ValueError: if they are not the facts of a result.
     """
     checked(Result, facts)
     found: dict[str, Any] = {

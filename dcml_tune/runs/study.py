@@ -1,4 +1,4 @@
-"""Optuna studies on disk, read without changing them."""
+"""Optuna studies on disk, which are read without changing them, and what is the best of several trials."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KEY = "dcml.key"
-"""Attribute of a trial that was launched: its key in the search."""
+"""Name of the attribute of a launched trial that holds its key in the search."""
 
-_PATIENCE_S = 10.0  # the copy is nearly as new
+_PATIENCE_S = 10.0  # short: the copy is nearly as recent
 
 Direction = Literal["minimize", "maximize"]
 
 
 def first_best(found: Iterable[T], value: Callable[[T], float | None]) -> T | None:
-    """The one with the highest value, and of equal ones the first; None if none has a value.
+    """The item with the highest value, of equal ones the first; None if none has a value. NaN counts as no value.
 
-    All that say which trial, epoch or setting is the best do so by this. NaN is no value.
+    The best trial, epoch or setting is always determined by this function.
     """
     best: T | None = None
     for each in found:
@@ -40,20 +40,20 @@ def first_best(found: Iterable[T], value: Callable[[T], float | None]) -> T | No
 
 
 def by_launch(key: str) -> tuple[int, str]:
-    """What trials are sorted by: 000, 001, ... and 1000 after 999."""
+    """Sort key of trials: 000, 001, ... and 1000 after 999."""
     return len(key), key
 
 
 def direction(metric: str) -> Direction:
-    """Whether less of a metric is better, or more."""
+    """Whether a metric is minimised or maximised."""
     return "minimize" if metric.startswith("time/") else "maximize"
 
 
 def read_study(directory: Path) -> list[FrozenTrial]:
-    """The trials of a search's study, or of its copy where that cannot be read; neither is written to.
+    """The trials of a search's study, or of its copy if the study cannot be read. Neither is written to.
 
     Raises:
-        SettingError: if there is none that can be read.
+        SettingError: if neither can be read.
     """
     import optuna
 
@@ -65,7 +65,7 @@ def read_study(directory: Path) -> list[FrozenTrial]:
     for each in files:
         try:
             return patiently(partial(read_trials, each, directory.name), each, patience=_PATIENCE_S)
-        except Exception as error:  # whatever is wrong with one, the other may be whole
+        except Exception as error:  # the other file may be intact
             if each == files[-1]:
                 raise SettingError(f"{each}: cannot be read ({one_line(error)})") from None
     raise AssertionError("unreachable")

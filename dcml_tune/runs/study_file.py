@@ -1,4 +1,7 @@
-"""The SQLite file of an Optuna study: patience while it is locked, a copy beside it, and what is done when it is damaged."""
+"""The SQLite file of an Optuna study: retries while it is locked, its backup copy, and its repair from the copy.
+
+The module is long because the three share what they know of SQLite's errors.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_S = 300.0
-"""How long a study that is locked, or cannot be read for the moment, is waited for."""
+"""Seconds for which calls are retried while the study is locked or temporarily unreadable."""
 
 BUSY_S = 0.5
-"""How long SQLite itself waits for a lock: no signal is looked at meanwhile."""
+"""Seconds for which SQLite itself waits for a lock; signals are not handled in that time."""
 
 _AGAIN_S = 0.2
 _MAY_PASS = frozenset(
@@ -50,13 +53,13 @@ _patience_s: float | None = None
 
 
 def patiently(call: Callable[[], T], file: Path, *, patience: float | None = None) -> T:
-    """Call something that uses a study, again and again while another process holds the file or it cannot be read.
+    """Call a function that uses a study, and retry it while the file is locked or temporarily unreadable.
 
-    Signals are looked at between two tries.
+    Signals are handled between two attempts.
 
     Args:
-        call: what to call; it must be possible to do it twice.
-        file: of the study.
+        call: the function; it must be idempotent.
+        file: file of the study.
         patience: seconds after which the error is raised; `PATIENCE_S` by default.
     """
     allowed = patience if patience is not None else PATIENCE_S if _patience_s is None else _patience_s
@@ -80,7 +83,7 @@ def patiently(call: Callable[[], T], file: Path, *, patience: float | None = Non
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """Wait for a study for two seconds at most: the process is about to end."""
+    """Limit retries to two seconds in the block, because the process is about to end."""
     global _patience_s
     before, _patience_s = _patience_s, 2.0
     try:
@@ -90,7 +93,7 @@ def impatient() -> Iterator[None]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same call may work later: the file is locked, or its disk does not answer."""
+    """Whether the same call may succeed later: the file is locked, or its disk does not answer."""
     found = _origin(error)
     if isinstance(found, OSError):
         return found.errno in TRANSIENT
@@ -98,7 +101,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def complaint(file: Path, error: BaseException) -> str:
-    """Why a search cannot go on with its study, and what to do, in one line."""
+    """One line that says why a search cannot use its study, and the remedy."""
     if may_pass(error):
         return (
             f"{file}: {_reason(error)}, for {PATIENCE_S / 60:.0f} minutes now; end the process that holds the file "
@@ -110,16 +113,14 @@ def complaint(file: Path, error: BaseException) -> str:
 
 
 def mend(file: Path, name: str) -> None:
-    """Have a whole study at its place, unless the search has launched no trial: if it is not, its copy is put there.
-
-    That is said in a line.
+    """Replace a missing or damaged study by its copy, with a warning. A search that has launched no trial needs none.
 
     Args:
-        file: of the study, in the directory of its search.
-        name: of the study.
+        file: file of the study, in the directory of its search.
+        name: name of the study.
 
     Raises:
-        SettingError: if neither the file nor its copy is whole, the file may not be read or written, another version of
+        SettingError: if neither the file nor its copy is intact, the file may not be read or written, another version of
             Optuna wrote it, or another process holds it for minutes.
     """
     trials = file.parent / TRIALS
@@ -152,16 +153,16 @@ def _restore(file: Path, name: str, fault: str) -> None:
         aside = f", and it is kept as {place.name}"
     log.warning("%s: the Optuna study %s; its copy takes its place%s", file, fault, aside)
     for rest in ("journal", "wal", "shm"):
-        file.with_name(f"{file.name}-{rest}").unlink(missing_ok=True)  # they belong to the damaged file
+        file.with_name(f"{file.name}-{rest}").unlink(missing_ok=True)  # these belong to the damaged file
     write_atomic(file, copy.read_bytes())
 
 
 def fault_of(file: Path, name: str) -> str | None:
-    """What is wrong with the file of a study, in words; None if nothing is.
+    """Why the file of a study is not usable, as the end of a sentence; None if it is intact.
 
     Raises:
         SettingError: if it must not be replaced: it may not be read, or another version of Optuna wrote it.
-        Exception: one that `may_pass`.
+        Exception: an error that is temporary, see `may_pass`.
     """
     try:
         found = file.stat()
@@ -196,10 +197,10 @@ def fault_of(file: Path, name: str) -> str | None:
 
 
 def read_trials(file: Path, name: str) -> list[FrozenTrial]:
-    """The trials of a study, by a connection that can write nothing.
+    """The trials of a study, read by a connection that cannot write.
 
     Raises:
-        KeyError: if it holds no study of this name.
+        KeyError: if the file holds no study of this name.
         RuntimeError: if another version of Optuna wrote it.
     """
     import optuna
@@ -218,13 +219,13 @@ def read_trials(file: Path, name: str) -> list[FrozenTrial]:
 
 
 def copy_study(file: Path) -> None:
-    """Copy a study's file beside it, whole or not at all."""
+    """Copy the file of a study to `copy_of(file)`, atomically."""
     fresh = file.with_suffix(".db.new")
 
     def copy() -> None:
         fresh.unlink(missing_ok=True)
         with closing(sqlite3.connect(_address(file), uri=True, timeout=BUSY_S)) as source:
-            # With a lock of our own for reading: the backup itself waits for one for ever, and looks at no signal.
+            # Take a read lock first: the backup would wait for one without end, and without handling signals.
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             with closing(sqlite3.connect(fresh)) as target:
@@ -239,17 +240,17 @@ def copy_study(file: Path) -> None:
 
 
 def copy_of(file: Path) -> Path:
-    """Where the copy of a study lies."""
+    """Path of the copy of a study."""
     return file.with_suffix(".db.copy")
 
 
 def _address(file: Path) -> str:
-    """SQLite's own address of a file that is there, whatever characters its path has."""
+    """SQLite's own address of an existing file; its path may hold any characters."""
     return f"file:{quote(str(file))}?mode=rw"
 
 
 def _unused(path: Path) -> Path:
-    """A path of that name, or with a number behind it, that nothing has yet."""
+    """`path`, or the first of `path-2`, `path-3`, ... that does not exist."""
     tried, number = path, 1
     while os.path.lexists(tried):
         number += 1
@@ -258,14 +259,14 @@ def _unused(path: Path) -> Path:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """The error of SQLite or of the system below those of SQLAlchemy and Optuna."""
+    """The error of SQLite or the system that caused an error of SQLAlchemy or Optuna."""
     while (below := getattr(error, "orig", None) or error.__cause__) is not None:
         error = below
     return error
 
 
 def _code(error: BaseException) -> int | None:
-    """SQLite's primary code of an error."""
+    """SQLite's primary error code; None for other errors."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
