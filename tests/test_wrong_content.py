@@ -17,7 +17,7 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import ImageList, ImageStore, contents, open_or_build
 from dcml_tune.models.embedder import MaskedEmbedder, load
 from dcml_tune.models.pretrained import load_into
-from dcml_tune.report import search_data as report_facts
+from dcml_tune.report import reading
 from dcml_tune.runs import ledger
 from dcml_tune.runs.record import Record
 from dcml_tune.runs.results import read_result
@@ -150,7 +150,7 @@ def test_a_verdict(verdict, tmp_path_factory):
     directory = tmp_path_factory.mktemp("search")
     sealed(directory, "verdict.json", verdict)
     problems: list[str] = []
-    found = report_facts._verdict(directory, problems)
+    found = reading._verdict(directory, problems)
     assert (found is None) == bool(problems)
 
 

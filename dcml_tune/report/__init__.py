@@ -14,7 +14,7 @@ from dcml_tune.utils import tracebacks
 if TYPE_CHECKING:
     from dcml_tune.report.figures import Album
     from dcml_tune.report.page import Section
-    from dcml_tune.report.search_data import Facts
+    from dcml_tune.report.search_data import SearchData
 
 __all__ = ["write_report"]
 
@@ -39,21 +39,22 @@ def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
     """
     from dcml_tune.report.figures import Album, drawing
     from dcml_tune.report.page import render
-    from dcml_tune.report.search_data import moment, read_facts
+    from dcml_tune.report.reading import read_search_data
+    from dcml_tune.report.search_data import moment
     from dcml_tune.report.sections import outcome
     from dcml_tune.utils.files import write_atomic
 
-    facts = read_facts(directory, uri)
+    search = read_search_data(directory, uri)
     album = Album(directory / "report")
     try:
         album.directory.mkdir(exist_ok=True)
         with drawing():
-            sections = [_section(build, facts, album) for build in _builders(pictures)]
+            sections = [_section(build, search, album) for build in _builders(pictures)]
         page = render(
-            name=facts.name,
+            name=search.name,
             written=f"Report of {moment(time.time())}",
-            banners=outcome.banners(facts),
-            head=outcome.head(facts),
+            banners=outcome.banners(search),
+            head=outcome.head(search),
             sections=sections,
         )
         write_atomic(album.directory / "index.html", page.encode())
@@ -65,23 +66,23 @@ def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
     return album.directory / "index.html"
 
 
-def _builders(pictures: bool) -> list[Callable[[Facts, Album], Section]]:
+def _builders(pictures: bool) -> list[Callable[[SearchData, Album], Section]]:
     """What makes the sections, in their order."""
-    from dcml_tune.report.sections import division, outcome, progress, settings
+    from dcml_tune.report.sections import commands, confirmation, division, progress, settings, verdict
     from dcml_tune.report.sections.pictures import pictures as of_images
 
-    made = [outcome.verdict, progress.learning, settings.settings, progress.costs, division.division]
-    return [*made, *([of_images] if pictures else []), outcome.confirmation, outcome.commands]
+    builders = [verdict.verdict, progress.learning, settings.settings, progress.costs, division.division]
+    return [*builders, *([of_images] if pictures else []), confirmation.confirmation, commands.commands]
 
 
-def _section(build: Callable[[Facts, Album], Section], facts: Facts, album: Album) -> Section:
+def _section(build: Callable[[SearchData, Album], Section], search: SearchData, album: Album) -> Section:
     """A section of the page; one that fails says why, and the others are shown."""
     from dcml_tune.report.page import Section, Text
 
     try:
-        return build(facts, album)
+        return build(search, album)
     except Exception as error:
-        what = f"report of {facts.name}: {build.__name__} failed"
+        what = f"report of {search.name}: {build.__name__} failed"
         if isinstance(error, SettingError):
             log.warning("%s: %s", what, error)
         else:

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     """Write the page and say where it is."""
     arguments = parser().parse_args(argv)
     from dcml_tune.report import write_report
-    from dcml_tune.report.search_data import known_search, recorded_uri
+    from dcml_tune.report.reading import known_search, recorded_uri
 
     directory = known_search(named_directory("NAME", arguments.name, output_directory(arguments.output_dir)))
     page = write_report(

@@ -5,26 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from dcml_tune.config.errors import SettingError, unknown_name
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import best_model
 from dcml_tune.report.page import NOTHING
-from dcml_tune.runs import ledger
-from dcml_tune.runs.paths import TRIALS, mlflow_address
-from dcml_tune.runs.record import Record, all_records
-from dcml_tune.runs.study import KEY, by_launch, first_best, read_study
-from dcml_tune.tracking.uris import absolute_uri
-from dcml_tune.utils.files import CorruptFileError, read_checksummed
-from dcml_tune.utils.redaction import redact
-from dcml_tune.utils.stored import Count, Finite, Stored, printable
+from dcml_tune.runs.paths import TRIALS
+from dcml_tune.runs.record import Record
+from dcml_tune.runs.study import first_best
 
 if TYPE_CHECKING:
     import optuna
@@ -32,13 +23,8 @@ if TYPE_CHECKING:
 
     from dcml_tune.tracking.reading import StoredRun
 
-T = TypeVar("T")
-
 PUBLISHED = "000"
 """Key of the trial that has the published setting."""
-
-EXPERIMENT = "dcml_tune"
-_STATES: dict[str, Any] = {"COMPLETE": "done", "PRUNED": "pruned", "WAITING": "interrupted", "RUNNING": "running"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +63,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class SearchData:
     """All that the page is made of."""
 
     directory: Path
@@ -189,133 +175,6 @@ class Facts:
                 )
             )
         return made
-
-
-def known_search(directory: Path) -> Path:
-    """The directory, if it is that of a search.
-
-    Raises:
-        SettingError: if it is not.
-    """
-    output, name = directory.parent, directory.name
-    if not (directory / "search.json").is_file():
-        known = [record.name for record in all_records(output)[0]]
-        if not known:
-            raise SettingError(f"{output}: holds no search; give --output-dir")
-        raise SettingError(f"{unknown_name('search', name, known)} in {output}; --output-dir says where searches are")
-    return directory
-
-
-def recorded_uri(directory: Path) -> str:
-    """Where a search was tracked: the store that it was given, or that of its output directory."""
-    uri = _record(directory).asked["flags"].get("tracking_uri")
-    return absolute_uri(uri) if uri and "***" not in uri else mlflow_address(directory.parent)
-
-
-def read_facts(directory: Path, uri: str) -> Facts:
-    """Read a search; what cannot be read is missing in it, and named in `problems`.
-
-    Raises:
-        SettingError: if the record of the search cannot be read.
-    """
-    record = _record(directory)
-    problems: list[str] = []
-    frozen = _attempt(lambda: read_study(directory), problems, "The Optuna study") or []
-    published = {**record.asked["settings"], **record.asked["space"]["published"]}
-    known = [trial for trial in frozen if KEY in trial.user_attrs]
-    found = _attempt(
-        lambda: [_trial(each, published) for each in known if each.state.name in _STATES], problems, "A trial"
-    )
-    return Facts(
-        directory=directory,
-        record=record,
-        trials=sorted(found or [], key=lambda trial: by_launch(trial.key)),
-        failed=sum(each.state.name == "FAIL" for each in known),
-        runs=_attempt(lambda: _runs(uri, directory.name), problems, "MLflow") or [],
-        problems=problems,
-        verdict=_verdict(directory, problems),
-        uri=uri,
-    )
-
-
-def read_ledger(file: Path) -> list[dict[str, Any]] | None:
-    """The lines of a ledger; one that is torn, or none of a ledger, has the key `torn`. None if there is no file."""
-    if not file.is_file():
-        return None
-    lines = [line for line in file.read_bytes().splitlines() if line.strip()]
-    return [ledger.entry_of(line) or {"torn": printable(line.decode(errors="replace"))} for line in lines]
-
-
-def _record(directory: Path) -> Record:
-    try:
-        return Record.open(directory)
-    except SettingError as error:  # what can be read needs no resume
-        raise SettingError(str(error).removeprefix("--resume ")) from None
-
-
-def _trial(frozen: FrozenTrial, published: dict[str, Any]) -> Trial:
-    return Trial(
-        key=frozen.user_attrs[KEY],
-        settings=dict(frozen.params),
-        config=TrialConfig(**{**published, **frozen.params}),
-        curve={epoch: value for epoch, value in frozen.intermediate_values.items() if epoch > 0},
-        state=_STATES[frozen.state.name],
-        frozen=frozen,
-    )
-
-
-def _runs(uri: str, name: str) -> list[StoredRun]:
-    from dcml_tune.tracking.reading import read_runs
-
-    return read_runs(uri, EXPERIMENT, search=name)
-
-
-class _Comparison(Stored):
-    control: str
-    on: str
-    pairs: Count
-    difference: Finite
-    low: Finite | None
-    high: Finite | None
-    needed: Count | None
-    found: str
-
-
-class _Gap(Stored):
-    setting: str
-    validation: Finite | None
-    test: Finite | None
-
-
-class _Verdict(Stored):
-    """verdict.json, as `dcml_tune.search.verdict.verdict` makes it."""
-
-    metric: str
-    winner: str
-    lines: list[str] = Field(default_factory=list)
-    comparisons: list[_Comparison] = Field(default_factory=list)
-    gap: list[_Gap] = Field(default_factory=list)
-
-
-def _verdict(directory: Path, problems: list[str]) -> dict[str, Any] | None:
-    """What the confirmation found; None if there was none."""
-    file = directory / "verdict.json"
-    if not file.exists():
-        return None
-    try:
-        return read_checksummed(file, _Verdict)
-    except CorruptFileError as error:
-        problems.append(f"The verdict cannot be read: {error}.")
-        return None
-
-
-def _attempt(read: Callable[[], T], problems: list[str], what: str) -> T | None:
-    """What can be read; else None, and the reason among the problems."""
-    try:
-        return read()
-    except Exception as error:  # the page says so, and shows the rest
-        problems.append(f"{what} cannot be read: {redact(' '.join(str(error).split())) or type(error).__name__}.")
-        return None
 
 
 def _is_alive(owner: str) -> bool:

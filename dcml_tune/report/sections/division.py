@@ -15,7 +15,7 @@ from torch import Tensor
 from dcml_tune.models import embedder
 from dcml_tune.report.figures import SIZE, Album, axes, in_percent
 from dcml_tune.report.page import Figure, Section
-from dcml_tune.report.search_data import Facts
+from dcml_tune.report.search_data import SearchData
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.stored import Count, Stored
@@ -30,26 +30,26 @@ class _Division(Stored):
     nb_clusters: Annotated[Count, Field(ge=0, le=1 << 20)]
 
 
-def division(facts: Facts, album: Album) -> Section:
+def division(search: SearchData, album: Album) -> Section:
     """Partitions over epochs, cluster sizes and masks."""
     section = Section(title="Division")
-    _over_epochs(section, facts, album)
-    _sizes(section, facts, album)
-    _masks(section, facts, album)
+    _over_epochs(section, search, album)
+    _sizes(section, search, album)
+    _masks(section, search, album)
     return section
 
 
-def _over_epochs(section: Section, facts: Facts, album: Album) -> None:
-    section.parts += filter(None, [_nmi(facts, album), _left_out(facts, album), _extremes(facts, album)])
+def _over_epochs(section: Section, search: SearchData, album: Album) -> None:
+    section.parts += filter(None, [_nmi(search, album), _left_out(search, album), _extremes(search, album)])
     if not section.parts:
         section.say(
             "MLflow has no numbers of the division: no trial has divided its images yet, or its store is not there."
         )
 
 
-def _nmi(facts: Facts, album: Album) -> Figure | None:
+def _nmi(search: SearchData, album: Album) -> Figure | None:
     return _lines(
-        facts,
+        search,
         album,
         {"clusters/nmi_previous": "-"},
         "nmi",
@@ -60,9 +60,9 @@ def _nmi(facts: Facts, album: Album) -> Figure | None:
     )
 
 
-def _left_out(facts: Facts, album: Album) -> Figure | None:
+def _left_out(search: SearchData, album: Album) -> Figure | None:
     return _lines(
-        facts,
+        search,
         album,
         {"clusters/left_out": "-"},
         "left-out",
@@ -74,9 +74,9 @@ def _left_out(facts: Facts, album: Album) -> Figure | None:
     )
 
 
-def _extremes(facts: Facts, album: Album) -> Figure | None:
+def _extremes(search: SearchData, album: Album) -> Figure | None:
     return _lines(
-        facts,
+        search,
         album,
         {"clusters/largest": "-", "clusters/smallest": ":"},
         "largest-smallest",
@@ -88,7 +88,7 @@ def _extremes(facts: Facts, album: Album) -> Figure | None:
 
 
 def _lines(
-    facts: Facts,
+    search: SearchData,
     album: Album,
     metrics: dict[str, str],
     name: str,
@@ -101,33 +101,33 @@ def _lines(
     """A line for each trial and metric, in the style that is given; None where no trial has the metric."""
     found = [
         (number, trial, style, points)
-        for number, trial in enumerate(facts.trials)
+        for number, trial in enumerate(search.trials)
         for metric, style in metrics.items()
-        if (points := facts.curve(trial.key, metric))
+        if (points := search.curve(trial.key, metric))
     ]
     if not found:
         return None
     drawn = axes()
     for number, trial, style, points in found:
-        label = trial.key if style == "-" and len(facts.trials) <= 16 else None
+        label = trial.key if style == "-" and len(search.trials) <= 16 else None
         drawn.plot(*zip(*points, strict=True), style, marker=".", color=colormaps["tab20"](number % 20), label=label)
     drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
-    drawn.set_xlim(0, 0.5 + max(trial.epochs for trial in facts.trials))
+    drawn.set_xlim(0, 0.5 + max(trial.epochs for trial in search.trials))
     drawn.set_xlabel("epoch")
     drawn.set_ylabel(unit)
     if percentage:
         in_percent(drawn.yaxis)
-    if len(facts.trials) <= 16:
+    if len(search.trials) <= 16:
         drawn.legend(title="trial", ncols=2)
     return album.keep(drawn, name, title=title, caption=caption)
 
 
-def read_division(facts: Facts) -> tuple[dict[str, Tensor], int] | None:
+def read_division(search: SearchData) -> tuple[dict[str, Tensor], int] | None:
     """The partition of the best trial and its number of clusters; None if it was not kept."""
-    if facts.model is None:
+    if search.model is None:
         return None
     try:
-        tensors, found = checkpoint.read(facts.model, DIVISION, _Division)
+        tensors, found = checkpoint.read(search.model, DIVISION, _Division)
     except CheckpointError:
         return None
     parts = [tensors.get(name) for name in ("partition", "rows")]
@@ -139,12 +139,12 @@ def read_division(facts: Facts) -> tuple[dict[str, Tensor], int] | None:
     return tensors, int(found["nb_clusters"])
 
 
-def _sizes(section: Section, facts: Facts, album: Album) -> None:
-    found = read_division(facts)
+def _sizes(section: Section, search: SearchData, album: Album) -> None:
+    found = read_division(search)
     if found is None:
         section.say("The division of the best trial was not kept, so there are no sizes of its clusters.")
         return
-    assert facts.best is not None
+    assert search.best is not None
     tensors, clusters = found
     partition = tensors["partition"].numpy()
     sizes = np.bincount(partition[partition >= 0], minlength=clusters)
@@ -162,23 +162,23 @@ def _sizes(section: Section, facts: Facts, album: Album) -> None:
         f"({100 * left_out / max(1, len(partition)):.1f} %) belong to no cluster, and the smallest cluster has {sizes.min():,}."
     )
     section.parts.append(
-        album.keep(drawn, "cluster-sizes", title=f"Clusters of trial {facts.best.key}", caption=caption)
+        album.keep(drawn, "cluster-sizes", title=f"Clusters of trial {search.best.key}", caption=caption)
     )
 
 
-def _masks(section: Section, facts: Facts, album: Album) -> None:
-    if facts.model is None or facts.best is None:
+def _masks(section: Section, search: SearchData, album: Album) -> None:
+    if search.model is None or search.best is None:
         section.say("The model of the best trial was not kept, or there is none yet, so its masks cannot be shown.")
         return
-    loaded = embedder.load(facts.model)
+    loaded = embedder.load(search.model)
     masks_KD = loaded.effective_masks().detach()
     if len(masks_KD) == 1:
         section.say(
-            f"The best model of trial {facts.best.key} is of an epoch with one cluster: it has a single mask, and nothing to "
+            f"The best model of trial {search.best.key} is of an epoch with one cluster: it has a single mask, and nothing to "
             "compare."
         )
         return
-    section.parts += [_overlap(masks_KD, facts.best.key, album), _image(masks_KD, facts.best.key, album)]
+    section.parts += [_overlap(masks_KD, search.best.key, album), _image(masks_KD, search.best.key, album)]
 
 
 def _overlap(masks_KD: Tensor, key: str, album: Album) -> Figure:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dcml_tune import data
@@ -23,8 +22,9 @@ from dcml_tune.models import embedder
 from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.report.figures import Album, Pixels
 from dcml_tune.report.page import Figure, Section, percent
-from dcml_tune.report.search_data import Facts
+from dcml_tune.report.search_data import SearchData
 from dcml_tune.report.sections.division import read_division
+from dcml_tune.report.sheets import CELL, GREEN, GREY, RED, blank, label, thumbnail, with_head
 from dcml_tune.runs.paths import STORES
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.trial_data import TrialData
@@ -36,28 +36,27 @@ Hits = npt.NDArray[np.bool_]
 _QUERIES, _NEIGHBOURS = 12, 5
 _MOST_IMAGES = 3000  # of the held-out classes that are embedded
 _PER_CLUSTER, _MOST_CLUSTERS = 6, 32
-_SIDE, _BORDER, _GAP, _HEAD, _LABEL = 96, 5, 18, 26, 170  # pixels
-_GREEN, _RED, _GREY, _WHITE = (46, 160, 67), (218, 54, 51), (140, 149, 159), (255, 255, 255)
+_GAP = 18  # pixels
 _SEED = 0
 
 
-def pictures(facts: Facts, album: Album) -> Section:
+def pictures(search: SearchData, album: Album) -> Section:
     """Queries with their neighbours before and after, and images of each cluster."""
     section = Section(title="Pictures")
-    if facts.best is None or facts.model is None:
+    if search.best is None or search.model is None:
         section.say("The model of the best trial was not kept, or there is none yet, so nothing can be embedded.")
         return section
-    stores = facts.output / STORES
-    if not _is_stored(facts.best.config, stores):
+    stores = search.output / STORES
+    if not _is_stored(search.best.config, stores):
         section.say(f"{stores} does not hold the images of this search, and a report builds no store.")
         return section
-    opened = TrialData.open(facts.best.config, stores)
+    opened = TrialData.open(search.best.config, stores)
     if opened.validation is None:
         section.say("No classes are held out (paper protocol), and pictures of test classes are not shown.")
     else:
         with _all_threads():
-            section.parts.append(_neighbours(facts, facts.model, opened, album))
-    _clusters(section, facts, opened, album)
+            section.parts.append(_neighbours(search, search.model, opened, album))
+    _clusters(section, search, opened, album)
     return section
 
 
@@ -93,11 +92,11 @@ class _Found:
     """Q x 5: whether they are of the query's class."""
 
 
-def _neighbours(facts: Facts, trained: Path, opened: TrialData, album: Album) -> Figure:
-    assert facts.best is not None
+def _neighbours(search: SearchData, trained: Path, opened: TrialData, album: Album) -> Figure:
+    assert search.best is not None
     queries, gallery = _shown_rows(opened)
-    device = torch.device("cuda" if torch.cuda.is_available() and facts.status != "running" else "cpu")
-    networks = [(MaskedEmbedder(facts.best.config), True), (embedder.load(trained), False)]
+    device = torch.device("cuda" if torch.cuda.is_available() and search.status != "running" else "cpu")
+    networks = [(MaskedEmbedder(search.best.config), True), (embedder.load(trained), False)]
     before, after = (
         _search(network.to(device), opened, queries, gallery, penultimate=penultimate)
         for network, penultimate in networks
@@ -114,7 +113,7 @@ def _neighbours(facts: Facts, trained: Path, opened: TrialData, album: Album) ->
         "Look for rows that turn from red to green, and for what the red ones have in common. Searched were "
         f"{len(queries):,} held-out images of {classes:,} classes "
         f"({'all there are' if whole else 'whole classes, chosen at random with a fixed seed'}); the nearest is right for "
-        f"{recall[0]} of them with the untrained network and for {recall[1]} with trial {facts.best.key}. Half of the queries "
+        f"{recall[0]} of them with the untrained network and for {recall[1]} with trial {search.best.key}. Half of the queries "
         "are random, the others (last rows) are among those that the two answer differently."
     )
     title = "Queries and their five nearest, before and after"
@@ -180,54 +179,26 @@ def _sheet(images: Pixels, queries: Indices, networks: list[_Found]) -> Pixels:
     """A row for each query: itself, then its neighbours by each network."""
     rows = []
     for number, query in enumerate(queries):
-        blocks = [_thumbnail(images[query], _GREY)]
+        blocks = [thumbnail(images[query], GREY)]
         for found in networks:
             near = zip(found.neighbours[number], found.right[number], strict=True)
             blocks += [
-                _blank(blocks[0], _GAP),
-                *(_thumbnail(images[row], _GREEN if hit else _RED, not hit) for row, hit in near),
+                blank(blocks[0], _GAP),
+                *(thumbnail(images[row], GREEN if hit else RED, not hit) for row, hit in near),
             ]
         rows.append(np.concatenate(blocks, axis=1))
     sheet = np.concatenate(rows)
-    cell = _SIDE + 2 * _BORDER
+    cell = CELL
     second = cell + _GAP + networks[0].neighbours.shape[1] * cell + _GAP
     heads = {0: "query", cell + _GAP: "untrained network, the nearest first", second: "best trial, the nearest first"}
-    return _with_head(sheet, heads)
-
-
-def _thumbnail(image: Pixels, colour: tuple[int, int, int], cornered: bool = False) -> Pixels:
-    """An image in a border; a corner says the same as the colour to those who cannot tell red from green."""
-    small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
-    framed = np.full((_SIDE + 2 * _BORDER, _SIDE + 2 * _BORDER, 3), colour, np.uint8)
-    framed[_BORDER:-_BORDER, _BORDER:-_BORDER] = small
-    if cornered:
-        framed[:16, -16:] = colour
-    return np.pad(framed[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0)), constant_values=255)
-
-
-def _blank(beside: Pixels, width: int) -> Pixels:
-    return np.full((len(beside), width, 3), _WHITE, np.uint8)
-
-
-def _with_head(sheet: Pixels, texts: dict[int, str]) -> Pixels:
-    """A line of text above a sheet, each text at its own distance from the left."""
-    head = Image.new("RGB", (sheet.shape[1], _HEAD), _WHITE)
-    for left, text in texts.items():
-        ImageDraw.Draw(head).text((left + 4, 4), text, fill=(31, 35, 40), font=ImageFont.load_default(15))
-    return np.concatenate([np.asarray(head), sheet])
-
-
-def _label(text: str, height: int) -> Pixels:
-    made = Image.new("RGB", (_LABEL, height), _WHITE)
-    ImageDraw.Draw(made).text((4, height // 2 - 9), text, fill=(31, 35, 40), font=ImageFont.load_default(15))
-    return np.asarray(made)
+    return with_head(sheet, heads)
 
 
 # -- clusters ----------------------------------------------------------------------------------------------
 
 
-def _clusters(section: Section, facts: Facts, opened: TrialData, album: Album) -> None:
-    found = read_division(facts)
+def _clusters(section: Section, search: SearchData, opened: TrialData, album: Album) -> None:
+    found = read_division(search)
     if found is None:
         section.say("The division of the best trial was not kept, so there are no pictures of its clusters.")
         return
@@ -244,12 +215,12 @@ def _clusters(section: Section, facts: Facts, opened: TrialData, album: Album) -
         f"Look for what the images of a row have in common and those of other rows do not: that is what its learner is for "
         f"({len(shown)} of {clusters} clusters{', the largest' if len(shown) < clusters else ''})."
     )
-    section.parts.append(album.keep_picture(_with_head(sheet, {0: title}), "clusters", title=title, caption=caption))
+    section.parts.append(album.keep_picture(with_head(sheet, {0: title}), "clusters", title=title, caption=caption))
 
 
 def _cluster(images: Pixels, number: int, rows: Indices, rng: np.random.Generator) -> Pixels:
     """A row of a cluster's images."""
     chosen = rng.permutation(rows)[:_PER_CLUSTER]
-    blocks = [_thumbnail(images[row], _GREY) for row in chosen]
-    blocks += [_blank(blocks[0], blocks[0].shape[1])] * (_PER_CLUSTER - len(blocks))
-    return np.concatenate([_label(f"{number}: {len(rows):,} images", len(blocks[0])), *blocks], axis=1)
+    blocks = [thumbnail(images[row], GREY) for row in chosen]
+    blocks += [blank(blocks[0], blocks[0].shape[1])] * (_PER_CLUSTER - len(blocks))
+    return np.concatenate([label(f"{number}: {len(rows):,} images", len(blocks[0])), *blocks], axis=1)

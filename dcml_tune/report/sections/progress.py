@@ -16,7 +16,7 @@ from optuna.visualization.matplotlib import plot_optimization_history
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.report.figures import SIZE, Album, axes, in_percent
 from dcml_tune.report.page import Figure, Section, Table, percent
-from dcml_tune.report.search_data import Facts, Trial
+from dcml_tune.report.search_data import SearchData, Trial
 
 _FULL = "full embedding"
 _DEVICE, _SHARE = "dcml.device", "dcml.device_share"  # tags of a search: what a trial ran on, and how many of it
@@ -25,37 +25,37 @@ Piece = list[tuple[float, float]]
 """Two points of a curve."""
 
 
-def learning(facts: Facts, album: Album) -> Section:
+def learning(search: SearchData, album: Album) -> Section:
     """Best so far over trials and over time, and the learning curves."""
     section = Section(title="Learning")
-    if facts.ended:
-        section.parts += [_over_trials(facts, album), _over_time(facts, album)]
+    if search.ended:
+        section.parts += [_over_trials(search, album), _over_time(search, album)]
     else:
         section.say("No trial has ended with a value yet, so there is no best so far.")
-    if any(trial.curve for trial in facts.trials):
-        section.parts.append(_curves(facts, album))
+    if any(trial.curve for trial in search.trials):
+        section.parts.append(_curves(search, album))
     else:
         section.say("No trial has completed an epoch yet, so there are no learning curves.")
     return section
 
 
-def _over_trials(facts: Facts, album: Album) -> Figure:
-    drawn = plot_optimization_history(facts.study(), target_name=facts.metric)
+def _over_trials(search: SearchData, album: Album) -> Figure:
+    drawn = plot_optimization_history(search.study(), target_name=search.metric)
     drawn.get_figure(root=True).set_size_inches(*SIZE)  # type: ignore[union-attr]
-    keys = [trial.key for trial in facts.ended]
+    keys = [trial.key for trial in search.ended]
     step = 1 + len(keys) // 20
     drawn.set_xticks(range(0, len(keys), step), keys[::step])
     drawn.set_xlabel("trial")
-    _reference(drawn, facts)
-    _value_axis(drawn, facts)
+    _reference(drawn, search)
+    _value_axis(drawn, search)
     caption = "Look for whether late trials still raise the best value: if they do, more trials may pay."
     return album.keep(drawn, "best-over-trials", title="Best so far over trials", caption=caption)
 
 
-def _over_time(facts: Facts, album: Album) -> Figure:
+def _over_time(search: SearchData, album: Album) -> Figure:
     drawn = axes()
-    start = min(trial.frozen.datetime_start for trial in facts.trials if trial.frozen.datetime_start)
-    ended = [trial for trial in facts.ended if trial.frozen.datetime_complete]
+    start = min(trial.frozen.datetime_start for trial in search.trials if trial.frozen.datetime_start)
+    ended = [trial for trial in search.ended if trial.frozen.datetime_complete]
     ended.sort(key=lambda trial: trial.frozen.datetime_complete)  # type: ignore[arg-type, return-value]
     minutes = [(trial.frozen.datetime_complete - start).total_seconds() / 60 for trial in ended]  # type: ignore[operator]
     values = [trial.best or 0.0 for trial in ended]
@@ -63,30 +63,30 @@ def _over_time(facts: Facts, album: Album) -> Figure:
     drawn.scatter(minutes, values, s=18, color="C1", label="a trial, at its end")
     drawn.set_xlim(left=0)
     drawn.set_xlabel("time since the first trial began, pauses included (minutes)")
-    _reference(drawn, facts)
-    _value_axis(drawn, facts)
+    _reference(drawn, search)
+    _value_axis(drawn, search)
     caption = "Look for when the curve became flat: what was run after that brought nothing."
     return album.keep(drawn, "best-over-time", title="Best so far over time", caption=caption)
 
 
-def _curves(facts: Facts, album: Album) -> Figure:
+def _curves(search: SearchData, album: Album) -> Figure:
     drawn = axes(height=5.5)
-    handles, dots = [], 5 if max(trial.epochs for trial in facts.trials) <= 30 else 1
-    for phase, pieces in sorted(_pieces(facts.trials).items(), key=lambda each: _place(each[0])):
+    handles, dots = [], 5 if max(trial.epochs for trial in search.trials) <= 30 else 1
+    for phase, pieces in sorted(_pieces(search.trials).items(), key=lambda each: _place(each[0])):
         drawn.add_collection(LineCollection(pieces, colors=[_colour(phase)], linewidths=1.3))
         drawn.plot(*zip(*(piece[1] for piece in pieces), strict=True), ".", markersize=dots, color=_colour(phase))
         handles.append(Line2D([], [], color=_colour(phase), label=phase))
-    pruned = [max(trial.curve.items()) for trial in facts.trials if trial.state == "pruned" and trial.curve]
+    pruned = [max(trial.curve.items()) for trial in search.trials if trial.state == "pruned" and trial.curve]
     drawn.plot(*zip(*pruned, strict=True) if pruned else ([], []), color="black", marker="x", linestyle="")
     handles.append(Line2D([], [], color="black", marker="x", linestyle="", label="pruned"))
     drawn.autoscale()
-    if facts.record.state.untrained is not None:
-        handles.append(_reference(drawn, facts))
+    if search.record.state.untrained is not None:
+        handles.append(_reference(drawn, search))
     drawn.set_xlabel("epoch")
     drawn.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _value_axis(drawn, facts)
+    _value_axis(drawn, search)
     drawn.legend(handles=handles, title="phase", loc="upper left", bbox_to_anchor=(1.01, 1))
-    drawn.set_ylabel(f"best {facts.metric} so far")
+    drawn.set_ylabel(f"best {search.metric} so far")
     caption = "Look for the phase in which the curves part: before it trials cannot be told from each other, and pruning is a draw of lots."
     return album.keep(drawn, "learning-curves", title="Learning curves of all trials", caption=caption)
 
@@ -114,76 +114,78 @@ def _colour(phase: str) -> str | tuple[float, float, float, float]:
     return colormaps["viridis"](min(1.0, (_place(phase).bit_length() - 1) / 6))
 
 
-def _reference(drawn: Axes, facts: Facts) -> Line2D:
+def _reference(drawn: Axes, search: SearchData) -> Line2D:
     """A line at the untrained network's value, where it is known."""
-    value = facts.record.state.untrained
+    value = search.record.state.untrained
     if value is None:
         return Line2D([], [])
     return drawn.axhline(value, color="grey", linestyle="--", label=f"untrained network ({percent(value)})")
 
 
-def _value_axis(drawn: Axes, facts: Facts) -> None:
+def _value_axis(drawn: Axes, search: SearchData) -> None:
     in_percent(drawn.yaxis)
-    drawn.set_ylabel(facts.metric)
+    drawn.set_ylabel(search.metric)
     drawn.legend()
 
 
 # -- what it cost ------------------------------------------------------------------------------------------
 
 
-def costs(facts: Facts, album: Album) -> Section:
+def costs(search: SearchData, album: Album) -> Section:
     """What pruning saved, and what a gained point cost."""
     section = Section(title="Cost")
-    trials = [trial for trial in facts.trials if trial.curve]
+    trials = [trial for trial in search.trials if trial.curve]
     if not trials:
         section.say("No trial has completed an epoch yet, so there is nothing to count.")
         return section
-    section.parts.append(_table(facts, trials))
-    section.say(_of_a_point(facts, trials))
+    section.parts.append(_table(search, trials))
+    section.say(_of_a_point(search, trials))
     return section
 
 
-def _table(facts: Facts, trials: list[Trial]) -> Table:
+def _table(search: SearchData, trials: list[Trial]) -> Table:
     pruned = [trial for trial in trials if trial.state == "pruned"]
     planned, run = sum(trial.config.nb_epochs for trial in trials), sum(trial.epochs for trial in trials)
     saved = sum(trial.config.nb_epochs - trial.epochs for trial in pruned)
-    minutes = [(trial.config.nb_epochs - trial.epochs) * _seconds(facts, trial) / trial.epochs / 60 for trial in pruned]
+    minutes = [
+        (trial.config.nb_epochs - trial.epochs) * _seconds(search, trial) / trial.epochs / 60 for trial in pruned
+    ]
     rows = [
         ("trials with an epoch", f"{len(trials)}, of which {len(pruned)} were pruned"),
         ("epochs run", f"{run} of {planned} planned ({percent(run / planned)})"),
         ("epochs saved by pruning", f"{saved} ({percent(saved / planned)})"),
-        ("time of trials", f"{sum(_seconds(facts, trial) for trial in trials) / 60:.1f} minutes"),
+        ("time of trials", f"{sum(_seconds(search, trial) for trial in trials) / 60:.1f} minutes"),
         ("time saved by pruning", f"about {sum(minutes):.1f} minutes, if the epochs left out took as long as those that were run"),
     ]  # fmt: skip
     return Table(title="What pruning saved", columns=["what", "value"], rows=rows)
 
 
-def _of_a_point(facts: Facts, trials: list[Trial]) -> str:
+def _of_a_point(search: SearchData, trials: list[Trial]) -> str:
     """Hours of trials for each point over the untrained network."""
-    untrained, best = facts.record.state.untrained, facts.best
+    untrained, best = search.record.state.untrained, search.best
     if untrained is None or best is None or best.best is None:
         return "The untrained network was not measured, so a point gained has no price."
     gain = 100 * (best.best - untrained)
-    tags = next((run.tags for run in facts.runs if _DEVICE in run.tags), {})
+    tags = next((run.tags for run in search.runs if _DEVICE in run.tags), {})
     device = f"{tags.get(_DEVICE, 'trial')} hours"
-    hours = float(tags.get(_SHARE, 1)) * sum(_seconds(facts, trial) for trial in trials) / 3600
+    hours = float(tags.get(_SHARE, 1)) * sum(_seconds(search, trial) for trial in trials) / 3600
     if gain <= 0:
         return f"{hours:.2f} {device} brought no gain over the untrained network."
     return (
-        f"{hours / gain:.3f} {device} for each point of {facts.metric} over the untrained network: "
+        f"{hours / gain:.3f} {device} for each point of {search.metric} over the untrained network: "
         f"{hours:.2f} for {gain:.1f} points."
     )
 
 
-def _seconds(facts: Facts, trial: Trial) -> float:
+def _seconds(search: SearchData, trial: Trial) -> float:
     """Time of a trial's epochs; where MLflow does not have it, from its beginning to its last sign of life."""
-    epochs = [value for _, value in facts.curve(trial.key, "time/epoch_s")]
+    epochs = [value for _, value in search.curve(trial.key, "time/epoch_s")]
     if epochs:
         return sum(epochs)
-    return trial.seconds or next(_last_sign(facts, trial), 0.0)
+    return trial.seconds or next(_last_sign(search, trial), 0.0)
 
 
-def _last_sign(facts: Facts, trial: Trial) -> Iterator[float]:
-    start, last = trial.frozen.datetime_start, facts.record.state.changed
+def _last_sign(search: SearchData, trial: Trial) -> Iterator[float]:
+    start, last = trial.frozen.datetime_start, search.record.state.changed
     if start is not None and last > start.timestamp():
         yield last - start.timestamp()

@@ -20,80 +20,80 @@ from optuna.visualization.matplotlib import (
 from dcml_tune.cli.quantities import brief
 from dcml_tune.report.figures import SIZE, Album, in_percent
 from dcml_tune.report.page import Figure, Part, Section, Table, percent
-from dcml_tune.report.search_data import PUBLISHED, Facts
+from dcml_tune.report.search_data import PUBLISHED, SearchData
 from dcml_tune.runs.study import KEY, direction
 
 
-def settings(facts: Facts, album: Album) -> Section:
+def settings(search: SearchData, album: Album) -> Section:
     """Importance, slices and parallel coordinates of the settings that vary, and all trials in a table."""
     section = Section(title="Settings")
-    section.parts.append(_table(facts))
-    if len(facts.metrics) > 1:
-        section.parts += _fronts(facts, album)
-    if len({trial.best for trial in facts.ended}) < 2 or not facts.varied:
+    section.parts.append(_table(search))
+    if len(search.metrics) > 1:
+        section.parts += _fronts(search, album)
+    if len({trial.best for trial in search.ended}) < 2 or not search.varied:
         section.say(
             f"Importance needs at least two trials that ended with different values and settings; "
-            f"{len(facts.ended)} have ended."
+            f"{len(search.ended)} have ended."
         )
         return section
-    study = facts.study()
+    study = search.study()
     for draw in (_importance, _slices, _parallel):
-        _add(section, draw, facts, study, album)
+        _add(section, draw, search, study, album)
     return section
 
 
-def _add(section: Section, draw: Callable[..., Figure], facts: Facts, study: Study, album: Album) -> None:
+def _add(section: Section, draw: Callable[..., Figure], search: SearchData, study: Study, album: Album) -> None:
     """Add a figure of Optuna's, or why it cannot be drawn."""
     try:
-        section.parts.append(draw(facts, study, album))
+        section.parts.append(draw(search, study, album))
     except Exception as error:  # too few trials for its model, or values that it cannot order
         section.say(f"{(draw.__doc__ or '').split(',')[0]} cannot be drawn: {' '.join(str(error).split())}.")
 
 
-def _fronts(facts: Facts, album: Album) -> list[Part]:
+def _fronts(search: SearchData, album: Album) -> list[Part]:
     """The first metric against each other one, and the trials that none beats in all."""
-    trials = [trial for trial in facts.ended if trial.frozen.state == TrialState.COMPLETE]
+    trials = [trial for trial in search.ended if trial.frozen.state == TrialState.COMPLETE]
     if not trials:
         return []
-    directions = [direction(name) for name in facts.metrics]
+    directions = [direction(name) for name in search.metrics]
     study = create_study(directions=directions)
     study.add_trials([create_trial(values=each.frozen.values, user_attrs=each.frozen.user_attrs) for each in trials])
     rows = sorted(([each.user_attrs[KEY], each.values] for each in study.best_trials), key=lambda row: -row[1][0])
     shown = [[key, *(percent(v) if d == "maximize" else f"{v:.1f} s" for v, d in zip(values, directions, strict=True))]
              for key, values in rows]  # fmt: skip
     parts: list[Part] = [
-        Table(title="Beaten by no other trial in all metrics", columns=["trial", *facts.metrics], rows=shown)
+        Table(title="Beaten by no other trial in all metrics", columns=["trial", *search.metrics], rows=shown)
     ]
-    for place, metric in enumerate(facts.metrics[1:], 1):
+    for place, metric in enumerate(search.metrics[1:], 1):
         pair = create_study(directions=[directions[0], directions[place]])
         pair.add_trials([create_trial(values=[each.frozen.values[0], each.frozen.values[place]]) for each in trials])
-        drawn = plot_pareto_front(pair, target_names=[facts.metric, metric])
+        drawn = plot_pareto_front(pair, target_names=[search.metric, metric])
         in_percent(drawn.xaxis)
         caption = "Look along the marked front: further to the better side of one metric there is only by giving up some of the other."
         name = f"front-{metric.replace('/', '-')}"
-        parts.append(album.keep(drawn, name, title=f"{facts.metric} against {metric}", caption=caption))
+        parts.append(album.keep(drawn, name, title=f"{search.metric} against {metric}", caption=caption))
     return parts
 
 
-def _importance(facts: Facts, study: Study, album: Album) -> Figure:
+def _importance(search: SearchData, study: Study, album: Album) -> Figure:
     """The importance of the settings, by Optuna's evaluator."""
-    drawn = plot_param_importances(study, params=facts.varied)
-    drawn.get_figure(root=True).set_size_inches(SIZE[0], 1.5 + 0.5 * len(facts.varied))  # type: ignore[union-attr]
+    drawn = plot_param_importances(study, params=search.varied)
+    drawn.get_figure(root=True).set_size_inches(SIZE[0], 1.5 + 0.5 * len(search.varied))  # type: ignore[union-attr]
     drawn.get_legend().remove()  # type: ignore[union-attr]
-    drawn.set_xlabel(f"importance for {facts.metric} (share of 1)")
+    drawn.set_xlabel(f"importance for {search.metric} (share of 1)")
     drawn.set_ylabel("setting")
     caption = (
-        f"Look for the longest bar: the setting that made most of the difference between the {len(facts.ended)} trials "
+        f"Look for the longest bar: the setting that made most of the difference between the {len(search.ended)} trials "
         "that ended, a hint at best with fewer than some twenty of them."
     )
     return album.keep(drawn, "importance", title="Importance of the settings", caption=caption)
 
 
-def _slices(facts: Facts, study: Study, album: Album) -> Figure:
+def _slices(search: SearchData, study: Study, album: Album) -> Figure:
     """The slices, one for each setting."""
-    found = plot_slice(study, params=facts.varied, target_name=facts.metric)
+    found = plot_slice(study, params=search.varied, target_name=search.metric)
     several = cast("list[Axes]", np.atleast_1d(cast(Any, found)).tolist())
-    number = next((place for place, trial in enumerate(facts.ended) if trial.key == PUBLISHED), None)
+    number = next((place for place, trial in enumerate(search.ended) if trial.key == PUBLISHED), None)
     for each in several:
         each.set_title("")
         in_percent(each.yaxis)
@@ -103,7 +103,9 @@ def _slices(facts: Facts, study: Study, album: Album) -> Figure:
         "Look for a slope or a hump: where the points only scatter the setting made no difference; the star is the published "
         "setting, darker points are later trials, and pruned ones count with the best value that they had."
     )
-    return album.keep(several[0], "slices", title=f"{facts.metric} against each setting", caption=caption, several=True)
+    return album.keep(
+        several[0], "slices", title=f"{search.metric} against each setting", caption=caption, several=True
+    )
 
 
 def _mark(drawn: Axes, number: int) -> None:
@@ -114,25 +116,25 @@ def _mark(drawn: Axes, number: int) -> None:
             drawn.plot(*place, marker="*", markersize=16, color="tab:red", markeredgecolor="white", zorder=5)
 
 
-def _parallel(facts: Facts, study: Study, album: Album) -> Figure:
+def _parallel(search: SearchData, study: Study, album: Album) -> Figure:
     """The parallel coordinates, a line for each trial."""
-    drawn = plot_parallel_coordinate(study, params=facts.varied, target_name=facts.metric)
+    drawn = plot_parallel_coordinate(study, params=search.varied, target_name=search.metric)
     drawn.get_figure(root=True).set_size_inches(SIZE[0] + 1, SIZE[1] + 0.5)  # type: ignore[union-attr]
     in_percent(drawn.yaxis)
     in_percent(drawn.collections[0].colorbar.ax.yaxis)  # type: ignore[union-attr]
     for each in drawn.get_figure(root=True).axes:  # type: ignore[union-attr]
         each.grid(visible=False)
     drawn.set_facecolor("#cfcfcf")
-    drawn.set_ylabel(facts.metric)
+    drawn.set_ylabel(search.metric)
     drawn.set_xlabel("measure and settings")
     caption = "Look for where the dark lines, the best trials, run together: that range of a setting is worth a closer search."
     return album.keep(drawn, "parallel", title="Settings of each trial", caption=caption)
 
 
-def _table(facts: Facts) -> Table:
+def _table(search: SearchData) -> Table:
     """All trials, the best first."""
-    names = facts.varied or list(dict.fromkeys(name for trial in facts.trials for name in trial.settings))
-    trials = sorted(facts.trials, key=lambda trial: -(trial.best or 0.0))
+    names = search.varied or list(dict.fromkeys(name for trial in search.trials for name in trial.settings))
+    trials = sorted(search.trials, key=lambda trial: -(trial.best or 0.0))
     rows = [
         [
             trial.key + (" (published)" if trial.key == PUBLISHED else ""),
@@ -143,4 +145,4 @@ def _table(facts: Facts) -> Table:
         ]
         for trial in trials
     ]
-    return Table(title="Trials, the best first", columns=["trial", *names, "epochs", facts.metric, "state"], rows=rows)
+    return Table(title="Trials, the best first", columns=["trial", *names, "epochs", search.metric, "state"], rows=rows)
