@@ -163,7 +163,9 @@ def whole(searched):
     """The text of the page of a search that has everything, and its directory."""
     write_checksummed(searched / "s" / "verdict.json", VERDICT)
     line = {"when": "2026-01-01T13:00:00", "run": "s/final", "dataset": "folder", "test_set": "a", "before": 2}
-    (searched / "test-ledger.jsonl").write_text(json.dumps({**line, "previous": hashlib.sha256(b"").hexdigest()}) + "\n{torn")
+    (searched / "test-ledger.jsonl").write_text(
+        json.dumps({**line, "previous": hashlib.sha256(b"").hexdigest()}) + "\n{torn"
+    )
     before = digests(searched / "s")
     page = write_report(searched / "s", uri=f"sqlite:///{searched / 'mlflow.db'}")
     assert digests(searched / "s") == before, "a report changes nothing of the search"
