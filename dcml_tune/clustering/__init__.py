@@ -1,4 +1,4 @@
-"""k-means of the embeddings, matching of clusters, division."""
+"""Clustering of the training images: k-means, matching of consecutive clusterings, division of clusters."""
 
 from dcml_tune.clustering.kmeans import kmeans
 from dcml_tune.clustering.partition import divide, match

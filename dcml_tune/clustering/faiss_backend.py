@@ -1,4 +1,7 @@
-"""Nearest centroids by Faiss, on the CPU and on a GPU."""
+"""The k-means back ends that find nearest centroids with Faiss, on the CPU and on a GPU.
+
+Faiss is imported inside the functions: the other back ends do not need it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ if TYPE_CHECKING:
     import faiss
 from dcml_tune.clustering.lloyd import FloatArray, IntArray, Nearest, lloyd
 
-# Most bytes that Faiss may reserve on a GPU for the time of a clustering (it would take 1.5 GiB by itself), and the most
-# of what is left of the trial's share of the memory.
+# Upper limits of the memory that Faiss reserves on a GPU during a clustering (its default is 1.5 GiB): in bytes, and as a
+# share of what is left of the memory that the trial may use.
 FAISS_GPU_BYTES = 256 << 20
 
 
@@ -21,7 +24,7 @@ FAISS_GPU_SHARE = 0.25
 
 
 def faiss_gpus() -> int:
-    """GPUs that Faiss can use: none where it is not installed."""
+    """Number of GPUs that Faiss can use; 0 if Faiss is not installed."""
     try:
         import faiss
     except ImportError:
@@ -31,13 +34,16 @@ def faiss_gpus() -> int:
 
 def faiss_cpu(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
     """Run k-means with Faiss on the CPU."""
-    import faiss  # where torch's own k-means is taken it is not needed
+    import faiss
 
     return lloyd(x, start, _faiss_nearest(x, faiss.IndexFlatL2(x.shape[1])))
 
 
 def faiss_gpu(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
-    """On the current GPU. The memory goes back with `resources`, at the end: the model needs it."""
+    """Run k-means with Faiss on the current GPU.
+
+    The memory is freed with `resources` when the function returns: the model needs it.
+    """
     import faiss
 
     resources = faiss.StandardGpuResources()
@@ -48,7 +54,7 @@ def faiss_gpu(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArra
 
 
 def _gpu_memory() -> tuple[int, int, int]:
-    """Bytes that are free on the current GPU, that this process may take by its cap, and that it has taken."""
+    """Bytes that are free on the current GPU, that this process may reserve, and that it has reserved."""
     if not torch.cuda.is_available():
         return FAISS_GPU_BYTES * 4, FAISS_GPU_BYTES * 4, 0
     free, total = torch.cuda.mem_get_info()
@@ -57,13 +63,13 @@ def _gpu_memory() -> tuple[int, int, int]:
 
 
 def _faiss_bytes(free: int, cap: int, taken: int) -> int:
-    """Bytes that Faiss may reserve, beside what torch has taken of the trial's share."""
+    """Bytes that Faiss may reserve, given what torch has reserved of the trial's share."""
     left = min(free, max(0, cap - taken))
     return int(min(FAISS_GPU_BYTES, FAISS_GPU_SHARE * left))
 
 
 def _faiss_nearest(x: torch.Tensor, index: faiss.Index) -> Nearest:
-    """Nearest centroids by a Faiss index."""
+    """A function that finds nearest centroids with a Faiss index."""
     images = x.cpu().numpy()
 
     def nearest(centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +84,7 @@ def _faiss_nearest(x: torch.Tensor, index: faiss.Index) -> Nearest:
 
 @contextmanager
 def _faiss_threads(n: int) -> Iterator[None]:
-    """Let Faiss use as many threads as the caller allows torch: trials share the machine."""
+    """Limit Faiss to `n` threads inside the block, because trials share the machine."""
     import faiss
 
     before = faiss.omp_get_max_threads()

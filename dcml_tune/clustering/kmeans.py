@@ -1,9 +1,9 @@
-"""k-means by Lloyd's iterations: arguments checked, a back end chosen.
+"""k-means by Lloyd's algorithm: checks the arguments and selects a back end.
 
 Shapes: N images, D feature dimensions, K clusters.
 
-Ours is kept beside Faiss's own k-means: it stops when an iteration gains little, keeps tensors on their device, and was measured
-faster at the same objective (docs/performance.md).
+This implementation is kept instead of Faiss's own k-means: it stops when an iteration gains little, keeps tensors on their
+device, and was measured to be faster at the same objective (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ Features = FloatArray | torch.Tensor
 def kmeans(
     features: Features, k: int, *, seed: int, backend: str = "auto", init: npt.ArrayLike | None = None
 ) -> tuple[IntArray, FloatArray]:
-    """K-means by Lloyd's iterations from k images drawn by `seed`.
+    """Run k-means by Lloyd's algorithm, starting from k images that `seed` selects.
 
-    All backends start from the same images, those that Faiss draws for that seed, and use all images. They
-    stop when an iteration lowers the objective by less than `LEAST_GAIN` of it, at the latest after
-    `MAX_ITERATIONS`. An empty cluster takes half of another, as in Faiss. With k = N each image is a cluster.
+    All back ends start from the same images, which are those that Faiss draws for that seed, and use all images. They
+    stop when an iteration lowers the objective by less than the share `LEAST_GAIN`, and after `MAX_ITERATIONS` at the
+    latest. An empty cluster receives half of another cluster, as in Faiss. With k = N each image is a cluster.
 
     Args:
-        features: (N, D) float; a tensor on a GPU stays there with the torch backend.
-        k: Clusters, 1 <= k <= N.
+        features: (N, D) Floats. The torch back end computes on the device of a tensor.
+        k: Number of clusters, 1 <= k <= N.
         seed: At least 0.
-        backend: `faiss` (CPU), `faiss-gpu` and `torch` (the device of the features) give the same labels up
-            to rounding, which grows from iteration to iteration where the data have no clusters. `sklearn`
-            stops by its own rule (movement of the centroids) and moves the farthest images into empty
-            clusters: an independent check. `auto`: faiss-gpu if there is a GPU that Faiss can use, else
-            torch, which is as fast as Faiss on the CPU and ten times as fast for a few hundred images.
-        init: (k, D) Centroids to start from instead.
+        backend: `faiss` (CPU), `faiss-gpu` and `torch` (device of the features) return the same labels up to rounding
+            errors, which grow with each iteration where the data have no clusters. `sklearn` is an independent check:
+            it stops by its own rule (movement of the centroids) and moves the farthest images into empty clusters.
+            `auto` selects faiss-gpu if Faiss can use a GPU, else torch, which is as fast as Faiss on the CPU, and ten
+            times as fast for a few hundred images.
+        init: (k, D) Initial centroids; None draws them with `seed`.
 
     Returns:
-        The labels (N,), each image's nearest centroid, and the centroids (k, D).
+        The labels (N,), which are the index of the nearest centroid of each image, and the centroids (k, D).
 
     Raises:
-        ValueError: for k out of range, features or centroids of a wrong shape or not finite, an unknown
-            backend, or `faiss-gpu` without a GPU.
+        ValueError: if k is out of range, features or centroids have a wrong shape or are not finite, the back end is
+            unknown, or `faiss-gpu` finds no GPU.
 
     Example:
         >>> import numpy as np
@@ -69,29 +69,37 @@ def kmeans(
 
 
 def checked_features(features: Features) -> torch.Tensor:
-    """The features as a contiguous float32 tensor, refused unless it is a finite matrix."""
+    """Features as a contiguous float32 tensor.
+
+    Raises:
+        ValueError: if they are not a matrix of finite numbers.
+    """
     x = as_tensor(features)
     if x.ndim != 2:
-        raise ValueError(f"features must be a matrix, one row an image, but got shape {tuple(x.shape)}")
-    # A sum is finite only if all its terms are, and takes a twentieth of the time of asking each.
+        raise ValueError(f"features must be a matrix with one row per image, but got shape {tuple(x.shape)}")
+    # A sum is finite only if all its terms are, and computing it takes a twentieth of the time of checking each term.
     if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
         rows = int((~torch.isfinite(x)).any(1).sum())
         raise ValueError(
-            f"features of {rows} of {len(x)} images are not finite: cannot cluster them; "
+            f"features of {rows} of {len(x)} images are not finite and cannot be clustered; "
             "training has diverged, lower the learning rates"
         )
     return x
 
 
 def as_tensor(features: npt.ArrayLike | torch.Tensor) -> torch.Tensor:
-    """Return features as a contiguous float32 tensor on their device."""
+    """Features as a contiguous float32 tensor on their device."""
     if isinstance(features, torch.Tensor):
         return features.detach().to(torch.float32).contiguous()
     return torch.from_numpy(np.require(features, dtype=np.float32, requirements=["C", "W"]))
 
 
 def _checked_init(init: npt.ArrayLike, x: torch.Tensor, k: int) -> torch.Tensor:
-    """The initial centroids beside the features, refused unless there are k of their dimension."""
+    """The initial centroids on the device of the features.
+
+    Raises:
+        ValueError: if they are not k finite rows with as many dimensions as the features.
+    """
     start = checked_features(cast(Features, init)).to(x.device)
     if start.shape != (k, x.shape[1]):
         raise ValueError(f"init must have shape {(k, x.shape[1])}, but got {tuple(start.shape)}")
@@ -99,15 +107,15 @@ def _checked_init(init: npt.ArrayLike, x: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _first_images(n: int, k: int, seed: int) -> torch.Tensor:
-    """The images that Faiss starts from: torch's permutation of a seed is Faiss's of the seed before."""
+    """Indices of the images that Faiss starts from: its permutation for a seed is torch's for the next seed."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1))[:k]
 
 
 def check_backend(name: str) -> None:
-    """Refuse a backend that cannot work here, before anything is trained for it.
+    """Check before training that a back end can be used on this machine.
 
     Raises:
-        SettingError: for a name that is not known, or `faiss-gpu` without a GPU.
+        SettingError: if the name is unknown, or `faiss-gpu` finds no GPU.
     """
     try:
         _backend(name)
@@ -119,7 +127,7 @@ Run = Callable[[torch.Tensor, torch.Tensor], tuple[IntArray, FloatArray]]
 
 
 def _backend(name: str) -> Run:
-    """The implementation of a backend's name."""
+    """The function that implements a back end."""
     known = list(get_args(Backend))
     if name not in known:
         raise ValueError(unknown_name("k-means backend", name, known))
@@ -139,7 +147,7 @@ def _torch(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
 
 
 def _sklearn(x: torch.Tensor, start: torch.Tensor) -> tuple[IntArray, FloatArray]:
-    from sklearn.cluster import KMeans  # a second of import that most trials never need
+    from sklearn.cluster import KMeans  # importing it takes a second, and most trials do not use it
 
     model = KMeans(len(start), init=start.cpu().numpy(), n_init=1, max_iter=lloyd.MAX_ITERATIONS, tol=lloyd.LEAST_GAIN)
     model.fit(x.cpu().numpy())

@@ -1,6 +1,6 @@
-"""The division of the training images: k-means, matching of consecutive partitions, division in two.
+"""The reclustering of an epoch: k-means, matching with the previous clusters, division in two.
 
-A partition is an integer array, one entry an image: the number of its cluster, or -1 for none.
+A partition is an integer array with one entry per image: the number of its cluster, or -1 if it has none.
 
 Shapes: N images, D feature dimensions, K clusters.
 
@@ -28,15 +28,15 @@ ADAPTIVE = "kmeans_adaptive_centroids"
 
 @dataclass(frozen=True, kw_only=True)
 class Clustering:
-    """What a reclustering found."""
+    """The result of a reclustering."""
 
     partition: IntArray
-    """(N,) The clusters to train on; images alone of their class within their cluster are -1."""
+    """(N,) The clusters to train on; -1 for an image that is the only one of its class in its cluster."""
     assignment: IntArray
-    """(N,) The same with every image kept: the `previous` of the next reclustering."""
+    """(N,) The clusters of all images: the `previous` of the next reclustering."""
     nmi_previous: float | None
-    """Agreement with the previous assignment in [0, 1], before a division; None where one of the two has
-    a single cluster or does not exist."""
+    """NMI with the previous assignment in [0, 1], before a division; None if there is no previous assignment, or if either
+    has a single cluster."""
 
 
 def recluster(
@@ -47,28 +47,28 @@ def recluster(
     *,
     config: TrialConfig,
 ) -> Clustering:
-    """Compute the partition of an epoch anew: k-means, match, divide, drop single images.
+    """Compute the partition of an epoch: run k-means, match, divide, and remove single images.
 
-    Whether an epoch reclusters is the plan's `recluster`; this function does it when it is called. With a
-    plan of one cluster all images but those alone of their class are in it, and features do not matter.
+    The caller decides by `plan.recluster` whether to call this function. If the plan has one cluster, it contains all
+    images but those that are the only ones of their class, and the features are not used.
 
     Args:
-        features: (N, D) Unit rows in evaluation mode, penultimate features or embeddings.
+        features: (N, D) Penultimate features or embeddings, computed in evaluation mode.
         labels: (N,) Classes.
-        plan: The epoch. With `divide` k-means finds half of its clusters, which are then split in two; with
-            `merge` the new clusters are unrelated to the previous ones and keep k-means's order.
-        previous: (N,) The `assignment` of the previous clustering, None at first.
-        config: Gives seed, `clustering_random_state`, `clustering_method`, `reassign_random`, `backend`.
+        plan: The epoch. With `divide` k-means finds half of its clusters, which are then divided in two. With `merge` the
+            new clusters are not matched with the previous ones and keep the order of k-means.
+        previous: (N,) The `assignment` of the previous reclustering; None for the first one.
+        config: Provides `seed`, `clustering_random_state`, `clustering_method`, `reassign_random` and `backend`.
 
     Raises:
         ValueError: as `kmeans`.
 
-    Source: TPAMI 2021, algorithm 1. The original matches with the inverse
-    permutation, which undoes the matching for more than two clusters.
+    Source: TPAMI 2021, algorithm 1. The original matches with the inverse permutation, which undoes the matching if there are more than two
+    clusters.
     """
     if plan.nb_clusters == 1:
         everything = np.zeros(len(features), dtype=np.int64)
-        # `drop_singles` gives an array of its own: a checkpoint refuses to write one array under two names.
+        # `drop_singles` returns a new array: a checkpoint cannot store one array under two names.
         return Clustering(partition=drop_singles(everything, labels), assignment=everything, nmi_previous=None)
     nb_found = plan.nb_clusters // 2 if plan.divide else plan.nb_clusters
     seed = _seed(config, plan.epoch)
@@ -83,7 +83,7 @@ def recluster(
 
 
 def _seed(config: TrialConfig, epoch: int) -> int:
-    """The seed of the clustering of an epoch: one a trial, or fresh by `clustering_random_state`."""
+    """Seed of k-means in an epoch: the trial's seed, or one derived from `clustering_random_state` and the epoch."""
     if config.clustering_random_state is None:
         return config.seed
     return int(np.random.SeedSequence([config.clustering_random_state, epoch]).generate_state(1)[0]) >> 1
@@ -98,7 +98,7 @@ def _found(
     config: TrialConfig,
     seed: int,
 ) -> IntArray:
-    """The clusters that k-means finds, in its own order."""
+    """The clusters that k-means finds, in the order of k-means."""
     if k == 1:
         return np.zeros(len(features), dtype=np.int64)
     adaptive = config.clustering_method == ADAPTIVE
@@ -107,7 +107,7 @@ def _found(
 
 
 def _means_of(previous: IntArray, features: Features, k: int) -> FloatArray | None:
-    """The previous clusters' means in the new features; None unless these are k clusters, all with images."""
+    """Means of the new features in the previous clusters; None unless there are k clusters, each with images."""
     if previous.max(initial=-1) + 1 != k:
         return None
     x, kept = as_tensor(features), np.flatnonzero(previous >= 0)
@@ -118,7 +118,7 @@ def _means_of(previous: IntArray, features: Features, k: int) -> FloatArray | No
 
 
 def _agreement(previous: IntArray, current: IntArray) -> float | None:
-    """NMI of two assignments over the images that both assign; None if either has a single cluster there."""
+    """NMI of two assignments, over the images that have a cluster in both; None if either has a single cluster there."""
     both = (previous >= 0) & (current >= 0)
     previous, current = previous[both], current[both]
     if min(np.ptp(each) if len(each) else 0 for each in (previous, current)) == 0:

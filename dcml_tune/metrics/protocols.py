@@ -1,4 +1,4 @@
-"""What is measured on a test set: retrieval by the protocol of its data set, and how well k-means finds its classes.
+"""Final measures of a test set: retrieval by the protocol of its data set, and NMI and AMI of k-means.
 
 Shapes: N images, D dimensions.
 """
@@ -22,10 +22,10 @@ from dcml_tune.metrics.retrieval import retrieval_measures
 
 Labels = npt.NDArray[np.int64]
 Embed = Callable[[ImageList], tuple[Tensor, Labels]]
-"""Embeds images: unit rows (N, D) and their labels (N,), without those that cannot be decoded."""
+"""Embeds images. Returns rows of unit length (N, D) and labels (N,), without images that cannot be decoded."""
 
 DRAWS = 10
-"""Galleries drawn by VehicleID's protocol."""
+"""Number of galleries that VehicleID's protocol draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +33,27 @@ class Measured:
     """The measures of one test set by one protocol."""
 
     name: str
-    """Of the test set."""
+    """Name of the test set."""
     protocol: str
-    """whole: everyone is searched in everyone else. gallery: queries in the gallery. official: VehicleID's."""
+    """whole: each image is searched in all others. gallery: queries are searched in the gallery. official: VehicleID's."""
     measures: dict[str, float]
-    """Shares of 1; NAME_std is the standard deviation over draws or clusterings."""
+    """Measures by name, shares of 1; NAME_std is the standard deviation over draws or clusterings."""
 
 
 def final_measures(
     embed: Embed, sets: tuple[EvaluationSet, ...], *, official: bool, clusterings: int = 10, seed: int = 0
 ) -> Iterator[Measured]:
-    """The final measures of a model on test sets, one after the other.
+    """Yield the final measures of a model for each test set.
 
-    In-Shop's queries are searched in its gallery, never in each other; its images are clustered all together. With
-    `official` each set is measured by VehicleID's protocol, too, apart from that of everyone in everyone else.
+    In-Shop's queries are searched in its gallery only; queries and gallery are clustered together. With `official` each
+    set is also measured by VehicleID's protocol, under a protocol name of its own.
 
     Args:
-        embed: the model. Each image is embedded once, also where a set is part of another.
-        sets: with their k.
-        official: the sets are VehicleID's.
-        clusterings: seeded k-means clusterings over which NMI and AMI are averaged; 0 leaves them out.
-        seed: the first one.
+        embed: embeds images by the model. Each image is embedded once, also if a set is part of another one.
+        sets: the test sets.
+        official: whether the sets are VehicleID's.
+        clusterings: number of seeded k-means clusterings over which NMI and AMI are averaged; 0 omits NMI and AMI.
+        seed: the first seed.
     """
     known = EmbeddedOnce(embed)
     for test in sets:
@@ -75,20 +75,20 @@ def final_measures(
 
 
 class EmbeddedOnce:
-    """Embeds each image once: a list of which all images are known is put together from them."""
+    """Embeds each image once: a list whose images were all embedded before is assembled from their embeddings."""
 
     def __init__(self, embed: Embed) -> None:
-        """Embed by this."""
+        """Wrap a function that embeds images."""
         self._embed, self._rows = embed, dict[str, int]()
         self._all: tuple[Tensor, Labels] | None = None
 
     def __call__(self, images: ImageList) -> tuple[Tensor, Labels]:
-        """As the function that it was made of."""
+        """Embed images as the wrapped function does."""
         if self._all is not None and all(path in self._rows for path in images.paths):
             at = [self._rows[path] for path in images.paths]
             return self._all[0][torch.tensor(at, device=self._all[0].device)], images.labels
         found, labels = self._embed(images)
-        if len(found) == len(images):  # else some could not be decoded, and it is not known which
+        if len(found) == len(images):  # otherwise some could not be decoded, and which ones is unknown
             self._all, self._rows = (found, labels), {path: row for row, path in enumerate(images.paths)}
         return found, labels
 
@@ -96,16 +96,17 @@ class EmbeddedOnce:
 def official_measures(
     embeddings: Tensor, labels: Labels, ks: tuple[int, ...], *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float]:
-    """VehicleID's protocol: one random image of each class is the gallery, the others are queries; mean of some draws.
+    """Measure by VehicleID's protocol: the gallery is one random image of each class, and all other images are queries.
 
-    A class with one image has it in the gallery and no query.
+    Measures are averaged over several draws of the gallery. The image of a class with a single image is in the gallery,
+    and the class has no query.
 
     Args:
-        embeddings: (N, D) Unit rows.
+        embeddings: (N, D) Rows of unit length.
         labels: (N,) Classes.
-        ks: At which to measure recall (the protocol's CMC).
-        draws: Galleries.
-        seed: Of the first one.
+        ks: Ranks of the recall (CMC in the protocol).
+        draws: Number of galleries.
+        seed: Seed of the draws.
 
     Returns:
         `recall_at_K` and its `_std` over the draws, for each k.
@@ -125,7 +126,7 @@ def official_measures(
 
 
 def _one_each(labels: Labels, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Which images are drawn, one of each class."""
+    """(N,) Whether each image is drawn; one image per class is."""
     order = rng.permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)
     drawn = np.zeros(len(labels), dtype=np.bool_)
@@ -136,20 +137,20 @@ def _one_each(labels: Labels, rng: np.random.Generator) -> npt.NDArray[np.bool_]
 def clustering_measures(
     embeddings: Tensor, labels: Labels, *, clusterings: int = 10, seed: int = 0, backend: str = "auto"
 ) -> dict[str, float]:
-    """NMI (arithmetic mean) and AMI of k-means with as many clusters as there are classes, over seeded clusterings.
+    """NMI (arithmetic mean) and AMI of k-means with as many clusters as classes, averaged over seeds.
 
-    k-means ends when an iteration gains less than a ten-thousandth (`clustering.LEAST_GAIN`). With eleven thousand
-    classes, as of Stanford Online Products, a clustering takes minutes on a processor.
+    k-means stops when an iteration gains less than a ten-thousandth (`clustering.lloyd.LEAST_GAIN`). With the eleven
+    thousand classes of Stanford Online Products a clustering takes minutes on a CPU.
 
     Args:
-        embeddings: (N, D) Unit rows.
+        embeddings: (N, D) Rows of unit length.
         labels: (N,) Classes.
         clusterings: Number of seeds.
-        seed: The first one.
-        backend: As `clustering.kmeans`.
+        seed: The first seed.
+        backend: As in `clustering.kmeans`.
 
     Returns:
-        `nmi`, `nmi_std`, `ami`, `ami_std` in [0, 1]; 1 where there is a single class.
+        `nmi`, `nmi_std`, `ami`, `ami_std` in [0, 1]; NMI and AMI are 1 if there is a single class.
     """
     classes = len(np.unique(labels))
     found: dict[str, list[float]] = {"nmi": [], "ami": []}
@@ -161,7 +162,7 @@ def clustering_measures(
 
 
 def _with_spread(found: dict[str, list[float]]) -> dict[str, float]:
-    """Mean, and as NAME_std the standard deviation (of a sample; 0 for one value), of each list."""
+    """Mean of each list, and as NAME_std its sample standard deviation (0 for one value)."""
     result: dict[str, float] = {}
     for name, values in found.items():
         result[name] = float(np.mean(values))

@@ -1,8 +1,8 @@
-"""Retrieval and clustering measures as functions of arrays. Rows are images; measures are shares of 1.
+"""Retrieval measures as functions of arrays. Rows are images; measures are shares of 1.
 
-Shapes: Q queries, G gallery images, D dimensions. Distances are Euclidean, of the rows as they are given.
-Without a gallery the queries are searched in each other, and an image is left out of its own neighbours by
-its index, also where duplicates tie with it. Of gallery images at the same distance the first comes first.
+Shapes: Q queries, G gallery images, D dimensions. Distances are Euclidean; rows are not
+normalised. Without a gallery each query is searched in all other queries: an image is excluded from its own neighbours by
+its index, also if duplicates tie with it. Ties between gallery images are broken by their order.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def recall_at_k(
     gallery: Rows | None = None,
     gallery_labels: Rows | None = None,
 ) -> dict[int, float]:
-    """Share of queries with an image of their class among the k nearest others.
+    """Share of queries that have an image of their class among the k nearest images.
 
-    Queries without a relevant image are misses. Arguments and errors as `retrieval_measures`.
+    Queries without a relevant image are misses. For arguments and errors see `retrieval_measures`.
 
     Example:
         >>> recall_at_k([[0.0], [0.1], [1.0], [1.3]], [0, 0, 1, 0], [1, 3])
@@ -41,10 +41,10 @@ def recall_at_k(
 def map_at_r(
     embeddings: Rows, labels: Rows, *, gallery: Rows | None = None, gallery_labels: Rows | None = None
 ) -> float:
-    """Mean over queries of the precision summed at the hits among the first R results, divided by R.
+    """Mean average precision at R: the precision at each hit among the first R results, summed and divided by R.
 
-    R is the number of other gallery images of the query's class; queries with R = 0 are left out. Arguments
-    and errors as `retrieval_measures`.
+    R is the number of other gallery images of the query's class; queries with R = 0 are excluded. For arguments and
+    errors see `retrieval_measures`.
 
     Source: Musgrave et al., "A Metric Learning Reality Check", 2020.
     """
@@ -53,9 +53,9 @@ def map_at_r(
 
 
 def marp(embeddings: Rows, labels: Rows, *, gallery: Rows | None = None, gallery_labels: Rows | None = None) -> float:
-    """As `map_at_r`, but divided by the number of hits among the first R; 0 for a query without hits.
+    """As `map_at_r`, but divided by the number of hits among the first R results; 0 for a query without hits.
 
-    Never below `map_at_r`, and often far above it. Source: the original's mARP.
+    It is never below `map_at_r`, and often far above it. Source: mARP of the original.
     """
     found = retrieval_measures(embeddings, labels, (), gallery=gallery, gallery_labels=gallery_labels)
     return found["marp"]
@@ -64,7 +64,7 @@ def marp(embeddings: Rows, labels: Rows, *, gallery: Rows | None = None, gallery
 def r_precision(
     embeddings: Rows, labels: Rows, *, gallery: Rows | None = None, gallery_labels: Rows | None = None
 ) -> float:
-    """Mean over queries of the share of hits among the first R results, R as in `map_at_r`."""
+    """Mean over queries of the share of hits among the first R results; R as in `map_at_r`."""
     found = retrieval_measures(embeddings, labels, (), gallery=gallery, gallery_labels=gallery_labels)
     return found["r_precision"]
 
@@ -79,22 +79,22 @@ def retrieval_measures(
 ) -> dict[str, float]:
     """Recall at each k, MAP@R, mARP and R-precision in one pass over blocks of queries.
 
-    Distances are computed in float32 on the device of the embeddings. Besides these it needs less than 1 GB.
+    Distances are computed in float32 on the device of the embeddings, in less than 1 GB of additional memory.
 
     Args:
         embeddings: (Q, D) Arrays or tensors on any device.
         labels: (Q,) Classes.
-        ks: At which to measure recall, at least 1; may be more than there are images.
-        gallery: (G, D) None searches the queries in each other.
+        ks: Ranks of the recall, at least 1; a rank may exceed the number of images.
+        gallery: (G, D) Images that are searched; None: each query is searched in all others.
         gallery_labels: (G,) Classes.
 
     Returns:
-        `recall_at_K` for each k, `map_at_r`, `marp`, `r_precision`; 0 where no query has a relevant image.
+        `recall_at_K` for each k, `map_at_r`, `marp`, `r_precision`; 0 if no query has a relevant image.
 
     Raises:
-        ValueError: if numbers of rows do not agree, only one of gallery and its labels is given, a k is
-            below 1, or rows are not finite: their neighbours would be those next in order, often of the
-            same class, and would look like success.
+        ValueError: if numbers of rows and labels differ, only one of gallery and its labels is given, a k is below 1, or
+            rows are not finite. The neighbours of such rows would be the next ones in order, often of the same class,
+            and the measures would look good.
 
     Example:
         >>> from dcml_tune import retrieval_measures
@@ -103,7 +103,7 @@ def retrieval_measures(
         (1.0, 1.0)
     """
     if (gallery is None) != (gallery_labels is None):
-        raise ValueError("gallery and gallery_labels go together; give both or neither")
+        raise ValueError("gallery and gallery_labels must be given together; give both or neither")
     if min(ks, default=1) < 1:
         raise ValueError(f"`k >= 1` must hold for each of ks, but got {list(ks)}")
     search = _search(embeddings, labels, gallery, gallery_labels)
@@ -116,7 +116,7 @@ def retrieval_measures(
 
 
 def _search(embeddings: Rows, labels: Rows, gallery: Rows | None, gallery_labels: Rows | None) -> Search:
-    """The search that the arguments ask for."""
+    """The search that the arguments describe."""
     queries, targets = _checked(embeddings, labels, "embeddings")
     if gallery is None or gallery_labels is None:
         return Search(queries=queries, targets=targets, others=queries, other_targets=targets, itself=True)
@@ -131,15 +131,19 @@ def _search(embeddings: Rows, labels: Rows, gallery: Rows | None, gallery_labels
 
 
 def _checked(rows: Rows, labels: Rows, name: str) -> tuple[Tensor, NDArray[np.int64]]:
-    """Rows as a float32 tensor and their labels, refused unless they agree and are finite."""
+    """Rows as a float32 tensor, and their labels.
+
+    Raises:
+        ValueError: if their numbers differ or rows are not finite.
+    """
     x = (rows if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))).detach().float()
     targets = as_integers(labels)
     if len(x) != len(targets):
-        raise ValueError(f"one label a row must be given, but got {len(targets)} for {len(x)} rows of {name}")
+        raise ValueError(f"`len(labels) == len({name})` must hold, but got {len(targets)} labels for {len(x)} rows")
     finite = torch.isfinite(x.square().sum(1))
     if not bool(finite.all()):
         raise ValueError(
-            f"{int((~finite).sum())} of {len(x)} rows of {name} are not finite: they have no neighbours; "
+            f"{int((~finite).sum())} of {len(x)} rows of {name} are not finite and have no neighbours; "
             "training has diverged, lower the learning rates"
         )
     return x, targets
@@ -155,7 +159,7 @@ def _count_relevant(targets: NDArray[np.int64], other_targets: NDArray[np.int64]
 
 
 def _add(sums: dict[str, float], hits: NDArray[np.bool_], relevant: NDArray[np.int64], ks: Sequence[int]) -> None:
-    """Add the measures of a block of queries, each with a relevant image."""
+    """Add the measures of a block of queries, each of which has a relevant image, to the sums."""
     for k in ks:
         sums[f"recall_at_{k}"] += float(hits[:, :k].any(1).sum())
     within = hits & (np.arange(hits.shape[1]) < relevant[:, None])
