@@ -54,13 +54,14 @@ def repeat_batches() -> None:
 def triplet_a_pair() -> None:
     """Put back: as many triplets an anchor as it has positives, whatever the size of its class."""
     from dcml_tune.losses import miners
+    from dcml_tune.losses.pairs import to_device
 
     def deal(pairs: Any, scores: torch.Tensor, wanted: Any, generator: torch.Generator) -> miners.Triplets:
         del generator
         starts = np.cumsum(pairs.positives_of) - pairs.positives_of
         taken = np.minimum(np.where(pairs.positives_of > 0, wanted.max(), 0), pairs.negatives_of)[pairs.anchors]
         turns = (np.arange(len(pairs.anchors)) - starts[pairs.anchors]) % taken
-        anchors, positives, turn = miners.to_device([pairs.anchors, pairs.positives, turns], scores.device)
+        anchors, positives, turn = to_device([pairs.anchors, pairs.positives, turns], scores.device)
         return anchors, positives, scores.topk(int(taken.max()), dim=1).indices[anchors, turn]
 
     miners._deal = deal

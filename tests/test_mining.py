@@ -12,7 +12,8 @@ from test_losses import CLASS_SIZES, ONE_CLASS, batch
 from torch.profiler import ProfilerActivity, profile
 
 from dcml_tune.config.trial import Sampler
-from dcml_tune.losses.miners import distance_weights, mine, pairwise_distances
+from dcml_tune.losses.miners import distance_weights, mine
+from dcml_tune.losses.pairs import pairwise_distances
 
 SAMPLERS = get_args(Sampler)
 ONE_EACH = [name for name in SAMPLERS if name not in ("distanceweighted", "easypeasy")]

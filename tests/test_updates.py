@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.loader import ToDevice
 from dcml_tune.losses import functional, miners
+from dcml_tune.losses import pairs as pairs_module
 from dcml_tune.search.gpu_probe.trial import SyntheticTrial
 from dcml_tune.training.optimizer import build_optimizer
 
@@ -67,7 +68,7 @@ def test_what_a_step_copies_to_a_gpu_is_page_locked(settings, monkeypatch):
     Only forward: torch's backward pass and update need a real one.
     """
     made, gpu = trial(**settings, amp=False), torch.device("cuda")
-    pairs, locked = miners.positive_pairs(torch.from_numpy(made.labels)), []
+    pairs, locked = pairs_module.positive_pairs(torch.from_numpy(made.labels)), []
 
     def pin_memory(tensor):
         locked.append(tensor)
@@ -84,7 +85,7 @@ def test_what_a_step_copies_to_a_gpu_is_page_locked(settings, monkeypatch):
                 module._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device=gpu))
             for name, buffer in [*module.named_buffers(recurse=False)]:
                 module._buffers[name] = torch.empty_like(buffer, device=gpu)
-        made.device, made._to_device = gpu, lambda images: miners.move(images, gpu)
+        made.device, made._to_device = gpu, lambda images: pairs_module.move(images, gpu)
         made.optimizer = build_optimizer(made.model, made.criterion, made.config)
         made.set_trainable(made.plan)
         calls.found.clear()

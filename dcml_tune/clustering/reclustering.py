@@ -63,8 +63,8 @@ def recluster(
     Raises:
         ValueError: as `kmeans`.
 
-    Source: TPAMI 2021, algorithm 1. The original matches with the inverse permutation, which undoes the matching if there are more than two
-    clusters.
+    Source: TPAMI 2021, algorithm 1. The original matches with the inverse permutation, which undoes the matching if there are
+    more than two clusters.
     """
     if plan.nb_clusters == 1:
         everything = np.zeros(len(features), dtype=np.int64)

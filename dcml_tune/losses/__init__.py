@@ -1,4 +1,4 @@
-"""Metric losses, miners of triplets, and the overlap of the masks."""
+"""Metric losses, miners of triplets, and the regulariser of the masks."""
 
 from dcml_tune.losses.functional import (
     kantorov_margin_loss,

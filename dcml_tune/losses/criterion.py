@@ -1,4 +1,4 @@
-"""MetricLoss: the metric loss of a trial, with its sampler and the numbers that it trains."""
+"""MetricLoss: the metric loss of a trial, with its miner and its trained parameters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ class MetricLoss(nn.Module):
     """The `criterion` of a configuration as a module.
 
     Attributes:
-        beta: boundary of the margin loss; a parameter with one number a class when `lr_beta` > 0.
+        beta: boundary of the margin loss; a parameter with one value per class if `lr_beta` > 0.
         alpha: scale of the similarities in the N-pairs loss; a parameter.
     """
 
     def __init__(self, config: TrialConfig, nb_classes: int) -> None:
-        """`nb_classes`: number of training classes; labels are 0 .. nb_classes - 1."""
+        """Create the parameters of the loss.
+
+        Args:
+            config: settings of the trial.
+            nb_classes: number of training classes; labels are 0 .. nb_classes - 1.
+        """
         super().__init__()
         self.config = config
         if config.criterion == "margin" and config.lr_beta > 0:
@@ -32,7 +37,7 @@ class MetricLoss(nn.Module):
             self.alpha = nn.Parameter(torch.tensor(config.alpha))
 
     def trained(self) -> dict[str, float]:
-        """What is learned besides the network, by the names of measures: alpha, or the betas' mean and extremes."""
+        """Values of the trained parameters by name of measure: alpha, or mean, minimum and maximum of beta."""
         if self.config.criterion == "npairs":
             return {"train/alpha": self.alpha.item()}
         if not isinstance(self.beta, nn.Parameter):
@@ -42,7 +47,13 @@ class MetricLoss(nn.Module):
         return dict(zip(("train/beta", "train/beta_min", "train/beta_max"), found, strict=True))
 
     def forward(self, embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of a batch: embeddings B x D of unit length, labels B (on the CPU), a random source."""
+        """Compute the loss of a batch.
+
+        Args:
+            embeddings: B x D, of unit length.
+            labels: B integers, on the CPU.
+            generator: source of the random choices of the miner.
+        """
         config = self.config
         if config.criterion in SAMPLED_CRITERIA:
             return self._sampled(embeddings, labels, generator)

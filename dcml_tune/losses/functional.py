@@ -1,14 +1,13 @@
 """Metric losses and the overlap of masks: pure functions of tensors.
 
-Nothing here reads a value back from the device, loops over images, or indexes with booleans (whose number the
-host would have to wait for): sizes follow from shapes and, where pairs are listed, from labels on the CPU.
-Labels may lie on the CPU while embeddings are on a GPU; the losses that list pairs (triplet_semihard_loss,
-triplet_all_loss, kantorov_margin_loss) copy labels that lie on a GPU back.
+The losses do not synchronise with the device: they read no value from it, and do not index with booleans. Sizes follow from
+shapes and, where pairs are listed, from labels on the CPU. Labels may be on the CPU while embeddings are on a GPU; the losses
+that list pairs (triplet_semihard_loss, triplet_all_loss, kantorov_margin_loss) copy labels from a GPU to the CPU.
 
-A batch that gives no term (no triplets, one class, no positives) has loss 0, which can be backpropagated.
+A batch without a term (no triplets, one class, no positives) has the loss 0, which can be backpropagated.
 
-Distances are picked from the B x B matrix by integer indices; the backward pass of that is deterministic on a
-GPU, unlike that of index_select or gather with repeated indices.
+Distances are selected from the B x B matrix by integer indices. The backward pass of this indexing is deterministic on a GPU,
+unlike that of index_select or gather with repeated indices.
 
 Shapes: B images, D dimensions, T triplets, P ordered positive pairs, K learners.
 """
@@ -19,23 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcml_tune.losses.miners import (
-    Triplets,
-    beyond_cutoff_first,
-    move,
-    pairwise_distances,
-    positive_pairs,
-    same_class,
-    semihard,
-    to_device,
-)
+from dcml_tune.losses.miners import Triplets, beyond_cutoff_first, semihard
+from dcml_tune.losses.pairs import move, pairwise_distances, positive_pairs, same_class, to_device
 
 __all__ = [
     "kantorov_margin_loss",
     "margin_loss",
     "mask_overlap",
     "npairs_loss",
-    "pairwise_distances",
     "triplet_all_loss",
     "triplet_loss",
     "triplet_semihard_loss",
@@ -48,26 +38,25 @@ KANTOROV_MARGIN, KANTOROV_BETA, KANTOROV_CUTOFF = 0.2, 1.2, 0.5
 def margin_loss(
     embeddings: Tensor, labels: Tensor, triplets: Triplets, *, beta: float | Tensor, margin: float, nu: float
 ) -> Tensor:
-    """Positives should lie nearer than beta - margin, negatives farther than beta + margin.
+    """Margin loss: positives should be closer than beta - margin, negatives farther than beta + margin.
 
-    The sum of relu(d_ap - beta + margin) + relu(beta - d_an + margin) over triplets, divided by the number of
-    these terms that are not zero; beta is that of the anchor's class.
+    It is the sum of relu(d_ap - beta + margin) + relu(beta - d_an + margin) over triplets, divided by the number of
+    non-zero terms; beta is that of the anchor's class.
 
-    A beta that is a tensor is also pulled towards zero: nu times the sum of the triplets' betas joins the sum
-    before it is divided. Without the pull beta only finds the value where as many terms draw it up as down.
-    As there is nothing to divide by where no term is left, the pull ends there, too. A beta that is a plain
-    number is not trained and not pulled.
+    A beta that is a tensor is regularised: nu times the sum of the triplets' betas is added before the division.
+    Without the regulariser beta converges to the value where equally many terms increase and decrease it. If no term is
+    non-zero, the regulariser is 0, too. A beta that is a number is not trained and not regularised.
 
     Source: Wu et al., ICCV 2017, section 4, and their published code for the normalisation.
 
     Args:
         embeddings: B x D, of unit length.
-        labels: B integers; needed only for one beta a class.
+        labels: B integers; used only with one beta per class.
         triplets: indices of anchors, positives and negatives, T each.
-        beta: the boundary; a number, a tensor of no dimensions, or one for each class, indexed by label (on the
-            embeddings' device).
+        beta: the boundary: a number, a zero-dimensional tensor, or a tensor with one value per class, indexed by label (on
+            the device of the embeddings).
         margin: half the width of the band between positives and negatives.
-        nu: weight of the pull of beta towards zero.
+        nu: weight of the regulariser of beta.
     """
     anchors, positives, negatives = triplets
     distances_BB = pairwise_distances(embeddings)
@@ -83,15 +72,16 @@ def margin_loss(
 def triplet_loss(
     embeddings: Tensor, labels: Tensor, triplets: Triplets, *, margin: float, soft: bool = False
 ) -> Tensor:
-    """The positive should lie nearer than the negative, by a margin; mean over the triplets that cost something.
+    """Triplet loss: the positive should be closer than the negative by a margin; mean over triplets with non-zero loss.
 
-    (As in the original, and as pytorch-metric-learning's AvgNonZeroReducer.) In the soft form every triplet does.
+    The original averages in the same way, and so does AvgNonZeroReducer of pytorch-metric-learning. In the soft form the
+    loss of each triplet is non-zero.
 
     Args:
         embeddings: B x D, of unit length.
-        labels: not used; here so that the losses over sampled triplets are called alike.
+        labels: not used; present so that all losses of mined triplets have the same signature.
         triplets: indices of anchors, positives and negatives, T each.
-        margin: by how much nearer; without effect on the soft form.
+        margin: required difference of the distances; not used by the soft form.
         soft: log(1 + exp(d_ap - d_an)) instead of relu(d_ap - d_an + margin).
     """
     del labels
@@ -103,10 +93,10 @@ def triplet_loss(
 
 
 def triplet_semihard_loss(embeddings: Tensor, labels: Tensor, *, margin: float, soft: bool = False) -> Tensor:
-    """The triplet loss with, for each ordered positive pair, its semi-hard negative; mean over the pairs.
+    """Triplet loss of each ordered positive pair with its semi-hard negative; mean over the pairs.
 
-    That is the nearest negative farther than the positive, or else the farthest negative. With one class
-    alone there is no negative, and the loss is 0.
+    The semi-hard negative is the closest negative that is farther than the positive, else the farthest negative. The loss
+    is 0 if there is a single class, because there is no negative.
 
     Source: Schroff et al., "FaceNet", CVPR 2015, section 3.2.
 
@@ -129,10 +119,10 @@ def triplet_semihard_loss(embeddings: Tensor, labels: Tensor, *, margin: float, 
 
 
 def triplet_all_loss(embeddings: Tensor, labels: Tensor, *, margin: float, soft: bool = False) -> Tensor:
-    """The triplet loss over all triplets of a batch; mean over all of them, those without loss included.
+    """Triplet loss of all triplets of a batch; mean over all of them, including those without loss.
 
-    (The original counts the anchor among its own negatives.) Takes P x B numbers of memory: B times less than
-    all triples in a batch with few images a class.
+    (The original counts the anchor among its own negatives.) It needs memory for P x B numbers, which is B times less
+    than for all triples in a batch with few images per class.
 
     Args:
         embeddings: B x D, of unit length.
@@ -150,22 +140,22 @@ def triplet_all_loss(embeddings: Tensor, labels: Tensor, *, margin: float, soft:
 
 
 def npairs_loss(embeddings: Tensor, labels: Tensor, *, alpha: float | Tensor) -> Tensor:
-    """Cross-entropy of an image's similarities to the others, its positives being equally probable targets.
+    """N-pairs loss: cross-entropy of the similarities to all other images, with the positives as equally likely targets.
 
-    The image itself is left out. Images without positives give no row; the mean is over the others.
+    The image itself is excluded. The mean is over images with positives.
 
     Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NIPS 2016, in the
-        form for any number of images a class.
+        form for any number of images per class.
 
     Args:
         embeddings: B x D; similarities are inner products.
         labels: B integers.
-        alpha: scale of the similarities; a tensor of no dimensions when it is trained.
+        alpha: scale of the similarities; a zero-dimensional tensor if it is trained.
     """
     self_BB = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
     positive_BB = same_class(labels, embeddings.device) & ~self_BB
     similarity_BB = alpha * (embeddings @ embeddings.T)
-    # The lowest number, not -inf, of which the softmax is NaN where an image is alone in its batch.
+    # The lowest finite number: with -inf the softmax would be NaN for a batch of one image.
     logits_BB = similarity_BB.masked_fill(self_BB, torch.finfo(similarity_BB.dtype).min)
     log_p_BB = logits_BB.log_softmax(dim=1)
     positives_B = positive_BB.sum(dim=1)
@@ -174,12 +164,12 @@ def npairs_loss(embeddings: Tensor, labels: Tensor, *, alpha: float | Tensor) ->
 
 
 def kantorov_margin_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The margin loss over all positive pairs and each anchor's nearest negatives beyond 0.5.
+    """Margin loss of all positive pairs and of each anchor's closest negatives beyond a distance of 0.5.
 
-    relu(0.2 + (d - 1.2)) over the ordered positive pairs, relu(0.2 - (d - 1.2)) over the negatives: as many
-    for each anchor as images have positives on average (rounded). Mean over the terms that are not zero.
-    Where too few negatives lie beyond 0.5, the farthest of the others fill up; else collapsed embeddings
-    would never part.
+    The terms are relu(0.2 + (d - 1.2)) for the ordered positive pairs and relu(0.2 - (d - 1.2)) for the negatives, of
+    which each anchor has as many as images have positives on average (rounded). The loss is the mean over non-zero terms.
+    If too few negatives are beyond 0.5, the farthest of the others are used; otherwise collapsed embeddings would never
+    separate.
 
     Args:
         embeddings: B x D, of unit length.
@@ -193,15 +183,15 @@ def kantorov_margin_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
     scores_BB = beyond_cutoff_first(distances_BB.detach(), same_BB, KANTOROV_CUTOFF)
     nearest_BK = scores_BB.topk(pairs.mean_positives, dim=1).indices
     push_BK = F.relu(KANTOROV_BETA - distances_BB.gather(1, nearest_BK) + KANTOROV_MARGIN)
-    # An anchor with fewer images of other classes than K has images of its own among its nearest.
+    # If an anchor has fewer than K negatives, the K selected images include some of its own class.
     total, count = _total_and_count(pull_BB, push_BK * ~same_BB.gather(1, nearest_BK))
     return total / count.clamp(min=1)
 
 
 def mask_overlap(masks: Tensor) -> Tensor:
-    """Mean cosine similarity of the rectified masks of two different learners; 0 with a single mask.
+    """Mean cosine similarity between the rectified masks of different learners; 0 for a single mask.
 
-    A mask without a positive entry overlaps with none.
+    The overlap of a mask without a positive entry is 0.
 
     Source: the regulariser of the masks in TPAMI 2021; the original computes it pair by pair.
 
@@ -216,18 +206,18 @@ def mask_overlap(masks: Tensor) -> Tensor:
 
 
 def _of_anchors(beta: float | Tensor, labels: Tensor, anchors: Tensor) -> float | Tensor:
-    """Beta for each triplet: T numbers where there is one a class, else the one that there is."""
+    """Beta of each triplet: T numbers if there is one beta per class, else the single one."""
     if not isinstance(beta, Tensor) or beta.dim() == 0:
         return beta
-    # As int64: smaller integers are refused as indices, or (uint8) read as a mask.
+    # Convert to int64: torch rejects smaller integers as indices, or reads them (uint8) as a mask.
     return beta[move(labels, beta.device).long()[anchors]]
 
 
 def _total_and_count(pull: Tensor, push: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of two sets of hinge terms, and how many of them are not zero."""
+    """Sum of two sets of hinge terms, and the number of non-zero terms."""
     return pull.sum() + push.sum(), (pull > 0).sum() + (push > 0).sum()
 
 
 def _hinge(gap: Tensor, *, margin: float, soft: bool) -> Tensor:
-    """What a triplet costs whose positive is `gap` farther away than its negative."""
+    """Loss of triplets whose positive is farther than their negative by `gap`."""
     return F.softplus(gap) if soft else F.relu(gap + margin)

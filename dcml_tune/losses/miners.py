@@ -1,30 +1,37 @@
-"""Triplet samplers: which triplets of a batch the margin and triplet losses see.
+"""Triplet miners: they select the triplets of a batch that the margin and triplet losses use.
 
-What depends on the labels alone (which pairs there are, how many negatives each anchor gets) is worked out
-with numpy on the CPU; what depends on the embeddings stays on their device. So the sizes of all tensors are
-known without asking the device, and nothing here makes the host wait for it while the labels lie on the CPU.
+What depends on the labels alone (positive pairs, numbers of negatives per anchor) is computed with numpy on the CPU; what
+depends on the embeddings stays on their device. The sizes of all tensors are therefore known on the host, and mining does not
+synchronise with the device if the labels are on the CPU.
 
 Shapes: B images in the batch, P ordered positive pairs, K negatives of an anchor, T triplets.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dcml_tune.config.errors import unknown_name
 from dcml_tune.config.trial import Sampler
+from dcml_tune.losses.pairs import (
+    Indices,
+    PositivePairs,
+    move,
+    pairwise_distances,
+    positive_pairs,
+    same_class,
+    to_device,
+)
 
 Triplets = tuple[Tensor, Tensor, Tensor]
-Indices = npt.NDArray[np.int64]
 
-# Log-weight of a negative that gives no loss. Useful ones lie hundreds of units below their row's best in 512
-# dimensions, thousands in 2048, so this never competes with them; and it is small enough that single
-# precision still tells the Gumbel noise added to it apart (steps of 0.008).
+# Log-weight of a negative without loss. The log-weights of useful negatives are hundreds of units below the best of their
+# row in 512 dimensions, and thousands in 2048, so this one is always lower. In float32 its resolution is 0.008, which still
+# distinguishes the Gumbel noise that is added.
 USELESS = -1e5
 
 
@@ -40,34 +47,34 @@ def mine(
     """Sample triplets from a batch.
 
     - `distanceweighted` (Wu et al., "Sampling Matters in Deep Embedding Learning", ICCV 2017): each anchor with a
-      positive has as many triplets as the images of the batch have positives on average (rounded). Negatives are drawn
+      positive gets as many triplets as the images of the batch have positives on average (rounded). Negatives are drawn
       without replacement, with the probabilities of `distance_weights`.
-    - `easypeasy`: that average rounded down, and no more than the anchor has positives. Negatives are the closest
-      beyond `cutoff`.
-    - HPHN, EPHN, EPSHN, HPSHN, RPSHN, RPHN: one triplet an anchor that has a positive. The positive is hard
-      (the farthest), easy (the closest) or random; the negative hard (the closest), or semi-hard (the closest
-      that is farther than the positive, or else the farthest).
+    - `easypeasy`: each anchor gets that average rounded down, and at most as many triplets as it has positives. Negatives
+      are the closest ones beyond `cutoff`.
+    - HPHN, EPHN, EPSHN, HPSHN, RPSHN, RPHN: one triplet per anchor with a positive. The positive is hard
+      (the farthest), easy (the closest) or random; the negative is hard (the closest) or semi-hard (the closest one that
+      is farther than the positive, else the farthest one).
 
-    The first two take an anchor's positives in turn, from one that is drawn at random where it has more or fewer than
-    triplets; positives and negatives start over where they run out. With equal classes that is one triplet a positive
-    pair. A positive is never taken as a negative, whatever the embeddings (equal, infinite, NaN). Without two images of
-    a class, or with one class alone, there are no triplets.
+    The first two use the positives of an anchor in turn, and begin with a random one if the anchor has more or fewer
+    positives than triplets; positives and negatives are repeated when they run out. With classes of equal size this is
+    one triplet per positive pair. A positive is never used as a negative, whatever the embeddings (equal, infinite, NaN).
+    There are no triplets if no class has two images, or if there is a single class.
 
     Args:
         name: one of `config.Sampler`.
-        embeddings: B x D, of unit length; no gradient flows through the sampling.
-        labels: B integers. On the CPU, else they are copied there, for which the host waits.
+        embeddings: B x D, of unit length; mining computes no gradients.
+        labels: B integers. Labels on a GPU are copied to the CPU, which synchronises with the device.
         generator: source of the random choices, on any device.
-        cutoff: distance below which negatives count as this far (distanceweighted) or are taken only when
-            those beyond have run out, the farthest first (easypeasy).
-        nonzero_loss_cutoff: distance from which a negative gives no loss (distanceweighted).
+        cutoff: distance. Closer negatives get the weight of this distance (distanceweighted), or are used only when farther
+            ones have run out, the farthest first (easypeasy).
+        nonzero_loss_cutoff: distance from which on a negative has no loss (distanceweighted).
 
     Returns:
         Indices of anchors, positives and negatives: T integers each, ordered by anchor, on the embeddings'
         device.
 
     Raises:
-        ValueError: if there is no sampler called `name`.
+        ValueError: if `name` is not a known miner.
     """
     if name not in get_args(Sampler):
         raise ValueError(unknown_name("sampler", name, list(get_args(Sampler))))
@@ -99,26 +106,25 @@ def distance_weights(
 ) -> Tensor:
     """Logarithm of the weight with which each image is drawn as a negative of each anchor.
 
-    A useful negative, nearer than `nonzero_loss_cutoff`, weighs as much as its distance is rare among points
-    spread evenly over the sphere: log 1/q(d) = (2-n) log d - (n-3)/2 log(1 - d^2/4), with d clipped below at
-    `cutoff`; shifted so that the best useful negative of a row has 0. The others have a finite weight (-1e5)
-    that is so small that they are drawn only when the useful ones have run out. (The original gives them
-    1e-6, and can draw positives.)
+    The weight of a useful negative, closer than `nonzero_loss_cutoff`, is the inverse density of its distance for points
+    that are uniform on the sphere: log 1/q(d) = (2-n) log d - (n-3)/2 log(1 - d^2/4), with d clipped below at `cutoff`,
+    shifted so that the largest one of a row is 0. Other negatives have the finite log-weight -1e5, so that they are drawn
+    only when the useful ones have run out. (The original gives them the weight 1e-6, and can draw positives.)
 
     Source: Wu et al., ICCV 2017, section 4.
 
     Args:
-        distances: B x B Euclidean distances of unit vectors, a row an anchor.
-        same_class: B x B booleans, true for images of the anchor's class, itself included.
+        distances: B x B Euclidean distances of unit vectors, one row per anchor.
+        same_class: B x B booleans, true for images of the anchor's class, including the anchor.
         dim: number n of dimensions of the embedding.
-        cutoff: distance below which the weight does not grow any more.
-        nonzero_loss_cutoff: distance from which a negative gives no loss.
+        cutoff: distance below which the weight is constant.
+        nonzero_loss_cutoff: distance from which on a negative has no loss.
 
     Returns:
         B x B log-weights, -inf for images of the anchor's class, finite for all others.
     """
     clipped = distances.clamp(min=cutoff)
-    # Antipodes (d = 2) would give an infinite weight.
+    # Without the limit, antipodes (d = 2) would have an infinite weight.
     cap = (1 - 0.25 * clipped.square()).clamp(min=1e-8)
     log_weights = (2 - dim) * clipped.log() - (dim - 3) / 2 * cap.log()
     useful = (distances < nonzero_loss_cutoff) & ~same_class
@@ -126,79 +132,10 @@ def distance_weights(
     return torch.where(useful, log_weights - best, USELESS).masked_fill(same_class, -torch.inf)
 
 
-class PositivePairs(NamedTuple):
-    """What the labels of a batch say, on the CPU: its ordered positive pairs and numbers of negatives."""
-
-    anchors: Indices
-    """P, ascending."""
-    positives: Indices
-    """P, ascending within an anchor."""
-    positives_of: Indices
-    """B: how many images share the anchor's class, itself left out."""
-    negatives_of: Indices
-    """B: how many images have other classes."""
-
-    @property
-    def mean_positives(self) -> int:
-        """How many positives an image has on average, rounded, but not to 0 while there are any.
-
-        (Rounded to 0, the few pairs of a batch of mostly single images would find no negative.)
-        """
-        mean = float(self.positives_of.mean())
-        return max(1, round(mean)) if mean > 0 else 0
-
-    @property
-    def whole_mean_positives(self) -> int:
-        """The same average, rounded down, but not to 0 while there are any."""
-        mean = float(self.positives_of.mean())
-        return max(1, int(mean)) if mean > 0 else 0
-
-
-def positive_pairs(labels: Tensor) -> PositivePairs:
-    """The ordered pairs of different images of a class; none where no image has another class.
-
-    Args:
-        labels: B integers; on the CPU, else the host waits for the copy.
-    """
-    classes = labels.detach().cpu().numpy()
-    same_BB = classes[:, None] == classes[None, :]
-    in_class = same_BB.sum(axis=1)
-    if same_BB.all():
-        empty = np.empty(0, dtype=np.int64)
-        return PositivePairs(empty, empty, in_class - 1, np.zeros_like(in_class))
-    np.fill_diagonal(same_BB, False)
-    anchors, positives = np.nonzero(same_BB)
-    return PositivePairs(anchors, positives, in_class - 1, len(classes) - in_class)
-
-
-def same_class(labels: Tensor, device: torch.device) -> Tensor:
-    """B x B booleans on a device: which images share a class. Each shares its own."""
-    classes = move(labels, device)
-    return classes[:, None] == classes[None, :]
-
-
-def pairwise_distances(embeddings: Tensor) -> Tensor:
-    """Euclidean distances between all rows, with 1e-8 under the root, for finite gradients.
-
-    By one matrix product, so the square of a distance has the absolute error of a float (1e-7 for unit
-    vectors).
-
-    Args:
-        embeddings: B x D.
-
-    Returns:
-        B x B, at least 1e-4, on the diagonal, too.
-    """
-    products_BB = embeddings @ embeddings.T
-    squares_B = embeddings.square().sum(dim=1)
-    squared_BB = squares_B[:, None] + squares_B[None, :] - 2 * products_BB
-    return (squared_BB.clamp(min=0) + 1e-8).sqrt()
-
-
 def beyond_cutoff_first(distances: Tensor, same_class: Tensor, cutoff: float) -> Tensor:
-    """Scores that rank negatives: those beyond the cutoff, closest first; then the rest, farthest first.
+    """Scores that rank negatives: those beyond the cutoff, closest first, then the rest, farthest first.
 
-    So where too few negatives lie beyond the cutoff, those nearest to it from below fill up.
+    If too few negatives are beyond the cutoff, those just below it are used.
 
     Args:
         distances: B x B, finite.
@@ -206,7 +143,7 @@ def beyond_cutoff_first(distances: Tensor, same_class: Tensor, cutoff: float) ->
         cutoff: a distance.
 
     Returns:
-        B x B: the higher, the sooner to be taken; -inf for images of the anchor's class.
+        B x B: higher scores rank first; -inf for images of the anchor's class.
     """
     below_all = -distances.amax() - 1
     scores = torch.where(distances > cutoff, -distances, distances - cutoff + below_all)
@@ -214,11 +151,11 @@ def beyond_cutoff_first(distances: Tensor, same_class: Tensor, cutoff: float) ->
 
 
 def semihard(distances: Tensor, same_class: Tensor, positive_distances: Tensor) -> Tensor:
-    """The closest negative that is farther than the positive, or else the farthest negative.
+    """Semi-hard negatives: the closest negative that is farther than the positive, else the farthest negative.
 
     Args:
         distances: T x B finite distances from each triplet's anchor.
-        same_class: T x B booleans; each row has a false.
+        same_class: T x B booleans; each row has at least one false entry.
         positive_distances: T.
 
     Returns:
@@ -230,47 +167,31 @@ def semihard(distances: Tensor, same_class: Tensor, positive_distances: Tensor) 
     return torch.where(closest < torch.inf, index, farthest)
 
 
-def to_device(indices: list[Indices], device: torch.device) -> tuple[Tensor, ...]:
-    """Index arrays of equal length as tensors on a device, by one copy for which the host does not wait."""
-    return move(torch.from_numpy(np.stack(indices)), device).unbind(0)
-
-
-def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, for which the host does not wait, unless the device is the host itself.
-
-    (A copy to the CPU that is not waited for can be read before it is complete. From memory that is not page-locked the
-    driver may wait for all work before it copies.)
-    """
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type != "cpu")
-
-
 def _finite(distances: Tensor) -> Tensor:
-    """Distances that can be ranked: NaN counts as 0, and nothing is infinite, as masks are."""
+    """Distances with NaN replaced by 0 and infinite values limited, because masks use infinity."""
     largest = torch.finfo(distances.dtype).max / 4
     return distances.nan_to_num(nan=0.0).clamp(max=largest)
 
 
 def _gumbel_like(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Gumbel noise. The K largest of log-weights plus noise are K draws without replacement, in their order.
+    """Gumbel noise. The K largest sums of log-weight and noise are K ordered draws without replacement.
 
-    Same law as torch.multinomial's, for which the host would wait.
+    The distribution is that of torch.multinomial, which would synchronise with the device.
     """
     noise = torch.empty(weights.shape, dtype=weights.dtype, device=generator.device)
     noise = move(noise.exponential_(generator=generator), weights.device)
-    # A draw of exactly 0 would make an infinite score.
+    # A draw of exactly 0 would give an infinite score.
     return -noise.clamp(min=torch.finfo(noise.dtype).tiny).log()
 
 
 def _deal(pairs: PositivePairs, scores: Tensor, wanted: Indices, generator: torch.Generator) -> Triplets:
-    """So many triplets an anchor: its positives in turn, and its negatives with the highest scores in turn.
+    """Make the wanted number of triplets per anchor, from its positives in turn and its best negatives in turn.
 
     Args:
         pairs: of the batch.
-        scores: B x B, -inf for images of the anchor's class and finite for the others.
-        wanted: B, how many triplets each anchor has; 0 for one without positives.
-        generator: says with which of its positives an anchor begins that does not take each of them once.
+        scores: B x B, -inf for images of the anchor's class, finite for the others.
+        wanted: B, number of triplets of each anchor; 0 for an anchor without positives.
+        generator: draws the first positive of each anchor, unless each positive is used exactly once.
     """
     device, sizes = scores.device, pairs.positives_of
     taken = np.minimum(wanted, pairs.negatives_of)
@@ -296,7 +217,7 @@ def _deal(pairs: PositivePairs, scores: Tensor, wanted: Indices, generator: torc
 def _one_each(
     name: str, pairs: PositivePairs, distances: Tensor, same_class: Tensor, generator: torch.Generator
 ) -> Triplets:
-    """One triplet an anchor; `name` says which positive (H, E, R) and which negative (HN, SHN)."""
+    """One triplet per anchor; `name` selects the positive (H, E, R) and the negative (HN, SHN)."""
     (anchors,) = to_device([np.unique(pairs.anchors)], distances.device)
     distances_TB, same_TB = distances[anchors], same_class[anchors]
     scores_TB = _positive_scores(name[0], distances_TB, generator)
@@ -309,7 +230,7 @@ def _one_each(
 
 
 def _positive_scores(kind: str, distances: Tensor, generator: torch.Generator) -> Tensor:
-    """Scores of which the highest names the positive: hard (far), easy (close) or random."""
+    """Scores whose maximum selects the positive: hard (farthest), easy (closest) or random."""
     if kind == "R":
         return _gumbel_like(distances, generator)
     return distances if kind == "H" else -distances

@@ -139,7 +139,7 @@ def _checked(rows: Rows, labels: Rows, name: str) -> tuple[Tensor, NDArray[np.in
     x = (rows if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))).detach().float()
     targets = as_integers(labels)
     if len(x) != len(targets):
-        raise ValueError(f"`len(labels) == len({name})` must hold, but got {len(targets)} labels for {len(x)} rows")
+        raise ValueError(f"one label per row must be given, but got {len(targets)} for {len(x)} rows of {name}")
     finite = torch.isfinite(x.square().sum(1))
     if not bool(finite.all()):
         raise ValueError(
