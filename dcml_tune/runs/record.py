@@ -105,7 +105,7 @@ class State:
     __pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     status: Status = "running"
-    """partial: the search has ended, but some trials failed. interrupted: it can be resumed."""
+    """partial: the search has ended, but not all of its trials are complete. interrupted: it can be resumed."""
     reason: str | None = None
     """Reason of an interrupted or partial search."""
     owner: str = "another process"

@@ -1,4 +1,4 @@
-"""Checkpoints that load without running code: safetensors for numbers, JSON for the rest, checksums of both."""
+"""Checkpoints that load without executing code: safetensors for tensors, JSON for the rest, checksums of both."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FORMAT = 2
 
 
 class CheckpointError(SettingError):
-    """A checkpoint that is missing, torn, or was changed since it was written."""
+    """A checkpoint that is missing, incomplete, or was changed since it was written."""
 
 
 def write(directory: Path, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write `name.safetensors` and then `name.json` into a directory, each whole or not at all.
+    """Write `name.safetensors` and then `name.json` into a directory, each atomically.
 
-    The JSON file makes the checkpoint valid. To replace a checkpoint, write under another name (`numbered`): two
-    files cannot be replaced at once.
+    The JSON file, which is last, makes the checkpoint valid. To replace a checkpoint, write one with another name
+    (`numbered`), because two files cannot be replaced in one atomic step.
     """
     directory.mkdir(parents=True, exist_ok=True)
     data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -41,22 +41,22 @@ def write(directory: Path, name: str, tensors: dict[str, Tensor], facts: dict[st
 
 
 class _Facts(Stored):
-    """The JSON file of every checkpoint."""
+    """What the JSON file of every checkpoint holds."""
 
     format: Count
     sha256: str
 
 
 def read(directory: Path, name: str, kind: type[Stored] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts that `write` wrote.
+    """Read the tensors and facts that `write` wrote.
 
     Args:
-        directory: of the checkpoint.
-        name: of its files.
-        kind: what the facts must be; None: any.
+        directory: directory of the checkpoint.
+        name: name of its files, without suffix.
+        kind: model that the facts must fit; None: any facts.
 
     Raises:
-        CheckpointError: if a file is missing, does not hold what was written, or not what it must hold.
+        CheckpointError: if a file is missing, was changed, or its content is not valid.
     """
     tensors_file = directory / f"{name}.safetensors"
     try:
@@ -71,7 +71,7 @@ def read(directory: Path, name: str, kind: type[Stored] | None = None) -> tuple[
         raise CheckpointError(f"checkpoint {tensors_file}: does not match the checksum beside it; take another")
     try:
         tensors = load(data)
-    except Exception as error:  # of safetensors, or of torch for a kind of number that it does not have
+    except Exception as error:  # of safetensors, or of torch for an unknown dtype
         raise CheckpointError(f"checkpoint {tensors_file}: {_said(error)}; take another") from None
     if kind is not None:
         check(kind, facts, directory / f"{name}.json")
@@ -79,10 +79,10 @@ def read(directory: Path, name: str, kind: type[Stored] | None = None) -> tuple[
 
 
 def check(kind: type[T], facts: Any, file: Path) -> T:
-    """Facts of a checkpoint as a model says they must be.
+    """Validate the facts of a checkpoint against a model.
 
     Raises:
-        CheckpointError: if they are not.
+        CheckpointError: if they do not fit.
     """
     try:
         return checked(kind, facts)
@@ -91,15 +91,15 @@ def check(kind: type[T], facts: Any, file: Path) -> T:
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:
-    """Tensors must be those that are wanted: by name, shape and kind of number, and finite.
+    """Check that tensors have the expected names, shapes and dtypes, and are finite.
 
     Args:
-        found: of a checkpoint.
-        wanted: tensors of the same names.
-        file: for messages.
+        found: tensors of a checkpoint.
+        wanted: tensors with the expected names, shapes and dtypes.
+        file: file of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: if they are not.
+        CheckpointError: if one does not fit.
     """
     for name in [*wanted, *found]:
         if why := _unfit(name, found.get(name), wanted.get(name)):
@@ -107,7 +107,7 @@ def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Pat
 
 
 def _unfit(name: str, found: Tensor | None, wanted: Tensor | None) -> str | None:
-    """Why a tensor cannot be taken, or None."""
+    """Why a tensor does not fit, as the end of a sentence, or None."""
     if found is None:
         return "is missing"
     if wanted is None:
@@ -124,21 +124,21 @@ def _said(error: Exception) -> str:
 
 
 def numbered(stem: str, number: int) -> str:
-    """The name of a checkpoint that has successors; names sort as numbers do."""
+    """The name of a checkpoint in a series. Names sort in the order of their numbers."""
     return f"{stem}-{number:05d}"
 
 
 def numbers(directory: Path, stem: str) -> list[int]:
-    """The numbers of the checkpoints of a directory, whole or not, the newest first."""
+    """The numbers of the checkpoints in a directory, valid or not, the newest first."""
     found = {path.name.split(".")[0].removeprefix(f"{stem}-") for path in directory.glob(f"{stem}-*")}
     return sorted((int(number) for number in found if number.isdigit()), reverse=True)
 
 
 def newest(directory: Path, stem: str, kind: type[Stored] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The newest checkpoint of a directory that is whole; one that is not is named in the log and passed over.
+    """Read the newest valid checkpoint of a directory. Invalid ones are skipped with a warning.
 
     Raises:
-        CheckpointError: if none is whole; the message is that of the newest.
+        CheckpointError: if none is valid; the message is that of the newest.
     """
     first: CheckpointError | None = None
     for number in numbers(directory, stem):
@@ -151,7 +151,7 @@ def newest(directory: Path, stem: str, kind: type[Stored] | None = None) -> tupl
 
 
 def keep_only(directory: Path, stem: str, number: int | None = None) -> None:
-    """Remove the checkpoints of a directory, but for one."""
+    """Remove all checkpoints of a directory, except the one with `number`."""
     for path in directory.glob(f"{stem}-*"):
         if number is not None and path.name.split(".")[0] == numbered(stem, number):
             continue

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that say when they were changed."""
+"""Files that are written atomically and protected by a checksum, and sizes on disk."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from dcml_tune.utils.errnos import SHORTAGE
 from dcml_tune.utils.stored import Stored, checked, parse, printable
 
 _SEAL = "seal"
-_LARGEST = 1 << 28  # bytes of a sealed file; the longest lists the files of a data set
+_LARGEST = 1 << 28  # bytes of a file with a checksum; the largest lists the files of a data set
 
 
 class CorruptFileError(ValueError):
-    """A file that is missing, torn, was changed since it was written, or does not hold what it must."""
+    """A file that is missing or incomplete, was changed since it was written, or has invalid content."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a new name, to the disk, and rename: nobody ever sees half a file, also after a power cut."""
+    """Write a file atomically: to a temporary name, synchronised to the disk, then renamed.
+
+    A reader sees the old content or the new one, also after a power failure.
+    """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with fresh.open("wb") as file:
@@ -35,20 +38,21 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_checksummed(path: Path, facts: dict[str, Any]) -> None:
-    """Write facts as JSON, with a checksum of them; numbers that are not finite become null, as JSON has none."""
+    """Write facts as JSON with a checksum, atomically. Numbers that are not finite become null, as JSON has none."""
     facts = _plain(facts)
     write_atomic(path, json.dumps({**facts, _SEAL: _checksum(facts)}, indent=1).encode())
 
 
 def read_checksummed(path: Path, kind: type[Stored] | None = None) -> dict[str, Any]:
-    """The facts that `write_checksummed` wrote.
+    """Read the facts that `write_checksummed` wrote.
 
     Args:
-        path: of the file.
-        kind: what the facts must be; None: any.
+        path: path of the file.
+        kind: model that the facts must fit; None: any facts.
 
     Raises:
-        CorruptFileError: in one line, if the file is missing, does not hold what was written, or not what it must hold.
+        CorruptFileError: if the file is missing, was changed, or its content is not valid. The message has one line.
+        OSError: if the machine is short of memory or file descriptors.
     """
     try:
         facts = parse(_read(path))
@@ -70,7 +74,7 @@ def read_checksummed(path: Path, kind: type[Stored] | None = None) -> dict[str, 
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file; a pipe would be waited for, and a device may have no end."""
+    """The bytes of a regular file: reading a pipe would block, and a device may never end."""
     if path.exists() and not path.is_file():
         raise ValueError("is no regular file")
     if (size := path.stat().st_size) > _LARGEST:
@@ -79,24 +83,24 @@ def _read(path: Path) -> bytes:
 
 
 def size_of(directory: Path) -> int:
-    """Bytes that the files below a directory take, each once however many names it has."""
+    """Total size in bytes of the files below a directory. A file with several hard links counts once."""
     found = {}
     for path in directory.rglob("*"):
         try:
             facts = path.lstat()
-        except FileNotFoundError:  # removed by another process meanwhile
+        except FileNotFoundError:  # removed by another process in the meantime
             continue
         found[facts.st_ino] = 0 if path.is_dir() else facts.st_size
     return sum(found.values())
 
 
 def free_bytes(directory: Path) -> int:
-    """Bytes that can still be written below a directory that exists."""
+    """Free space in bytes on the disk of an existing directory."""
     return shutil.disk_usage(directory).free
 
 
 def readable_size(count: float) -> str:
-    """Bytes as people read them."""
+    """A size in bytes as MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 

@@ -1,4 +1,4 @@
-"""What systems do differently: cores, memory, room on a disk. Linux is what is tested; others get the nearest thing."""
+"""What operating systems do differently: cores, memory, disk space. Linux is tested; others get the closest equivalent."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ _CHUNK = 1 << 20
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; all of the machine where the system does not say (macOS)."""
+    """Number of cores that this process may use; all cores of the machine if the system does not tell (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reserve(file: int, start: int, end: int) -> None:
-    """Have the disk give all blocks of a file, whose bytes from `start` on hold nothing yet.
+    """Allocate the disk blocks of a file up to `end`; its bytes from `start` on are still unused.
 
-    Writing to a memory map of a file without blocks ends the process when the disk is full. Where the system or the
-    file system has no call for it (macOS; some network disks), zeros are written.
+    Without this, writing to a memory map of the file would kill the process when the disk is full. If the system or the
+    file system does not support the call (macOS, some network disks), zeros are written.
+
+    Args:
+        file: file descriptor.
+        start: first unused byte.
+        end: size of the file in bytes.
 
     Raises:
         OSError: if the disk has no room.
@@ -37,7 +42,7 @@ def reserve(file: int, start: int, end: int) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has had so far."""
+    """Largest resident memory of this process so far, in bytes."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

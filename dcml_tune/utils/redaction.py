@@ -1,7 +1,7 @@
-"""Text without passwords: what is shown or written of an address, a command or an error goes through here.
+"""Removes passwords and tokens from addresses, commands and errors before they are shown or written.
 
-An address that holds a login cannot be told from one that does not by its slashes, quotes or spaces: passwords have all
-of them. So everything between `://` and the last `@` of the line is the login.
+A password may hold slashes, quotes and spaces, so that these do not show where a login ends. Everything between `://` and
+the last `@` of the line is therefore treated as the login.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import shlex
 from collections.abc import Sequence
 
 _LONG = r"[\w.-]*(?:token|passw(?:or)?d|passphrase|secret|credential|api[-_]?key|access[-_]?key)[\w-]*"
-"""Names that mean a secret wherever they stand."""
+"""Names of secrets, wherever they appear."""
 
 _SHORT = r"(?:[\w.-]*[-_.])?(?:auth|key|pwd|pass|sig|signature|sas)"
-"""Names that mean a secret in the query of an address, or as a flag."""
+"""Names of secrets in the query of an address, or as flags."""
 
-# The files of SQLite and of this machine have no login, and an @ in their paths is one.
+# Addresses of SQLite and of local files have no login; an @ in them belongs to the path.
 _LOGIN = re.compile(r"(?i)(?<![\w+.-])((?!(?:sqlite(?:\+\w+)?|file):)[a-z][\w+.-]*://).*@")
 _QUERY = re.compile(rf"(?i)([?&;](?:{_LONG}|{_SHORT})=)[^&#\r\n]*")
 _NAMED = re.compile(rf"(?i)((?<![\w.-]){_LONG}=)(?:'[^'\r\n]*'|\"[^\"\r\n]*\"|[^&\s#]+)")
@@ -24,7 +24,7 @@ _FLAG = re.compile(rf"(?i)--?(?:{_LONG}|{_SHORT})")
 
 
 def redact(text: str) -> str:
-    """An address, or any text with addresses in it, without passwords and tokens.
+    """Replace passwords and tokens in an address, or in a text that holds addresses, by `***`.
 
     Example:
         >>> redact("http://ann:se/cr@t@host:5000/?token=abc&page=1")
@@ -34,7 +34,7 @@ def redact(text: str) -> str:
 
 
 def redact_command(argv: Sequence[str]) -> str:
-    """A command as one would type it, without passwords and tokens.
+    """A command as it is typed in a shell, with passwords and tokens replaced by `***`.
 
     Example:
         >>> redact_command(["search", "--api-token", "abc", "--nb-clusters=4"])
@@ -46,6 +46,6 @@ def redact_command(argv: Sequence[str]) -> str:
 
 
 def _word(word: str) -> str:
-    """A word without its secret, which goes to the end of the word whatever characters it has."""
+    """A word of a command without its secret, which may hold any characters up to the end of the word."""
     name, equals, _ = word.partition("=")
     return f"{name}=***" if equals and (_FLAG.fullmatch(name) or re.fullmatch(_LONG, name, re.I)) else redact(word)

@@ -1,4 +1,4 @@
-"""Signals end a search in good order."""
+"""Signals that stop a search cleanly, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_AGAIN_S = 0.05  # after a finaliser has swallowed the exception
+_AGAIN_S = 0.05  # delay before the exception is raised again if a finaliser has discarded it
 
 
 class SearchStopped(BaseException):
-    """The search ends early, and can be resumed. No handler of exceptions may keep it from doing so."""
+    """The search stops early and can be resumed. A BaseException, so that `except Exception` does not catch it."""
 
 
 _signal: str | None = None
@@ -24,12 +24,12 @@ _waits = 0
 def stopped_by_signals() -> Iterator[None]:
     """Raise SearchStopped at SIGINT, SIGTERM and SIGHUP; a second SIGINT or SIGTERM ends the process at once.
 
-    A signal stays pending until `signal_handled` is called. Python drops an exception that is raised inside a finaliser
-    (`__del__`, a callback of a weak reference); it is then raised once more, a moment later. Where some other code has
-    dropped it, `raise_if_signalled` and the end of `signals_wait` raise it again.
+    A signal is pending until `signal_handled` is called. Python discards an exception that is raised inside a finaliser
+    (`__del__`, a callback of a weak reference); it is then raised again after a short delay. If other code has discarded
+    it, `raise_if_signalled` and the end of `signals_wait` raise it again.
 
-    SIGHUP does nothing where it is ignored (`nohup`), or the terminal of the process is gone: output is dropped then
-    (`dcml_tune.cli.streams`), and the search goes on.
+    SIGHUP has no effect if it is ignored (`nohup`) or the terminal of the process is closed: the search continues, and
+    its output is dropped (`dcml_tune.cli.streams`).
     """
     global _signal
     _signal = None
@@ -38,14 +38,14 @@ def stopped_by_signals() -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         global _signal
-        if os.getpid() != own:  # a process that was forked since, such as one that loads images: its parent ends it
+        if os.getpid() != own:  # a forked process, such as one that loads images; its parent ends it
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         if number == signal.SIGHUP and had_terminal and not _has_terminal():
             return
-        for each in previous:  # a shell that ends sends SIGHUP more than once
+        for each in previous:  # a shell that exits sends SIGHUP more than once
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
         _signal = signal.Signals(number).name
         if not _waits:
@@ -82,9 +82,9 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Let signals wait until the end of the block, or for a call of `raise_if_signalled` in it.
+    """Defer signals to the end of the block, or to a call of `raise_if_signalled` in it.
 
-    An exception that a handler raises in the middle of Ray's compiled code becomes a SystemError.
+    An exception that a handler raises inside Ray's compiled code would become a SystemError.
     """
     global _waits
     _waits += 1
@@ -96,27 +96,27 @@ def signals_wait() -> Iterator[None]:
 
 
 def raise_if_signalled() -> None:
-    """Stop here if a signal has come that nobody has acted on.
+    """Stop if a signal is pending.
 
     Raises:
-        SearchStopped: with the name of the signal.
+        SearchStopped: the message is the name of the signal.
     """
     if _signal is not None:
         raise SearchStopped(_signal)
 
 
 def signal_handled() -> None:
-    """The search is being ended because of the signal: it is not raised any more."""
+    """Clear the pending signal, because the search is already stopping."""
     global _signal
     _signal = None
 
 
 @contextmanager
 def hangup_ignored() -> Iterator[None]:
-    """Have the processes that are started in the block ignore SIGHUP.
+    """Make processes that are started in the block ignore SIGHUP.
 
-    The kernel sends it to all processes of a terminal that is closed. Whether the search ends then is decided by its own
-    process, which sees to those that it has started.
+    When a terminal is closed, the kernel sends SIGHUP to all of its processes. Only the main process of a search decides
+    whether the search stops, and it then stops the processes that it has started.
     """
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -126,7 +126,7 @@ def hangup_ignored() -> Iterator[None]:
 
 
 def _has_terminal() -> bool:
-    """Whether the process has a terminal that controls it, wherever its output goes."""
+    """Whether the process has a controlling terminal; its output may go elsewhere."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:

@@ -1,8 +1,8 @@
-"""What is read back from disk: JSON that is safe to parse, models that say what it must be, and text that is safe to show.
+"""Safe reading of files: JSON that is parsed strictly, models that validate it, and text that is safe to show.
 
-A checksum says that a file is what was written, not that it makes sense: another version, another program or a person
-may have written it. Each file that is read back has a model below `Stored`; what does not fit is a `ValueError` of one
-line.
+A checksum shows that a file was not changed, not that its content is valid: another version, another program or a person
+may have written it. Each file that is read back has a model derived from `Stored`. Content that does not fit raises a
+`ValueError` whose message has one line.
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, Validati
 T = TypeVar("T")
 
 Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
-"""A whole number that is counted up from 0."""
+"""A whole number, 0 or more."""
 Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 """A number that is neither infinite nor NaN."""
 Moment = Annotated[Finite, Field(ge=0, lt=253402300800)]
-"""Seconds since 1970, up to the year 9999, which is the last that clocks can show."""
+"""Seconds since 1970, up to the year 9999, the last that `datetime` can represent."""
 Duration = Annotated[Finite, Field(ge=0, le=3.2e9)]
 """Seconds, up to a hundred years."""
 Scalar = None | bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Finite | str
 """The value of a setting or a flag."""
 
-_LONGEST = 200  # characters of a value that a message shows
-_NOT_SHOWN = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})  # categories of Unicode; private use may be emoji fonts
+_LONGEST = 200  # characters of a value in a message
+_NOT_SHOWN = frozenset(
+    {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
+)  # Unicode categories; private use is shown, as emoji fonts use it
 
 
 class Stored(BaseModel):
-    """A file or line that is read back: types are strict, numbers finite. Unknown keys are of a later version, and stay."""
+    """Base of models of files: strict types, finite numbers. Unknown keys, which a later version wrote, are kept."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
 
 
 def parse(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: in one line, also where Python's own parser accepts or raises something else: numbers that are not
-            finite, a key that is there twice, nesting too deep to be followed, bytes that are no UTF-8.
+        ValueError: if it is not valid, also where Python's parser accepts it or raises another error: numbers that are
+            not finite, duplicate keys, nesting that is too deep, bytes that are not UTF-8. The message has one line.
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
@@ -56,10 +58,10 @@ def parse(text: str | bytes) -> Any:
 
 
 def checked(kind: type[T], value: Any) -> T:
-    """A value as a model or type says it must be.
+    """Validate a value against a model or a type.
 
     Raises:
-        ValueError: one line that names the first place that does not fit, its value and the rule.
+        ValueError: if it does not fit. The message has one line: the first place that does not fit, its value, the rule.
     """
     try:
         found: T = _adapter(cast(Hashable, kind)).validate_python(value)
@@ -71,10 +73,10 @@ def checked(kind: type[T], value: Any) -> T:
 
 
 def printable(text: str) -> str:
-    r"""Text on one line that cannot steer a terminal: control characters, line ends included, are shown escaped.
+    r"""Escape the characters of a text that could control a terminal: control characters, including line ends.
 
-    So are marks that change the direction of writing, and what no encoding can write (halves of surrogate pairs, which
-    are the bytes of a file name that is no UTF-8).
+    Marks that change the direction of writing are escaped, too, and characters that no encoding can write: halves of
+    surrogate pairs, which stand for the bytes of a file name that is not UTF-8.
 
     Example:
         >>> printable("a\x1b[31mred é")
@@ -86,7 +88,7 @@ def printable(text: str) -> str:
 
 
 def is_shown(character: str) -> bool:
-    """Whether `printable` leaves a character as it is."""
+    """Whether `printable` keeps a character unchanged."""
     return unicodedata.category(character) not in _NOT_SHOWN
 
 

@@ -1,4 +1,4 @@
-"""Errors that nobody expected: one line for the reader, the traceback in a file."""
+"""Unexpected errors: one line for the user, the traceback in a file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _file: Path | None = None
 
 
 def keep_in(directory: Path) -> None:
-    """From now on, write tracebacks of this process into a directory that exists."""
+    """Write later tracebacks of this process to files in an existing directory."""
     global _directory, _file
     _directory, _file = directory, None
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of an error, and of what caused it, in one line without passwords."""
+    """Type and message of an error and of its cause, in one line without passwords."""
     said = _said(error)
     cause = error
     while cause.__cause__ is not None:
@@ -35,10 +35,10 @@ def one_line(error: BaseException) -> str:
 
 
 def keep(error: BaseException) -> Path | None:
-    """Append the traceback of an error to this process's file of errors, which only its user can read.
+    """Append the traceback of an error to this process's error file, which only its user can read.
 
     Returns:
-        The file; None if none can be written.
+        The file; None if it cannot be written.
     """
     global _file
     text = redact("".join(traceback.format_exception(error)))
@@ -59,28 +59,28 @@ def keep(error: BaseException) -> Path | None:
 
 
 def warn(log: logging.Logger, what: str, error: BaseException) -> None:
-    """Log in one line that something failed which the command does without."""
+    """Log in one line an error after which the command continues."""
     log.warning("%s: %s; %s", what, one_line(error), where(error))
 
 
 def where(error: BaseException) -> str:
-    """Write the traceback, and say in words where it is."""
+    """Write the traceback to a file, and return a clause that names the file."""
     file = keep(error)
     return "its traceback could not be written" if file is None else f"its traceback is in {file}"
 
 
 def last_error(text: str) -> str:
-    """The line of a text with tracebacks that says what was raised; the last line where none does."""
+    """The line of a text with tracebacks that names the last exception; if there is none, the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     raised = [line for line in text.splitlines() if _RAISED.match(line)]
     return raised[-1] if raised else lines[-1] if lines else ""
 
 
 class InFile(logging.Filter):
-    """For handlers of other libraries: an error is one line, and its traceback goes to the file."""
+    """Filter for the handlers of other libraries: an error becomes one line, its traceback is written to the file."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Take the traceback out of a record."""
+        """Move the traceback of a record to the file."""
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             record.msg, record.args = f"{record.getMessage()} ({one_line(error)}; {where(error)})", ()
