@@ -21,6 +21,8 @@ from costs import forget_peak, memory_mb
 from rich.console import Console
 from tracking import METRIC, measures
 
+from trainables.run import run_of
+
 CONCURRENT = 4
 UNTRAINED = 0.3
 LAST = 20  # suggestions, the last ones, whose median time is told
@@ -52,7 +54,7 @@ class Trial:
 
     def leave_model(self) -> None:
         """The files of a best model."""
-        place = Path(self.config["run"]["directory"]) / f"best-{self.epoch:05d}"
+        place = Path(str(run_of(self.config).directory)) / f"best-{self.epoch:05d}"
         place.mkdir(parents=True)
         for name in ("model.json", "model.safetensors"):
             (place / name).write_text(self.trial_id)
@@ -66,7 +68,8 @@ class Driver:
         from dcml_tune.search.flags import read_command_line
         from dcml_tune.search.plan import given_plan
         from dcml_tune.tracking import Tracker, environment_tags
-        from trainables.tracking_callback import Progress
+        from trainables.live_table import TableOptions
+        from trainables.tracking_callback import Earlier, Hooks, Progress
 
         words = ["emoji", "--num-samples", str(trials), "--output-dir", str(output), "--name", f"trials-{trials}",
                  "--quiet", *more]  # fmt: skip
@@ -76,10 +79,15 @@ class Driver:
         tags = environment_tags(plan.identity.compared, ["benchmarks/scaling.py"])
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": "emoji"}, tags=tags)
         self.searcher, self.scheduler = plan.searcher(), plan.scheduler([])
+        table = TableOptions(
+            search=plan.name, metric=plan.metric, varied=tuple(plan.space.domains), planned=trials, quiet=True
+        )
+        hooks = Hooks(
+            why_over=plan.budget.why_over, on_report=self._report, on_failure=self.searcher.set_failure_reason
+        )
         self.progress = Progress(
-            self.tracker, search=plan.name, metric=plan.metric, varied=list(plan.space.domains), tags=tags,
-            planned=trials, guard=plan.guard(), quiet=True, trials=plan.trials, keep_models=plan.keep_models,
-            on_report=self._report, on_failure=self.searcher.set_failure_reason, why_over=plan.budget.why_over,
+            self.tracker, plan.guard(), table, tags=tags, keep_models=plan.keep_models,
+            earlier=Earlier(trials=plan.trials), hooks=hooks,
         )  # fmt: skip
         self.trials: list[Trial] = []
         self.seconds: dict[str, list[float]] = {}
@@ -150,7 +158,7 @@ def driver(trials: int, output: Path, *more: str) -> dict[str, float]:
     left = made.end()
     delivered, peak = time.perf_counter(), memory_mb("VmHWM")
     assert left == 0, "records were not delivered"
-    Console(file=io.StringIO()).print(made.progress.table(most=ROWS))
+    Console(file=io.StringIO()).print(made.progress.live.table(most=ROWS))
     drawn = time.perf_counter()
     write_report(made.plan.directory, uri=made.plan.uri, pictures=False)
     written = time.perf_counter()

@@ -71,11 +71,11 @@ def reference(stores: Path) -> None:
 def trial(stores: Path) -> None:
     clock = Clock()
     from trainables import DivideAndConquer, Run
+    from trainables.run import pack
 
     clock.lap("imports")
     stop_at_first_step(clock)
-    run = Run(threads=1, stores=str(stores)).as_dict()
-    made = DivideAndConquer({**published(), "run": run})
+    made = DivideAndConquer(pack(published(), Run(threads=1, stores=str(stores))))
     clock.lap("setup")
     made.step()
 

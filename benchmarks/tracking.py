@@ -67,20 +67,18 @@ def trivial(steps: int) -> Any:
 
 def run_trials(trials: int, steps: int, concurrent: int, directory: Path, callbacks: list[Any]) -> None:
     """Run the trials, by the function that runs those of a search."""
-    from ray import tune
-
     from trainables import Run
     from trainables.resources import share
+    from trainables.run import pack, pack_list
     from trainables.tuner import run_trials as run_stage
 
-    runs = [Run(search=NAME, key=f"{n:03d}", metric=METRIC).as_dict() for n in range(trials)]
-    grid = tune.grid_search([{**SETTINGS, "seed": n, "run": run} for n, run in enumerate(runs)])
+    runs = [Run(search=NAME, key=f"{n:03d}", metric=METRIC) for n in range(trials)]
     run_stage(
         trivial(steps),
         shares=share(num_samples=trials, gpus=0, max_concurrent=concurrent),
         directory=directory / "ray",
         callbacks=callbacks,
-        param_space={"whole": grid},
+        param_space=pack_list([pack({**SETTINGS, "seed": n}, run) for n, run in enumerate(runs)]),
         num_samples=1,
     )
 
@@ -92,7 +90,8 @@ class Tracked:
         """Make the store and begin, as `dcml_tune.search` does."""
         from dcml_tune.runs.record import Record
         from dcml_tune.tracking import Tracker, environment_tags
-        from trainables.tracking_callback import Progress
+        from trainables.live_table import TableOptions
+        from trainables.tracking_callback import Hooks, Progress
         from trainables.watchdog import TrialWatchdog
 
         self.directory, self.record = directory, Record.create(directory / NAME, {})
@@ -100,10 +99,9 @@ class Tracked:
         tags = environment_tags("none", ["benchmarks/tracking.py"])
         self.tracker.start(NAME, name=NAME, role="search", params={"dataset": "emoji"}, tags=tags)
         self.guard = TrialWatchdog(directory=directory, need=0, trial_timeout=None)
-        self.progress = Progress(
-            self.tracker, search=NAME, metric=METRIC, varied=["nb_clusters"], tags=tags, planned=trials,
-            guard=self.guard, quiet=True, on_report=lambda p: self.record.update(ended=p.ended, best=p.best),
-        )  # fmt: skip
+        hooks = Hooks(on_report=lambda progress: self.record.update(ended=progress.ended, best=progress.best))
+        table = TableOptions(search=NAME, metric=METRIC, varied=("nb_clusters",), planned=trials, quiet=True)
+        self.progress = Progress(self.tracker, self.guard, table, tags=tags, hooks=hooks)
 
     def end(self) -> None:
         """Wait for the delivery.
@@ -114,7 +112,7 @@ class Tracked:
         self.tracker.end(NAME, "FINISHED")
         left = self.tracker.close(600)
         self.record.release()
-        done = sum(row["state"] == "done" for row in self.progress.rows.values())
+        done = sum(row.state == "done" for row in self.progress.rows.values())
         if left or done < self.progress.planned:
             raise SystemExit(f"{done} of {self.progress.planned} trials came to their end; {left} records are left")
 

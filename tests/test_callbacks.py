@@ -8,6 +8,7 @@ import torch
 
 from dcml_tune.tracking import Tracker
 from dcml_tune.training.divisions import Division
+from trainables.live_table import TableOptions, TrialRow
 from trainables.tracking_callback import Progress
 from trainables.watchdog import TrialWatchdog
 
@@ -18,13 +19,12 @@ SETTINGS = {"dataset": "emoji", "nb_epochs": 6, "force_full_embedding_epoch": 5,
 def progress():
     """Of 40 trials, the best of which is 017, and of which two run."""
     guard = TrialWatchdog(directory=Path(), need=0, trial_timeout=None)
-    made = Progress(None, search="s", metric="val/recall_at_1", varied=["nb_clusters"], tags={}, planned=40, guard=guard,
-                    quiet=True)  # fmt: skip
+    table = TableOptions(search="s", metric="val/recall_at_1", varied=("nb_clusters",), planned=40, quiet=True)
+    made = Progress(None, guard, table, tags={})
     for number in range(40):
         best = 0.9 if number == 17 else 0.5 + number / 1000
         state = "running" if number in (3, 39) else "done"
-        made.rows[f"{number:03d}"] = {"settings": SETTINGS, "epoch": 6, "epochs": 6, "last": best, "best": best,
-                                      "role": "trial", "reason": None, "state": state}  # fmt: skip
+        made.rows[f"{number:03d}"] = TrialRow(settings=SETTINGS, epoch=6, epochs=6, last=best, best=best, state=state)
     return made
 
 
@@ -34,15 +34,15 @@ def names(table):
 
 def test_the_live_table_shows_what_the_screen_has_room_for(progress):
     """The trials that run, and the best of the others; the caption counts the rest."""
-    table = progress.table(most=5)
+    table = progress.live.table(most=5)
     assert names(table) == ["003", "017", "037", "038", "039"]
     assert table.caption == "and 35 more trials"
 
 
 def test_the_last_table_shows_all(progress):
     """As does one that has room for all."""
-    assert names(progress.table()) == [f"{number:03d}" for number in range(40)]
-    assert progress.table(most=40).caption is None
+    assert names(progress.live.table()) == [f"{number:03d}" for number in range(40)]
+    assert progress.live.table(most=40).caption is None
 
 
 def test_each_reclustering_is_an_artifact(progress, tmp_path):
@@ -67,10 +67,10 @@ def test_each_reclustering_is_an_artifact(progress, tmp_path):
 
 def test_a_pause_of_the_driver_is_no_trials_fault(monkeypatch):
     """A study that was locked for minutes: clocks of trials go on where they were; one that hangs is ended all the same."""
-    from trainables import tracking_callback
+    from trainables import watchdog
 
     now, ended = [1000.0], []
-    monkeypatch.setattr(tracking_callback.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     guard = TrialWatchdog(directory=Path(), need=0, trial_timeout=60.0)
     monkeypatch.setattr(guard, "_end", lambda trial: ended.append(trial.trial_id))
     trial = SimpleNamespace(trial_id="a", status="RUNNING")

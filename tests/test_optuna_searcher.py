@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 from dcml_tune.config.errors import SettingError
 from search_spaces.space import Choice, Float, Int, SearchSpace
 from trainables.prior_sampler import BELIEVED, draw_around
+from trainables.run import Run
 from trainables.searcher import OptunaSearcher
 
 SPACE = SearchSpace(
@@ -40,14 +41,14 @@ def result(value, epoch=6, **facts):
 def test_the_first_trials_are_the_given_points(make):
     """Then come draws; every dictionary is whole, and says how the trial is run."""
     trials = Path("/trials")
-    searcher = make(points=[{"nb_clusters": 2, "masking_lambda": 0.01}], run={"threads": 1}, trials=trials)
+    searcher = make(points=[{"nb_clusters": 2, "masking_lambda": 0.01}], run=Run(threads=1), trials=trials)
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert first == {
         "dataset": "emoji",
         "nb_epochs": 6,
         "masking_lambda": 0.01,
         "nb_clusters": 2,
-        "run": {"threads": 1, "key": "000", "directory": "/trials/000"},
+        "run": Run(threads=1, key="000", directory="/trials/000").as_dict(),
     }
     assert second["masking_lambda"] != 0.01
 
@@ -165,7 +166,7 @@ def test_what_cannot_work_is_told_as_failed_and_not_launched(make):
     refused = [trial for trial in searcher.study.trials if trial.state == optuna.trial.TrialState.FAIL]
     assert refused
     assert {trial.user_attrs["dcml.reason"] for trial in refused} == {"no division here"}
-    searcher.feasible = lambda config: "never"
+    searcher.infeasible_reason = lambda config: "never"
     assert searcher.suggest("x") is None
 
 

@@ -1,78 +1,99 @@
-"""Run: how a trial is run, and the keys of what it reports."""
+"""Run: how a trial is run; the dictionary of a trial, packed and unpacked; the keys of what it reports."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Role = Literal["trial", "confirm", "final", "published", "no division", "untrained"]
 
-
 SCORES_TEST = ("final", "published", "no division", "untrained")
 """Roles of the runs that score the test classes, once, at their end."""
 
+_RUN = "run"
+"""Key of a trial's dictionary that holds its `Run`; all other keys are settings of TrialConfig."""
 
-RUN = "run"
-"""The key of a trial's dictionary that holds its `Run`; all other keys are settings of TrialConfig."""
+_WHOLE = "whole"
+"""Key of the whole dictionary of a trial where Ray runs a list of trials: its grid varies one key."""
 
+# Keys of a result. Those of measures are names with a slash, such as val/recall_at_1.
 
 STOP_SEARCH = "stop_search"
-"""The key of a result that asks the driver to stop the search, with the reason: this trial could not be saved."""
-
+"""Key of a result that asks the driver to stop the search, with the reason: this trial could not be saved."""
 
 FAILED = "failed_reason"
-"""The key of a result that ends a failed trial, with the reason."""
-
+"""Key of the last result of a failed trial, with the reason."""
 
 NOTE = "note"
-"""The key of a result that tells what happened to the trial before."""
-
+"""Key of a result that reports what happened to the trial before this epoch."""
 
 SCORED_BEFORE = "test_scored_before"
-"""The key of a result that says how often the test classes had been scored before, by the ledger."""
+"""Key of a result with the number of times that the test classes had been scored before, by the ledger."""
 
+DIVISION = "division"
+"""Key of a result that names the files of the epoch's reclustering, in the trial's directory."""
 
 CURVE = "curve"
-"""The key of a result file that holds the metric after each epoch."""
-
+"""Key of a result file with the value of the metric after each epoch."""
 
 RESULT_FILE = "result.json"
-"""What a run that is no trial leaves at its end, so that it is not run again, and test classes are not scored again."""
+"""File that a run which is no trial of the search writes at its end: it makes runs, and the scoring of test classes,
+idempotent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a trial is run: what is not a setting of it and must not change its result."""
+    """How a trial is run: everything that is no setting of it and must not change its result."""
 
     search: str = ""
     """Name of the search."""
     key: str = ""
-    """The trial's name within its search, such as 007 or final; the same after a resume."""
+    """Name of the trial within its search, such as 007 or final; it stays the same after a resume."""
     directory: str | None = None
-    """Directory, absolute, where the trial keeps its state after each epoch and goes on from what is there;
-    None: it keeps none."""
+    """Absolute path of the directory where the trial saves its state after each epoch, and from which it continues;
+    None: it saves no state."""
     stores: str = "runs/store"
-    """Directory of the image stores, absolute, shared by the trials of a node."""
+    """Absolute path of the directory of the image stores, which the trials of a node share."""
     threads: int | None = None
-    """Threads of a trial on the CPU; None leaves torch's own number."""
+    """Number of CPU threads of the trial; None: torch's default."""
     gpu_fraction: float = 1.0
-    """Share of the GPU's memory that the trial may take."""
+    """Share of the GPU's memory that the trial may use."""
     metric: str = "val/recall_at_1"
-    """The measure by which a trial's best epoch is kept."""
+    """Measure by which the trial's best epoch is chosen."""
     role: Role = "trial"
-    """trial: compared on held-out classes. confirm: once more, on others. The rest are scored on the test classes."""
+    """trial: compared on held-out classes. confirm: trained again on other folds. Other roles score the test classes."""
     setting: str = ""
-    """Which setting a run that is no trial repeats: a trial's key, published, or no division."""
+    """The setting that a run which is no trial repeats: the key of a trial, published, or no division."""
     until: int | None = None
-    """Epochs after which to stop; None: all of nb_epochs. The schedule stays that of nb_epochs."""
-    varied: tuple[str, ...] = field(default_factory=tuple)
-    """The searched settings, shown in the Ray dashboard."""
+    """Number of epochs after which to stop; None: all of nb_epochs. The schedule stays that of nb_epochs."""
+    varied: tuple[str, ...] = ()
+    """The searched settings, for the Ray dashboard."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For a trial's dictionary."""
+        """Return the fields as JSON has them."""
         return {**asdict(self), "varied": list(self.varied)}
 
 
-def unwrap_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A trial's dictionary; Ray's grid of whole dictionaries has each under the key `whole`."""
-    return dict(config.get("whole", config))
+def pack(settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Return the dictionary of a trial, which Ray passes from the searcher to the trial's process."""
+    return {**settings, _RUN: run.as_dict()}
+
+
+def pack_list(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return Ray's search space of a list of packed trials."""
+    from ray import tune  # imported here: a trial's process does not need it at its start
+
+    return {_WHOLE: tune.grid_search(trials)}
+
+
+def unpack(config: Mapping[str, Any]) -> tuple[dict[str, Any], Run]:
+    """Return the settings of a trial, for TrialConfig, and its `Run`, from what `pack` or `pack_list` made."""
+    settings = dict(config.get(_WHOLE, config))
+    run = dict(settings.pop(_RUN, {}))
+    return settings, Run(**{**run, "varied": tuple(run.get("varied", ()))})
+
+
+def run_of(config: Mapping[str, Any]) -> Run:
+    """Return the `Run` of a trial's dictionary."""
+    return unpack(config)[1]

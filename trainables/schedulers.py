@@ -11,7 +11,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from dcml_tune.config.schedule import milestones
 from dcml_tune.config.trial import TrialConfig
-from trainables.run import RUN
+from trainables.run import run_of, unpack
 from trainables.searcher import KnownTrial
 
 SchedulerName = Literal["asha", "asha-epochs", "median", "none"]
@@ -50,7 +50,7 @@ class _Remembering:
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, trial)  # type: ignore[misc]
-        curve = {} if isinstance(trial, _Past) else self._running.pop(trial.config[RUN]["key"], {})
+        curve = {} if isinstance(trial, _Past) else self._running.pop(run_of(trial.config).key, {})
         for epoch, value in sorted(curve.items())[:-1]:
             self.on_trial_result(controller, trial, self._result(epoch, value))
 
@@ -71,7 +71,7 @@ class _ByPhase(AsyncHyperBandScheduler):
     """
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        settings = {name: value for name, value in trial.config.items() if name != RUN}
+        settings, _ = unpack(trial.config)
         for number, epoch in enumerate(milestones(TrialConfig(**settings))):
             if epoch == result["epoch"]:
                 at_rung = {**result, _RUNG: 2**number}

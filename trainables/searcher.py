@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +29,7 @@ from dcml_tune.runs.study_file import copy_study
 from dcml_tune.utils import tracebacks
 from search_spaces.space import InfeasibleReason, SearchSpace
 from trainables.prior_sampler import PriorSampler
-from trainables.run import FAILED, RUN, STOP_SEARCH
+from trainables.run import FAILED, STOP_SEARCH, Run, pack
 from trainables.study_file import adapt_study, open_study, study_file
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class OptunaSearcher(Searcher):
         points: list[dict[str, Any]] | None = None,
         earlier: list[FrozenTrial] | None = None,
         belief: dict[str, Any] | None = None,
-        run: dict[str, Any] | None = None,
+        run: Run | None = None,
         trials: Path | None = None,
         startup: int = 6,
         patience: int | None = None,
@@ -101,14 +101,14 @@ class OptunaSearcher(Searcher):
             points: settings of the first trials.
             earlier: trials of other searches to learn from.
             belief: settings that are believed in at first; see `trainables.prior_sampler`.
-            run: the `run` entry of every trial's dictionary; key and directory are added.
+            run: how every trial is run; key and directory are added.
             trials: directory below which each trial has its own; None: trials keep no state.
             startup: random trials before TPE takes over.
             patience: trials in a row that bring nothing, after which no more are launched; None: never.
         """
         super().__init__(metric=f"{metrics[0]}_best", mode="max")
         self.metrics, self.belief = metrics, belief
-        self.space, self.infeasible_reason, self.run, self.trials = space, infeasible_reason, run or {}, trials
+        self.space, self.infeasible_reason, self.run, self.trials = space, infeasible_reason, run or Run(), trials
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.storage, self.study_name = storage, study_name
@@ -253,7 +253,7 @@ class OptunaSearcher(Searcher):
 
     def _dictionary(self, key: str, sampled: dict[str, Any]) -> dict[str, Any]:
         directory = None if self.trials is None else str(self.trials / key)
-        return {**self.space.published, **sampled, RUN: {**self.run, "key": key, "directory": directory}}
+        return pack({**self.space.published, **sampled}, replace(self.run, key=key, directory=directory))
 
     def _values(self, trial: FrozenTrial) -> list[float]:
         """What a trial is worth in each metric, by what the study has of it now."""

@@ -21,23 +21,18 @@ from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
 from trainables.run import (
     CURVE,
+    DIVISION,
     FAILED,
     NOTE,
     RESULT_FILE,
-    RUN,
     SCORED_BEFORE,
     SCORES_TEST,
     STOP_SEARCH,
-    Run,
-    unwrap_config,
+    unpack,
 )
 from trainables.trial_lock import take
 
 log = logging.getLogger(__name__)
-
-
-DIVISION = "division"
-"""The key of a result that names the files of the epoch's reclustering, in the trial's directory."""
 
 
 class DivideAndConquer(tune.Trainable):
@@ -52,9 +47,7 @@ class DivideAndConquer(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Build the trainer, and go on where the trial was. This is the only step from untyped to typed."""
-        settings = unwrap_config(config)
-        run = dict(settings.pop(RUN, {}))
-        self.run = Run(**{**run, "varied": tuple(run.get("varied", ()))})
+        settings, self.run = unpack(config)
         self.directory = None if self.run.directory is None else Path(self.run.directory)
         self._again: dict[str, Any] | None = None
         self._refused: str | None = None

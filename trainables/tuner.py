@@ -12,7 +12,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFa
 
 from dcml_tune.utils.signals import signals_wait
 from trainables.resources import Shares
-from trainables.run import RUN, unwrap_config
+from trainables.run import run_of
 from trainables.stopper import StopWhen
 from trainables.trainable import DivideAndConquer
 
@@ -89,4 +89,4 @@ def run_trials(
 
 
 def _name(trial: Any) -> str:
-    return str(unwrap_config(trial.config)[RUN]["key"])
+    return run_of(trial.config).key

@@ -12,7 +12,7 @@ from ray.tune import Callback
 
 from dcml_tune.utils.files import free_bytes, readable_size
 from dcml_tune.utils.signals import SearchStopped, raise_if_signalled
-from trainables.run import RUN, STOP_SEARCH, unwrap_config
+from trainables.run import STOP_SEARCH, run_of
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,7 @@ class TrialWatchdog(Callback):
     def _end(self, trial: Any) -> None:
         """Kill the trial's process; Ray tries it again, from its last epoch."""
         self.reasons[trial.trial_id] = f"reported nothing for {self.timeout:g} s (--trial-timeout): its step hangs"
-        log.warning(
-            "trial %s %s; its process is ended", unwrap_config(trial.config)[RUN]["key"], self.reasons[trial.trial_id]
-        )
+        log.warning("trial %s %s; its process is ended", run_of(trial.config).key, self.reasons[trial.trial_id])
         self._since.pop(trial.trial_id)
         if trial.temporary_state.ray_actor is not None:
             ray.kill(trial.temporary_state.ray_actor)

@@ -32,7 +32,7 @@ from dcml_tune.utils.redaction import redact
 from search_spaces import load_space
 from trainables import Run
 from trainables.cluster import connect
-from trainables.run import RESULT_FILE
+from trainables.run import RESULT_FILE, pack, run_of
 from trainables.schedulers import scheduler
 from trainables.searcher import KnownTrial, OptunaSearcher
 from trainables.watchdog import TrialWatchdog
@@ -242,8 +242,8 @@ class Plan:
 
     # -- the dictionaries from which Ray makes trials --------------------------------------------------
 
-    def run(self, **changes: Any) -> dict[str, Any]:
-        """Return the `run` entry of the dictionary of a trial."""
+    def run(self, **changes: Any) -> Run:
+        """Return how the trials of this search are run."""
         shares = self.shares
         return Run(
             search=self.name,
@@ -253,7 +253,7 @@ class Plan:
             metric=self.metric,
             varied=tuple(self.space.domains),
             **changes,
-        ).as_dict()
+        )
 
     def candidates(self, trials: list[KnownTrial]) -> list[Candidate]:
         """Return the settings that can win: the best trials, and the controls."""
@@ -263,7 +263,7 @@ class Plan:
         """Return the dictionary of a run that compares a setting on further held-out classes."""
         key = f"confirm-{candidate.slug}-fold-{unit.fold}-seed-{unit.seed}"
         run = self._run_of(key, "confirm", candidate)
-        return {**candidate.config, "fold": unit.fold, "seed": unit.seed, "run": run}
+        return pack({**candidate.config, "fold": unit.fold, "seed": unit.seed}, run)
 
     def final_run(self, candidate: Candidate, role: Role, number: int, until: int | None) -> dict[str, Any]:
         """Return the dictionary of a run that trains a setting on all training classes and scores the test classes.
@@ -279,15 +279,15 @@ class Plan:
         if role == "untrained":
             key = role
         run = self._run_of(key, role, candidate, until=until)
-        return {**candidate.config, "val_share": 0.0, "seed": seed, "run": run}
+        return pack({**candidate.config, "val_share": 0.0, "seed": seed}, run)
 
-    def _run_of(self, key: str, role: Role, candidate: Candidate, **changes: Any) -> dict[str, Any]:
+    def _run_of(self, key: str, role: Role, candidate: Candidate, **changes: Any) -> Run:
         return self.run(key=key, role=role, setting=candidate.name, directory=str(self.trials / key), **changes)
 
     def results(self, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Return key -> what the run measured, for the runs that completed."""
         found = {}
-        for key in (each["run"]["key"] for each in runs):
+        for key in (run_of(each).key for each in runs):
             try:
                 found[key] = read_result(self.trials / key / RESULT_FILE)
             except CorruptFileError:

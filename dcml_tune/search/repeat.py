@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dcml_tune.cli.parser import given_settings
 from dcml_tune.cli.quantities import brief
@@ -19,6 +19,7 @@ from dcml_tune.tracking import environment_tags
 if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun
     from trainables import DivideAndConquer
+    from trainables.run import Role
 
 EXPERIMENT = "dcml_tune"
 _REPEATABLE = ("trial", "confirm")
@@ -41,7 +42,8 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
     Raises:
         SettingError: if there is no such trial, it has no epoch, it scores test classes, or its images have changed.
     """
-    from trainables import DivideAndConquer
+    from trainables import DivideAndConquer, Run
+    from trainables.run import pack
 
     run = _find(uri, name)
     config = _config(run, dataset_dir)
@@ -52,10 +54,17 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
     print(f"trial {run.key} again: {max(recorded)} epochs of {config.nb_epochs}, {config.dataset}", flush=True)
     for line in _environment_changes(run):
         print(f"  {line}", flush=True)
-    how = {"role": run.role, "search": run.search, "key": f"{run.key.rpartition('/')[2]} again", "metric": metric}
     threads = int(run.tags["dcml.threads"]) if "dcml.threads" in run.tags else None
     trial = DivideAndConquer.__new__(DivideAndConquer)  # as in an actor of Ray, without its log files
-    trial.setup({**config.model_dump(), "run": {**how, "stores": str(stores), "threads": threads}})
+    how = Run(
+        search=run.search,
+        key=f"{run.key.rpartition('/')[2]} again",
+        stores=str(stores),
+        threads=threads,
+        metric=metric,
+        role=cast("Role", run.role),
+    )
+    trial.setup(pack(config.model_dump(), how))
     try:
         _refuse_other_images(trial, run)
         return _compare(trial, recorded, metric)

@@ -27,6 +27,8 @@ from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.signals import SearchStopped, signal_handled, signals_wait
 from trainables import DivideAndConquer
 from trainables.cluster import disconnect
+from trainables.run import run_of
+from trainables.tracking_callback import Earlier, Hooks
 
 if TYPE_CHECKING:
     from dcml_tune.search.plan import Plan
@@ -187,7 +189,13 @@ class SearchRunner:
         plan, known = self.plan, searcher.known()
         left = plan.planned - sum(trial.has_ended for trial in known)
         progress = self.stages.new_progress(
-            "trials", plan.planned, known=known, on_failure=searcher.set_failure_reason, why_over=plan.budget.why_over
+            plan.planned,
+            earlier=Earlier(known=known, untrained=self.record.state.untrained, trials=plan.trials),
+            hooks=Hooks(
+                why_over=plan.budget.why_over,
+                on_report=self.stages.record_progress,
+                on_failure=searcher.set_failure_reason,
+            ),
         )
         plan.begin_stage(self.record, searches=True)
         if left > 0 and plan.budget.out_of_time() is None:
@@ -225,9 +233,9 @@ class SearchRunner:
 
         def results(runs: list[tuple[Candidate, FoldSeed]]) -> dict[tuple[str, FoldSeed], dict[str, Any]]:
             wanted = [plan.confirm_run(*run) for run in runs]
-            known = self.stages.run_missing("confirmation", wanted, why_over=plan.budget.out_of_time)
+            known = self.stages.run_missing(wanted, why_over=plan.budget.out_of_time)
             pairs = zip(runs, wanted, strict=True)
-            return {(c.name, unit): known[run["run"]["key"]] for (c, unit), run in pairs if run["run"]["key"] in known}
+            return {(c.name, unit): known[run_of(run).key] for (c, unit), run in pairs if run_of(run).key in known}
 
         confirmation = race(
             found,
@@ -252,9 +260,9 @@ class SearchRunner:
                 runs[candidate.name, number] = plan.final_run(candidate, role, number, epochs)
         print("\nthe winner and its controls are trained on all training classes, and the test classes scored once by each",
               flush=True)  # fmt: skip
-        known = self.stages.run_missing("final", list(runs.values()))
+        known = self.stages.run_missing(list(runs.values()))
         final: Final = {}
         for (name, _), run in runs.items():
-            if run["run"]["key"] in known:
-                final.setdefault(name, {})[f"seed {run['seed']}"] = known[run["run"]["key"]]
+            if run_of(run).key in known:
+                final.setdefault(name, {})[f"seed {run['seed']}"] = known[run_of(run).key]
         return final

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ray import tune
-
-from trainables.tracking_callback import Progress
+from trainables.live_table import TableOptions
+from trainables.run import pack_list, run_of
+from trainables.tracking_callback import Earlier, Hooks, Progress
 from trainables.tuner import run_trials
 
 if TYPE_CHECKING:
@@ -47,20 +47,19 @@ class StageRunner:
         self._before = record.state.elapsed_s
 
     def run_missing(
-        self, stage: str, runs: list[dict[str, Any]], why_over: Callable[[], str | None] = lambda: None
+        self, runs: list[dict[str, Any]], why_over: Callable[[], str | None] = lambda: None
     ) -> dict[str, dict[str, Any]]:
         """Run what has no result yet, from this process or an earlier one; returns key -> what the run measured."""
         plan, known = self.plan, self.plan.results(runs)
-        missing = [run for run in runs if run["run"]["key"] not in known]
+        missing = [run for run in runs if run_of(run).key not in known]
         if missing and why_over() is None:
-            progress = self.new_progress(stage, len(missing))
-            grid = {"whole": tune.grid_search(missing)}
-            self.run(progress, param_space=grid, num_samples=1, why_over=why_over)
+            progress = self.new_progress(len(missing))
+            self.run(progress, param_space=pack_list(missing), num_samples=1, why_over=why_over)
             known = plan.results(runs)
             if reason := why_over():
                 progress.interrupt(reason)
         if why_over() is None:
-            self.missing += [run["run"]["key"] for run in runs if run["run"]["key"] not in known]
+            self.missing += [run_of(run).key for run in runs if run_of(run).key not in known]
         return known
 
     def run(self, progress: Progress, *, then: Callable[[], None] = lambda: None, **tuning: Any) -> None:
@@ -83,25 +82,26 @@ class StageRunner:
             with suppress(OSError):  # a full disk
                 self.record.update(elapsed_s=self._before)
 
-    def new_progress(self, stage: str, planned: int, **more: Any) -> Progress:
+    def new_progress(self, planned: int, *, earlier: Earlier | None = None, hooks: Hooks | None = None) -> Progress:
         """The callback that shows and records the trials of a stage."""
         plan = self.plan
         self._guard = plan.guard()
         self._started = time.time()
-        if stage == "trials":
-            untrained = self.record.state.untrained
-            more |= {"trials": plan.trials, "untrained": untrained, "on_report": self.record_progress}
-        return Progress(
-            self.tracker,
+        table = TableOptions(
             search=plan.name,
             metric=plan.metric,
-            varied=list(plan.space.domains),
-            tags=self.tags,
+            varied=tuple(plan.space.domains),
             planned=planned,
-            guard=self._guard,
             quiet=plan.config.quiet,
+        )
+        return Progress(
+            self.tracker,
+            self._guard,
+            table,
+            tags=self.tags,
             keep_models=plan.keep_models,
-            **more,
+            earlier=earlier,
+            hooks=hooks,
         )
 
     def record_progress(self, progress: Progress) -> None:
