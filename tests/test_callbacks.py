@@ -8,6 +8,7 @@ import torch
 
 from dcml_tune.tracking import Tracker
 from dcml_tune.training.divisions import Division
+from trainables.checkpoint_budget import CheckpointBudget, KeptModel
 from trainables.live_table import TableOptions, TrialRow
 from trainables.tracking_callback import Progress
 from trainables.watchdog import TrialWatchdog
@@ -90,3 +91,17 @@ def test_a_pause_of_the_driver_is_no_trials_fault(monkeypatch):
     for _ in range(15):
         step(1)
     assert set(ended) == {"a"}
+
+
+def test_the_budget_keeps_the_models_of_the_best_trials(tmp_path):
+    """Of equal trials the first launched; a model that is removed is forgotten by MLflow, too."""
+    forgotten = []
+    budget = CheckpointBudget(2, lambda key, step: forgotten.append((key, step)))
+    for key, value in [("003", 0.5), ("001", 0.5), ("000", None), ("002", 0.9)]:
+        directory = tmp_path / key
+        directory.mkdir()
+        (directory / "model.json").touch()
+        budget.add(key, KeptModel(directory=directory, step=4, value=value))
+        budget.enforce()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["001", "002"]
+    assert forgotten == [("000", 4), ("003", 4)]

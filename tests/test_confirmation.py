@@ -8,7 +8,7 @@ from dcml_tune.runs.study import by_launch, first_best
 from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Confirmation, FoldSeed, candidates, race, units
 from dcml_tune.search.outcome import best_trial
 from dcml_tune.search.verdict import verdict
-from trainables.searcher import KnownTrial
+from trainables.known_trial import KnownTrial
 
 METRIC = "val/recall_at_1"
 POINT = {"dataset": "emoji", "nb_clusters": 4, "masking_lambda": 0.01}

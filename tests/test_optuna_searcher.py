@@ -1,5 +1,5 @@
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from dcml_tune.config.errors import SettingError
 from search_spaces.space import Choice, Float, Int, SearchSpace
 from trainables.prior_sampler import BELIEVED, draw_around
 from trainables.run import Run
-from trainables.searcher import OptunaSearcher
+from trainables.searcher import Launching, OptunaSearcher, Sampling, StudyOptions, StudyStart
 
 SPACE = SearchSpace(
     name="emoji",
@@ -21,11 +21,23 @@ SPACE = SearchSpace(
 METRIC = "val/recall_at_1"
 
 
+def opened(space, storage, *, metrics=(METRIC,), **options):
+    """A searcher; each option is a field of one of its dataclasses."""
+    options = {"seed": 1, **options}
+
+    def of(kind):
+        return kind(**{each.name: options.pop(each.name) for each in fields(kind) if each.name in options})
+
+    made = {"sampling": of(Sampling), "start": of(StudyStart), "launching": of(Launching)}
+    assert not options
+    return OptunaSearcher(space, StudyOptions(storage=storage, name="s", metrics=list(metrics)), **made)
+
+
 @pytest.fixture
 def make(tmp_path):
     def searcher(**options):
         storage = f"sqlite:///{tmp_path / 'study.db'}"
-        return OptunaSearcher(SPACE, storage=storage, study_name="s", **{"seed": 1, "metrics": [METRIC], **options})
+        return opened(SPACE, storage, **options)
 
     return searcher
 
@@ -166,7 +178,7 @@ def test_what_cannot_work_is_told_as_failed_and_not_launched(make):
     refused = [trial for trial in searcher.study.trials if trial.state == optuna.trial.TrialState.FAIL]
     assert refused
     assert {trial.user_attrs["dcml.reason"] for trial in refused} == {"no division here"}
-    searcher.infeasible_reason = lambda config: "never"
+    searcher.launching = replace(searcher.launching, infeasible_reason=lambda config: "never")
     assert searcher.suggest("x") is None
 
 
@@ -184,9 +196,7 @@ def test_a_seed_gives_the_same_draws(tmp_path):
     """Two studies of one seed draw alike; another seed draws differently."""
 
     def draws(name, seed):
-        searcher = OptunaSearcher(
-            SPACE, storage=f"sqlite:///{tmp_path / name}.db", study_name="s", metrics=[METRIC], seed=seed
-        )
+        searcher = opened(SPACE, f"sqlite:///{tmp_path / name}.db", seed=seed)
         return [searcher.suggest(str(number))["masking_lambda"] for number in range(4)]
 
     assert draws("one", 3) == draws("two", 3) != draws("three", 4)
@@ -252,7 +262,7 @@ def test_earlier_trials_teach_and_are_not_launched(make):
 def test_a_belief_fades(make):
     """Draws lie around the point at first; later ones are the sampler's; the study says which are which."""
     point = {"nb_clusters": 2, "masking_lambda": 0.01}
-    searcher = make(belief=point, points=[point], sampler="random")
+    searcher = make(prior=point, points=[point], sampler="random")
     for number in range(80):
         searcher.suggest(str(number))
     believed = [BELIEVED in trial.user_attrs for trial in searcher.study.trials]
@@ -283,7 +293,7 @@ def test_a_search_goes_on_in_a_wider_space(tmp_path):
     storage = f"sqlite:///{tmp_path / 'study.db'}"
 
     def make(space):
-        return OptunaSearcher(space, storage=storage, study_name="s", metrics=[METRIC], seed=1, sampler="random")
+        return opened(space, storage, sampler="random")
 
     searcher = make(SPACE)
     for name in "abc":

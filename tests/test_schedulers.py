@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from trainables.known_trial import KnownTrial
 from trainables.schedulers import scheduler
-from trainables.searcher import KnownTrial
 
 METRIC = "val/recall_at_1_best"
 

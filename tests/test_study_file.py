@@ -18,7 +18,7 @@ from dcml_tune.runs.study import KEY, read_study
 from dcml_tune.runs.study_file import copy_of, copy_study, mend
 from dcml_tune.utils.signals import SearchStopped, signal_handled, stopped_by_signals
 from search_spaces.space import Float, SearchSpace
-from trainables.searcher import OptunaSearcher
+from trainables.searcher import Launching, OptunaSearcher, Sampling, StudyOptions
 from trainables.study_file import PatientStorage
 
 SPACE = SearchSpace(name="emoji", published={"dataset": "emoji"}, domains={"masking_lambda": Float(1e-3, 1.0)})
@@ -65,7 +65,8 @@ def running(search):
 
 def opened(directory, **options):
     place = f"sqlite:///{directory / 'optuna.db'}"
-    return OptunaSearcher(SPACE, storage=place, study_name="s", metrics=[METRIC], seed=1, **options)
+    study = StudyOptions(storage=place, name="s", metrics=[METRIC])
+    return OptunaSearcher(SPACE, study, sampling=Sampling(seed=1), launching=Launching(**options))
 
 
 @pytest.fixture

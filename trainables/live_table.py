@@ -16,8 +16,8 @@ from dcml_tune.cli.quantities import brief
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.study import first_best
+from trainables.known_trial import KnownTrial
 from trainables.run import Role
-from trainables.searcher import KnownTrial
 
 RowState = Literal["running", "again", "interrupted", "done", "pruned", "failed"]
 """`again`: the trial's process died, and Ray starts it once more."""

@@ -11,8 +11,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from dcml_tune.config.schedule import milestones
 from dcml_tune.config.trial import TrialConfig
+from trainables.known_trial import KnownTrial
 from trainables.run import run_of, unpack
-from trainables.searcher import KnownTrial
 
 SchedulerName = Literal["asha", "asha-epochs", "median", "none"]
 

@@ -1,9 +1,11 @@
-"""OptunaSearcher: a Ray searcher over an Optuna study that is its only memory.
+"""OptunaSearcher: a Ray searcher whose only memory is an Optuna study.
 
-Ray's own OptunaSearch pickles its state beside the study and stumbles when the two disagree after a crash
-(docs/architecture.md, Searcher). Here all that must outlive this process is in the study: the key of each trial, its
-value after each epoch, how it ended and why. A trial that was running when its process ended is WAITING: the next
-process takes it first, and its own files say where it goes on.
+Ray's own OptunaSearch pickles its state beside the study, and fails when the two disagree after a crash
+(docs/architecture.md, Searcher). Here everything that must outlive this process is in the study: the key of each trial,
+its value after each epoch, how it ended and why. A trial that was running when its process ended is WAITING: the next
+process takes it first, and the trial continues from its own files.
+
+Above 250 lines because the methods of Ray's interface and what they write to the study belong together.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -28,112 +30,131 @@ from dcml_tune.runs.study import KEY, by_launch, direction, first_best
 from dcml_tune.runs.study_file import copy_study
 from dcml_tune.utils import tracebacks
 from search_spaces.space import InfeasibleReason, SearchSpace
+from trainables.known_trial import REASON, KnownTrial
 from trainables.prior_sampler import PriorSampler
 from trainables.run import FAILED, STOP_SEARCH, Run, pack
 from trainables.study_file import adapt_study, open_study, study_file
 
 log = logging.getLogger(__name__)
 
-_REASON, _FAILURE_OF, _OTHERS = "dcml.reason", "dcml.failure_of", "dcml.others"
-_TRIES = 100
+_FAILURE_OF, _OTHERS = "dcml.failure_of", "dcml.others"
+_DRAWS = 100  # draws per trial before the searcher gives up to find a feasible combination
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownTrial:
-    """What the study knows of a trial."""
+class StudyOptions:
+    """Which study, and what it optimises."""
 
-    key: str
-    config: dict[str, Any]
-    """Its settings."""
-    curve: dict[int, float]
-    """Best value so far after so many epochs."""
-    state: Literal["done", "pruned", "failed", "interrupted", "running"]
-    reason: str | None
+    storage: str
+    """SQLAlchemy address; must be a SQLite file."""
+    name: str
+    """Name of the study; an existing one is continued."""
+    metrics: list[str]
+    """The best value so far of the first, `METRIC_best` in a trial's results, is maximised; of the others, the value at
+    that epoch. Times (`time/...`) are minimised, by their mean over the epochs."""
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing is left to be done."""
-        return self.state in ("done", "pruned", "failed")
 
-    @property
-    def best(self) -> float | None:
-        """The best value; None for a trial that failed or has none."""
-        return None if self.state == "failed" else max(self.curve.values(), default=None)
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How settings are drawn."""
 
-    @property
-    def best_epoch(self) -> int | None:
-        """The first epoch after which it had its best value."""
-        return next((epoch for epoch, value in sorted(self.curve.items()) if value == self.best), None)
+    sampler: Literal["optuna", "random"] = "optuna"
+    """optuna: TPE; random: independent draws."""
+    seed: int = 0
+    startup: int = 6
+    """Number of random trials before TPE takes over."""
+    prior: dict[str, Any] | None = None
+    """Settings around which first trials are drawn; see `trainables.prior_sampler`."""
+
+    def build(self, drawn: int) -> BaseSampler:
+        """Build the sampler of a study that has a number of trials.
+
+        The number is part of the seed: a sampler that is built again must not draw again what it has drawn.
+        """
+        seed = (self.seed + 1000 * drawn) % SEEDS
+        sampler: BaseSampler = RandomSampler(seed=seed)
+        if self.sampler == "optuna":
+            sampler = TPESampler(
+                multivariate=True, group=True, constant_liar=True, seed=seed, n_startup_trials=self.startup
+            )
+        return sampler if self.prior is None else PriorSampler(sampler, self.prior, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyStart:
+    """What a new study begins with; an existing one ignores it."""
+
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Settings of the first trials."""
+    earlier: list[FrozenTrial] = field(default_factory=list)
+    """Trials of other searches to learn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launching:
+    """How trials are launched, and when no more are."""
+
+    run: Run = field(default_factory=Run)
+    """How every trial is run; key and directory are added."""
+    trials: Path | None = None
+    """Directory with one directory per trial; None: trials save no state."""
+    infeasible_reason: InfeasibleReason | None = None
+    """Returns why a configuration cannot work on the data, or None."""
+    patience: int | None = None
+    """Number of trials in a row without a new best value after which no more are launched; None: never."""
 
 
 class OptunaSearcher(Searcher):
-    """Samples the domains of a space; trial values are the best so far of a metric."""
+    """Samples the domains of a space. The value of a trial is the best so far of a metric.
+
+    Attributes:
+        study: the Optuna study.
+    """
 
     def __init__(
         self,
         space: SearchSpace,
+        options: StudyOptions,
         *,
-        storage: str,
-        study_name: str,
-        metrics: list[str],
-        sampler: Literal["optuna", "random"] = "optuna",
-        seed: int = 0,
-        infeasible_reason: InfeasibleReason | None = None,
-        points: list[dict[str, Any]] | None = None,
-        earlier: list[FrozenTrial] | None = None,
-        belief: dict[str, Any] | None = None,
-        run: Run | None = None,
-        trials: Path | None = None,
-        startup: int = 6,
-        patience: int | None = None,
+        sampling: Sampling | None = None,
+        start: StudyStart | None = None,
+        launching: Launching | None = None,
     ) -> None:
-        """Open the study, or make it. Only one process may have it open: trials left running are taken over.
+        """Open or create the study. Only one process may have it open: trials left running are taken over.
 
         Args:
-            space: restricted to this search; its published point fills in what does not vary.
-            storage: SQLAlchemy address of the study.
-            study_name: name of the study; one that exists is continued.
-            metrics: the best so far of the first, `METRIC_best` in a trial's results, is maximised; of others, the value
-                at that epoch. Times (`time/...`) are minimised, by their mean over the epochs.
-            sampler: `optuna` for TPE, `random` for independent draws.
-            seed: of the sampler.
-            infeasible_reason: says why a configuration cannot work on the data, or None.
-            points: settings of the first trials.
-            earlier: trials of other searches to learn from.
-            belief: settings that are believed in at first; see `trainables.prior_sampler`.
-            run: how every trial is run; key and directory are added.
-            trials: directory below which each trial has its own; None: trials keep no state.
-            startup: random trials before TPE takes over.
-            patience: trials in a row that bring nothing, after which no more are launched; None: never.
+            space: restricted to this search; its published point gives the settings that do not vary.
+            options: which study, and what it optimises.
+            sampling: how settings are drawn.
+            start: what a new study begins with.
+            launching: how trials are launched.
         """
-        super().__init__(metric=f"{metrics[0]}_best", mode="max")
-        self.metrics, self.belief = metrics, belief
-        self.space, self.infeasible_reason, self.run, self.trials = space, infeasible_reason, run or Run(), trials
+        super().__init__(metric=f"{options.metrics[0]}_best", mode="max")
+        self.space, self.options, self.metrics = space, options, options.metrics
+        self.sampling, self.launching = sampling or Sampling(), launching or Launching()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self.storage, self.study_name = storage, study_name
-        self.sampler, self.seed, self.startup, self.patience = sampler, seed, startup, patience
         self._ids: dict[str, int] = {}
-        adapt_study(storage, study_name, space)
+        adapt_study(options.storage, options.name, space)
         self.study = self._open()
         if not self.study.get_trials(deepcopy=False):
-            self.study.add_trials(earlier or [])
-            for point in points or []:
-                self.study.enqueue_trial(point)
+            self._begin(start or StudyStart())
         self.requeue_running()
         self._launched = len(self.known())
 
     def _open(self) -> optuna.Study:
-        study = open_study(self.storage, self.study_name, [direction(name) for name in self.metrics])
-        # A sampler that is opened again must not draw again what it has drawn.
-        seed = (self.seed + 1000 * len(study.get_trials(deepcopy=False))) % SEEDS
-        study.sampler = _sampler(self.sampler, seed, self.startup)
-        if self.belief is not None:
-            study.sampler = PriorSampler(study.sampler, self.belief, seed=seed)
+        options = self.options
+        study = open_study(options.storage, options.name, [direction(name) for name in options.metrics])
+        study.sampler = self.sampling.build(len(study.get_trials(deepcopy=False)))
         return study
 
+    def _begin(self, start: StudyStart) -> None:
+        self.study.add_trials(start.earlier)
+        for point in start.points:
+            self.study.enqueue_trial(point)
+
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a copy of its searcher on disk; the study is opened again from its own store."""
+        """Ray pickles its searcher to disk; the study is not part of it."""
         return {name: value for name, value in self.__dict__.items() if name != "study"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -141,41 +162,23 @@ class OptunaSearcher(Searcher):
         self.__dict__.update(state)
         self.study = self._open()
 
-    def known(self) -> list[KnownTrial]:
-        """The trials that were launched, in that order."""
-        trials = self.study.get_trials(deepcopy=False)
-        reasons = self.study.user_attrs
-        return sorted((self._known(t, reasons) for t in trials if KEY in t.user_attrs), key=lambda t: by_launch(t.key))
+    # -- what the study knows --------------------------------------------------------------------------
 
-    def requeue_running(self) -> None:
-        """Let trials that are running wait for the next process."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-        self._ids.clear()
+    def known(self) -> list[KnownTrial]:
+        """Return the trials that were launched, in that order."""
+        trials, reasons = self.study.get_trials(deepcopy=False), self.study.user_attrs
+        found = [KnownTrial.of(trial, self.space.published, reasons) for trial in trials if KEY in trial.user_attrs]
+        return sorted(found, key=lambda trial: by_launch(trial.key))
 
     def pareto_front(self) -> list[tuple[str, list[float]]]:
-        """The trials that no other one beats in all metrics, and their values in each; the best of the first one first."""
+        """Return the keys of the Pareto-optimal trials and their values, sorted by the first metric, the best first."""
         trials = [trial for trial in self.study.best_trials if KEY in trial.user_attrs]
         trials.sort(key=lambda trial: trial.values[0], reverse=True)
         return [(trial.user_attrs[KEY], trial.values) for trial in trials]
 
-    def cut_short(self, reason: str) -> None:
-        """Nothing more is going to be run: a trial that has some epochs ends as pruned, with the reason.
-
-        With several metrics it waits for an extension: Optuna has no place for a part of its values.
-        """
-        self.requeue_running()
-        if len(self.metrics) > 1:
-            return
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            if trial.intermediate_values and KEY in trial.user_attrs:
-                value = max(trial.intermediate_values.values())
-                self.study._storage.set_trial_user_attr(trial._trial_id, _REASON, reason)
-                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [value])
-
     def patience_exhausted(self) -> bool:
-        """Whether as many trials as `patience`, one after the other, have ended without a new best value."""
-        if self.patience is None:
+        """Return whether `patience` trials in a row have ended without a new best value. Waiting trials may bring one."""
+        if self.launching.patience is None:
             return False
         trials = [trial for trial in self.study.get_trials(deepcopy=False) if KEY in trial.user_attrs]
         if any(trial.state == TrialState.WAITING for trial in trials):
@@ -183,38 +186,66 @@ class OptunaSearcher(Searcher):
         ended = [trial for trial in trials if trial.state.is_finished()]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.max)
         values = [trial.values[0] if trial.values else -math.inf for trial in ended]
-        return bool(values) and len(values) - 1 - values.index(max(values)) >= self.patience
+        return bool(values) and len(values) - 1 - values.index(max(values)) >= self.launching.patience
+
+    # -- what the search writes ------------------------------------------------------------------------
+
+    def requeue_running(self) -> None:
+        """Queue the running trials for the next process."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        self._ids.clear()
+
+    def cut_short(self, reason: str) -> None:
+        """End the open trials, because no more are run: one that has a value ends as pruned, with the reason.
+
+        With several metrics it waits for an extension: Optuna cannot store a part of its values.
+        """
+        self.requeue_running()
+        if len(self.metrics) > 1:
+            return
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if trial.intermediate_values and KEY in trial.user_attrs:
+                value = max(trial.intermediate_values.values())
+                self.study._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [value])
+
+    def set_failure_reason(self, key: str, reason: str) -> None:
+        """Record why a trial failed, where only the driver knows. Optuna does not change a trial that has ended."""
+        self._guarded(self.study.set_user_attr, f"{REASON}/{key}", reason)
+
+    # -- the interface of Ray --------------------------------------------------------------------------
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The whole dictionary of a trial: published point, sampled settings, and how it is run.
+        """Return the whole dictionary of a trial: published point, sampled settings, and how it is run.
 
-        Combinations that cannot work are told to the study as failed, and never launched.
+        Infeasible combinations are recorded in the study as failed, and never launched.
         """
         reason = ""
         if self.patience_exhausted():
             return Searcher.FINISHED  # type: ignore[return-value]
-        for _ in range(_TRIES):
+        for _ in range(_DRAWS):
             trial = self.study.ask()
             self._ids[trial_id] = trial._trial_id
             if KEY in trial.user_attrs:  # it was interrupted, and has its settings
-                return self._dictionary(trial.user_attrs[KEY], trial.params)
+                return self._packed(trial.user_attrs[KEY], trial.params)
             try:
-                sampled = self.space.suggest(trial, self.infeasible_reason)
+                sampled = self.space.suggest(trial, self.launching.infeasible_reason)
             except SettingError as error:
                 reason = str(error)
-                trial.set_user_attr(_REASON, reason)
+                trial.set_user_attr(REASON, reason)
                 self.study.tell(trial, state=TrialState.FAIL)
                 continue
             key = f"{self._launched:03d}"
             trial.set_user_attr(KEY, key)
             self._launched += 1
-            self._guarded(copy_study, study_file(self.storage))
-            return self._dictionary(key, sampled)
-        log.error("no setting that can work was found in %d draws, the last: %s", _TRIES, reason)
+            self._guarded(copy_study, study_file(self.options.storage))
+            return self._packed(key, sampled)
+        log.error("%d draws gave no feasible combination of settings; the last: %s", _DRAWS, reason)
         return None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report the best so far at an epoch; an epoch that was reported before is passed over."""
+        """Record the best value so far at an epoch; an epoch that is recorded already is ignored."""
         value = result.get(self.metric)
         if value is None or not math.isfinite(value) or result.keys() & {STOP_SEARCH, FAILED}:
             return
@@ -227,7 +258,7 @@ class OptunaSearcher(Searcher):
         self._guarded(storage.set_trial_intermediate_value, trial._trial_id, epoch, value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how a trial ended: failed, pruned (stopped before its last epoch), or complete."""
+        """Record how a trial ended: failed, pruned (stopped before its last epoch), or complete."""
         trial = self._trial(trial_id)
         if trial is None:
             return
@@ -236,27 +267,26 @@ class OptunaSearcher(Searcher):
         if error or result.get(FAILED) or value is None or not math.isfinite(value):
             self._guarded(self._fail, trial, result.get(FAILED))
         else:
-            self.on_trial_result(trial_id, result)  # Ray hands the last result over here alone
+            self.on_trial_result(trial_id, result)  # Ray passes the last result to this method only
             ended = {"values": self._values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
             self._guarded(self.study.tell, trial.number, **ended)
-        self._guarded(copy_study, study_file(self.storage))
-
-    def set_failure_reason(self, key: str, reason: str) -> None:
-        """Keep why a trial failed, where only the driver knows. Optuna changes no trial that has ended."""
-        self._guarded(self.study.set_user_attr, f"{_REASON}/{key}", reason)
+        self._guarded(copy_study, study_file(self.options.storage))
 
     def save(self, checkpoint_path: str) -> None:
-        """The study holds everything."""
+        """Save nothing: the study holds everything."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to read: the study was opened by the constructor."""
+        """Read nothing: the constructor has opened the study."""
 
-    def _dictionary(self, key: str, sampled: dict[str, Any]) -> dict[str, Any]:
-        directory = None if self.trials is None else str(self.trials / key)
-        return pack({**self.space.published, **sampled}, replace(self.run, key=key, directory=directory))
+    # -- one trial -------------------------------------------------------------------------------------
+
+    def _packed(self, key: str, sampled: dict[str, Any]) -> dict[str, Any]:
+        trials = self.launching.trials
+        run = replace(self.launching.run, key=key, directory=None if trials is None else str(trials / key))
+        return pack({**self.space.published, **sampled}, run)
 
     def _values(self, trial: FrozenTrial) -> list[float]:
-        """What a trial is worth in each metric, by what the study has of it now."""
+        """Return the value of a trial in each metric, from what the study has now."""
         frozen = self.study._storage.get_trial(trial._trial_id)
         curve = frozen.intermediate_values
         best = first_best(sorted(curve), lambda epoch: curve[epoch])
@@ -268,12 +298,12 @@ class OptunaSearcher(Searcher):
         return values
 
     def _fail(self, trial: FrozenTrial, reason: str | None) -> None:
-        """Tell FAIL, and let the sampler learn: it looks at no failed trial, but at pruned ones.
+        """Record a failed trial, and let the sampler learn from it: samplers read pruned trials, not failed ones.
 
-        So the setting is added once more, as one that was pruned at the worst value.
+        So the settings are added once more, as a trial that was pruned at the worst value.
         """
         if reason:
-            self.study._storage.set_trial_user_attr(trial._trial_id, _REASON, reason)
+            self.study._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
         self.study.tell(trial.number, state=TrialState.FAIL)
         if len(self.metrics) > 1:
             return  # Optuna prunes by one metric only
@@ -287,37 +317,15 @@ class OptunaSearcher(Searcher):
         )
         self.study.add_trial(worst)
 
-    def _known(self, trial: FrozenTrial, reasons: dict[str, Any]) -> KnownTrial:
-        states: dict[TrialState, Any] = {
-            TrialState.COMPLETE: "done",
-            TrialState.PRUNED: "pruned",
-            TrialState.FAIL: "failed",
-            TrialState.WAITING: "interrupted",
-            TrialState.RUNNING: "running",
-        }
-        return KnownTrial(
-            key=trial.user_attrs[KEY],
-            config={**self.space.published, **trial.params},
-            curve=dict(trial.intermediate_values),
-            state=states[trial.state],
-            reason=trial.user_attrs.get(_REASON) or reasons.get(f"{_REASON}/{trial.user_attrs[KEY]}"),
-        )
-
     def _trial(self, trial_id: str) -> FrozenTrial | None:
-        """The study's trial of a Ray trial, if it has not ended: read once, since it takes milliseconds."""
+        """Return the study's trial of a Ray trial, if it has not ended. One read takes milliseconds."""
         number = self._ids.get(trial_id)
         trial = None if number is None else self.study._storage.get_trial(number)
         return None if trial is None or trial.state.is_finished() else trial
 
     def _guarded(self, call: Any, *arguments: Any, **options: Any) -> None:
-        """An exception in a searcher would end the whole search."""
+        """Call a function and log its exception: in a searcher it would end the whole search."""
         try:
             call(*arguments, **options)
         except Exception as error:
             tracebacks.warn(log, "the Optuna study did not take a result", error)
-
-
-def _sampler(name: str, seed: int, startup: int) -> BaseSampler:
-    if name == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed, n_startup_trials=startup)

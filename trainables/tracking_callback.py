@@ -18,9 +18,9 @@ from dcml_tune.training import divisions
 from dcml_tune.training.saving import remove_state
 from dcml_tune.utils import tracebacks
 from trainables.checkpoint_budget import CheckpointBudget, KeptModel, remove_model
+from trainables.known_trial import KnownTrial
 from trainables.live_table import LiveTable, RowState, TableOptions, TrialRow
 from trainables.run import DIVISION, FAILED, NOTE, SCORED_BEFORE, STOP_SEARCH, run_of, unpack
-from trainables.searcher import KnownTrial
 from trainables.watchdog import TrialWatchdog
 
 log = logging.getLogger(__name__)

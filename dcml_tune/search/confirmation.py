@@ -13,7 +13,7 @@ from dcml_tune.runs.study import by_launch, first_best
 from dcml_tune.search.statistics import Comparison
 
 if TYPE_CHECKING:
-    from trainables.searcher import KnownTrial
+    from trainables.known_trial import KnownTrial
 
 PUBLISHED, NO_DIVISION = "published", "no division"
 CONTROLS = (PUBLISHED, NO_DIVISION)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dcml_tune.search.confirmation import Candidate
     from dcml_tune.search.plan import Plan
     from dcml_tune.tracking import Tracker
-    from trainables.searcher import KnownTrial
+    from trainables.known_trial import KnownTrial
 
 
 def plan_text(plan: Plan) -> str:

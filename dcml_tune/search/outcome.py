@@ -9,7 +9,7 @@ from dcml_tune.runs.study import first_best
 
 if TYPE_CHECKING:
     from dcml_tune.search.confirmation import Confirmation
-    from trainables.searcher import KnownTrial
+    from trainables.known_trial import KnownTrial
 
 EXIT_OK, EXIT_INCOMPLETE = 0, 3
 """Exit code of a search that did everything it was asked for, and of one that did not."""

@@ -32,9 +32,10 @@ from dcml_tune.utils.redaction import redact
 from search_spaces import load_space
 from trainables import Run
 from trainables.cluster import connect
+from trainables.known_trial import KnownTrial
 from trainables.run import RESULT_FILE, pack, run_of
 from trainables.schedulers import scheduler
-from trainables.searcher import KnownTrial, OptunaSearcher
+from trainables.searcher import Launching, OptunaSearcher, Sampling, StudyOptions, StudyStart
 from trainables.watchdog import TrialWatchdog
 
 if TYPE_CHECKING:
@@ -192,18 +193,19 @@ class Plan:
         """Return the searcher. Its study is created, or opened: then running trials are queued again."""
         return OptunaSearcher(
             self.space,
-            storage=self.study,
-            study_name=self.name,
-            metrics=self.metrics,
-            sampler=self.config.searcher,
-            seed=self.settings.get("seed", 0),
-            infeasible_reason=self.data.cannot_train,
-            points=[self.published_point, *self.earlier.points],
-            earlier=self.earlier.trials,
-            belief=self.published_point if self.config.prior else None,
-            run=self.run(),
-            trials=self.trials,
-            patience=self.config.patience,
+            StudyOptions(storage=self.study, name=self.name, metrics=self.metrics),
+            sampling=Sampling(
+                sampler=self.config.searcher,
+                seed=self.settings.get("seed", 0),
+                prior=self.published_point if self.config.prior else None,
+            ),
+            start=StudyStart(points=[self.published_point, *self.earlier.points], earlier=self.earlier.trials),
+            launching=Launching(
+                run=self.run(),
+                trials=self.trials,
+                infeasible_reason=self.data.cannot_train,
+                patience=self.config.patience,
+            ),
         )
 
     def requeue_running(self) -> None:
