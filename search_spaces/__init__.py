@@ -1,4 +1,4 @@
-"""What may vary in a search and what was published, one module a data set. No training code."""
+"""Search spaces and published results, one module for each data set. No training code."""
 
 from search_spaces.space import Choice, Float, Int, SearchSpace
 from search_spaces.user_file import load_space

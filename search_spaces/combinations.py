@@ -1,8 +1,8 @@
-"""Which combinations of the values of some domains work: found by trying them, not by their ends alone.
+"""Enumerates the combinations of values in a search space, to find those that can work.
 
-The rules of `TrialConfig` and of a data set look at few settings. Which ones is observed, so that only the values of
-those are combined, and what was found holds whatever the values of the others are. A range of fractions has no end of
-values: it is tried at three of them, and nothing is excluded because of these.
+The rules of `TrialConfig` and of a data set read only few settings. These are observed, and only their values are
+combined; the result holds for all values of the other settings. A range of real numbers has infinitely many values: three
+of them are tried, and no value is excluded because of the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dcml_tune.config.trial import TrialConfig
 from search_spaces.domains import Choice, Domain, Float, Int
 
 MOST = 20_000
-"""Combinations that are tried; of more than that a part is, and nothing is excluded."""
+"""Largest number of combinations to try. If there are more, some are tried, and no value is excluded."""
 
 Point = dict[str, Any]
 T = TypeVar("T")
@@ -27,22 +27,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Explored(Generic[T]):
-    """What was found of each combination, those next to the point of departure first."""
+    """The result of each combination, in the order of distance from the starting point."""
 
     names: tuple[str, ...]
-    """The settings on whose values it depends."""
+    """The settings on which the result depends."""
     found: list[tuple[Point, T]]
     is_whole: bool
-    """Whether these are all combinations there are, so that what is not found does not exist."""
+    """Whether all combinations were tried."""
 
 
 def explore(settings: Point, domains: dict[str, Domain], look: Callable[[TrialConfig], T]) -> Explored[T]:
-    """Look at the combinations of the values of some domains.
+    """Call a function for each combination of the values of the domains that it reads.
 
     Args:
-        settings: all settings of a trial; those in `domains` are the point of departure.
-        domains: what varies.
-        look: reads settings, and says what there is to say.
+        settings: all settings of a trial. Those in `domains` are the starting point.
+        domains: the settings that vary.
+        look: a function of the settings of a trial.
     """
     read: set[str] = set()
     while True:
@@ -60,7 +60,7 @@ def explore(settings: Point, domains: dict[str, Domain], look: Callable[[TrialCo
 
 
 def _meant(name: str, value: Any) -> Any:
-    """A value as a trial has it: some texts are the original's names of another one."""
+    """A value as a trial has it: the original's names of choices are replaced by ours."""
     return _meant_by_text(name, value) if isinstance(value, str) else value
 
 
@@ -70,7 +70,7 @@ def _meant_by_text(name: str, text: str) -> Any:
 
 
 class _Observed:
-    """The settings of a trial, which need not agree with each other; remembers which were read."""
+    """The settings of a trial, which may break rules. Records which settings are read."""
 
     def __init__(self, settings: Point) -> None:
         self._settings, self.read = settings, set[str]()
@@ -82,21 +82,21 @@ class _Observed:
         attribute = getattr(TrialConfig, name, None)
         if isinstance(attribute, property) and attribute.fget is not None:
             return attribute.fget(self)
-        self.read.update(self._settings)  # a method may look at all of them
+        self.read.update(self._settings)  # a method may read all of them
         return getattr(TrialConfig(**self._settings), name)
 
 
 def _combinations(domains: dict[str, Domain], settings: Point) -> tuple[Iterator[Point], bool]:
-    """The combinations, those with the fewest and smallest changes first; and whether they are all.
+    """The combinations, those with the fewest and smallest changes first, and whether these are all.
 
-    A change of nb_clusters counts less than any other: it is lowered first.
+    A change of nb_clusters counts less than any other, so that it is lowered first.
     """
     most = MOST
     while True:
         values = {name: _values(domain, settings[name], most) for name, domain in domains.items()}
         if most <= 3 or math.prod(map(len, values.values())) <= MOST:
             break
-        most //= 2  # long ranges are thinned out until there are few enough
+        most //= 2  # long ranges are thinned until the combinations are few enough
 
     def cost(places: Sequence[int]) -> tuple[int, int, int]:
         of = dict(zip(values, places, strict=True))
@@ -113,14 +113,14 @@ def _combinations(domains: dict[str, Domain], settings: Point) -> tuple[Iterator
 
 
 def _count(domain: Domain) -> float:
-    """How many values a domain has."""
+    """Number of values of a domain."""
     if isinstance(domain, Choice):
         return len(domain.values)
     return math.inf if isinstance(domain, Float) and domain.low < domain.high else domain.high - domain.low + 1
 
 
 def _values(domain: Domain, middle: Any, most: int) -> list[Any]:
-    """Values of a domain, those next to a value first: all, or of a long range as many as `most`."""
+    """Values of a domain, the nearest to `middle` first: all of them, or about `most` of a long range."""
     values: list[Any]
     if isinstance(domain, Choice):
         values = list(domain.values)

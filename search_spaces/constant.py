@@ -1,4 +1,4 @@
-"""Settings that are the same in all trials of a search, because trials could not be compared otherwise."""
+"""Settings that must be the same in all trials of a search, so that trials can be compared."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ MAY_NOT_VARY: Mapping[str, str] = MappingProxyType(
         "backend": _MACHINE,
     }
 )
-"""Setting -> why it may not vary.
+"""The settings that may not vary, each with the reason.
 
-All others are part of a recipe and may: also `sz_resize` and `sz_crop`, as a model is used at the size that it was
-measured at, `image_store`, which trains on other crops, and `amp`, which on a GPU trades precision for time.
+All others are part of a training recipe and may vary. These include `sz_resize` and `sz_crop`, because a model is used at
+the size at which it was measured; `image_store`, which changes the training crops; and `amp`, which trades precision for
+time on a GPU.
 """

@@ -1,4 +1,4 @@
-"""Domains: the values that a setting may take in a search."""
+"""Domains: the values that a setting can take in a search."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import optuna
 from dcml_tune.config.errors import SettingError
 
 Plain = bool | int | float | str | None
-"""What Optuna keeps of a choice as it is."""
+"""Types of choices that Optuna stores unchanged."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few values."""
+    """A categorical domain: one of the listed values."""
 
     values: tuple[Any, ...]
 
@@ -33,25 +33,25 @@ class Choice:
         object.__setattr__(self, "values", tuple(dict.fromkeys(found)))
 
     def ends(self) -> tuple[Any, ...]:
-        """Its values, or the two ends of its range: what a wider domain must hold, too."""
+        """Its values, or both ends of its range. A wider domain must contain them."""
         return self.values
 
     def nearest(self, value: Any) -> Any:
-        """The value of the domain that is nearest to one outside of it."""
+        """The value of the domain that is nearest to `value`."""
         if value in self.values or not isinstance(value, int | float):
             return value if value in self.values else self.values[0]
         return min(self.values, key=lambda each: abs(each - value))
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in the domain."""
+        """Whether `value` is in the domain."""
         return value in self.values
 
     def distribution(self) -> optuna.distributions.CategoricalDistribution:
-        """The domain as Optuna has it."""
+        """The domain as a distribution of Optuna."""
         return optuna.distributions.CategoricalDistribution(self.values)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """Draw a value by Optuna."""
+        """Sample a value by an Optuna trial."""
         return trial.suggest_categorical(name, self.values)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Int:
-    """A whole number from low to high, both included."""
+    """A whole number from low to high, inclusive."""
 
     low: int
     high: int
@@ -75,23 +75,23 @@ class Int:
         _check_range(self.low, self.high, self.log)
 
     def ends(self) -> tuple[int, ...]:
-        """Its values, or the two ends of its range: what a wider domain must hold, too."""
+        """Its values, or both ends of its range. A wider domain must contain them."""
         return tuple(dict.fromkeys((self.low, self.high)))
 
     def nearest(self, value: float) -> int:
-        """The value of the domain that is nearest to one outside of it."""
+        """The value of the domain that is nearest to `value`."""
         return int(min(max(value, self.low), self.high))
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in the domain."""
+        """Whether `value` is in the domain."""
         return isinstance(value, int) and self.low <= value <= self.high
 
     def distribution(self) -> optuna.distributions.IntDistribution:
-        """The domain as Optuna has it."""
+        """The domain as a distribution of Optuna."""
         return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
 
     def suggest(self, trial: optuna.Trial, name: str) -> int:
-        """Draw a value by Optuna."""
+        """Sample a value by an Optuna trial."""
         return trial.suggest_int(name, self.low, self.high, log=self.log)
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Int:
 
 @dataclass(frozen=True)
 class Float:
-    """A number from low to high."""
+    """A number from low to high, inclusive."""
 
     low: float
     high: float
@@ -113,23 +113,23 @@ class Float:
         _check_range(self.low, self.high, self.log)
 
     def ends(self) -> tuple[float, ...]:
-        """Its values, or the two ends of its range: what a wider domain must hold, too."""
+        """Its values, or both ends of its range. A wider domain must contain them."""
         return tuple(dict.fromkeys((self.low, self.high)))
 
     def nearest(self, value: float) -> float:
-        """The value of the domain that is nearest to one outside of it."""
+        """The value of the domain that is nearest to `value`."""
         return min(max(value, self.low), self.high)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in the domain."""
+        """Whether `value` is in the domain."""
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def distribution(self) -> optuna.distributions.FloatDistribution:
-        """The domain as Optuna has it."""
+        """The domain as a distribution of Optuna."""
         return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log)
 
     def suggest(self, trial: optuna.Trial, name: str) -> float:
-        """Draw a value by Optuna."""
+        """Sample a value by an Optuna trial."""
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def __str__(self) -> str:

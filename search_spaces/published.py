@@ -1,7 +1,7 @@
-"""Published results of the method, as data: what stands beside our own where the protocol is the same.
+"""Published results of the method. Reports show them beside measured ones where the protocol is the same.
 
-They were chosen on the test classes: the authors report the best epoch. Values are in percent. *learned* and *fixed* say
-what the masks were; *cvpr2019* is the predecessor of the method, with slices of the embedding instead of masks.
+The authors report the best epoch by the test classes. Values are in percent. *learned* and *fixed* are the kind of masks;
+*cvpr2019* is the predecessor of the method, which has slices of the embedding instead of masks.
 
 Sources: the README of the authors' code of "Improving Deep Metric Learning by Divide and Conquer" (TPAMI 2021), and that of
 "Divide and Conquer the Embedding Space for Metric Learning" (CVPR 2019).
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 
 class PublishedResult(NamedTuple):
-    """One published number."""
+    """A published value of one measure."""
 
     variant: str
     """learned, fixed, or cvpr2019."""
     metric: str
-    """By our name: recall_at_K, nmi (of one clustering), marp (precision divided by hits)."""
+    """Our name of the measure: recall_at_K, nmi (of one clustering), marp (precision divided by hits)."""
     value: float
     """In percent."""
     source: str
@@ -128,7 +128,7 @@ RESULTS: dict[str, list[PublishedResult]] = {
 
 
 def as_text(dataset: str) -> str:
-    """The published results on a data set, a line a variant."""
+    """The published results on a data set, one line for each variant."""
     found = RESULTS.get(dataset, [])
     variants = dict.fromkeys((each.variant, each.source) for each in found)
     lines = [

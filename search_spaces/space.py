@@ -1,11 +1,14 @@
-"""SearchSpace: what may vary in the search on a data set, and the published point it starts from."""
+"""SearchSpace: the domains of a search on a data set, and the published point that trial 0 runs.
+
+The module is slightly long because the class is one idea: a space, what is left of it in one search, and how it is sampled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import optuna
 
@@ -14,39 +17,32 @@ from dcml_tune.config.errors import SettingError, unknown_name
 from dcml_tune.config.rules import broken_rule
 from dcml_tune.config.trial import IMAGE_DEFAULTS, TrialConfig
 from dcml_tune.config.unused import unused_reasons
+from search_spaces.checks import SpaceError, check_domain, check_value
 from search_spaces.combinations import Explored, explore
 from search_spaces.constant import MAY_NOT_VARY
 from search_spaces.domains import Choice, Domain, Float, Int
 
-__all__ = ["Choice", "Domain", "Float", "InfeasibleReason", "Int", "SearchSpace", "SpaceError"]
+__all__ = ["Choice", "Domain", "Float", "InfeasibleReason", "Int", "SearchSpace"]
 
 InfeasibleReason = Callable[[TrialConfig], str | None]
-"""Says why a configuration cannot work on a data set, or None."""
+"""A function that returns why a configuration cannot work on a data set, or None."""
 
 
-_FEW = 500  # combinations; of more than these no remedy is sought
-
-
-class SpaceError(SettingError):
-    """A search space that is wrong in one of its settings."""
-
-    def __init__(self, space: str, message: str, setting: str) -> None:
-        super().__init__(f"search space {space}: {message}")
-        self.setting = setting
+_FEW = 500  # combinations; if there are more, no remedy is searched for
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """What may vary on a data set, why, and the published point."""
+    """The domains of a search on a data set, the reasons for them, and the published point."""
 
     name: str
-    """The data set."""
+    """Name of the data set."""
     published: dict[str, Any]
-    """Settings of the published point; trial 0 runs them."""
+    """Settings of the published point, which trial 0 runs."""
     domains: dict[str, Domain]
-    """What varies, in the order in which it is sampled."""
+    """The settings that vary, in the order in which they are sampled."""
     why: dict[str, str] = field(default_factory=dict)
-    """A sentence for each domain."""
+    """The reason for each domain."""
     references: str = ""
     """Published results on the data set, as text."""
 
@@ -56,19 +52,19 @@ class SearchSpace:
             if setting not in known:
                 raise SpaceError(self.name, unknown_name("setting", str(setting), known), setting)
         for setting, value in self.published.items():
-            _check_value(self.name, setting, value)
+            check_value(self.name, setting, value)
         for setting, domain in self.domains.items():
-            _check_domain(self.name, setting, domain)
+            check_domain(self.name, setting, domain)
 
     def widened(self, **domains: Domain) -> SearchSpace:
-        """The space with other or more domains."""
+        """A copy with other or additional domains."""
         return replace(self, domains={**self.domains, **domains})
 
     def extended(self, wider: SearchSpace) -> SearchSpace:
-        """The space of a search that goes on in a wider one.
+        """The space of a search that continues in a wider one.
 
         Raises:
-            SettingError: if some of it would be gone, or what does not vary would be another value.
+            SettingError: if the wider space lacks a part of this one, or fixes a setting at another value.
         """
         for name, domain in self.domains.items():
             new = wider.domains.get(name)
@@ -87,10 +83,10 @@ class SearchSpace:
         return replace(self, domains=wider.domains, why=wider.why)
 
     def restricted(self, fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None = None) -> SearchSpace:
-        """The space of one search: fixed settings do not vary, and choices that no completion makes work are gone.
+        """The space of one search: without the settings that are fixed, and without choices that can never work.
 
         Raises:
-            SettingError: if nothing is left to vary, or no combination of what is left works.
+            SettingError: if no setting is left to vary, or no combination of values can work.
         """
         domains = {name: domain for name, domain in self.domains.items() if name not in fixed}
         space = replace(self, published={**self.published, **fixed}, domains=domains)
@@ -111,12 +107,12 @@ class SearchSpace:
         return replace(space, domains=domains)
 
     def suggest(self, trial: optuna.Trial, infeasible_reason: InfeasibleReason | None = None) -> dict[str, Any]:
-        """Draw the settings that vary, so that combinations that cannot work are seldom drawn.
+        """Sample the settings that vary, mostly in combinations that can work.
 
-        Whole numbers are drawn from between the least and the greatest that works with what was drawn before them.
+        A whole number is sampled between the smallest and the largest that work with the settings sampled before it.
 
         Raises:
-            SettingError: if the settings that were drawn cannot work together after all.
+            SettingError: if the sampled settings cannot work together.
         """
         explored = self._explored(infeasible_reason)
         working = [point for point, reason in explored.found if reason is None and explored.is_whole]
@@ -133,7 +129,7 @@ class SearchSpace:
         return chosen
 
     def _explored(self, infeasible_reason: InfeasibleReason | None) -> Explored[str | None]:
-        """Why each combination of what varies cannot work, or None."""
+        """For each combination of values why it cannot work, or None."""
 
         def look(config: TrialConfig) -> str | None:
             return broken_rule(config) or (infeasible_reason(config) if infeasible_reason is not None else None)
@@ -141,7 +137,7 @@ class SearchSpace:
         return explore(self._settings(), self.domains, look)
 
     def _settings(self) -> dict[str, Any]:
-        """All settings of the published point, whether they agree with each other or not."""
+        """All settings of the published point, which may break rules."""
         dataset = self.published.get("dataset", self.name)
         defaults = {name: setting.default for name, setting in TrialConfig.model_fields.items()}
         published = {name: typed(name, value) for name, value in self.published.items()}
@@ -150,7 +146,7 @@ class SearchSpace:
     def _why_nothing_works(
         self, explored: Explored[str | None], fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None
     ) -> str:
-        """The reason that is next to be removed: by the smallest change of one setting that does not vary."""
+        """The message if no combination works. If one change of a fixed setting would help, the smallest is the remedy."""
         by_data = [(point, reason) for point, reason in explored.found if self.refusal(point) is None]
         _, reason = min(by_data or explored.found, key=lambda each: each[0].get("nb_clusters", 0))
         remedy = ""
@@ -162,13 +158,13 @@ class SearchSpace:
             if point is not None:
                 reason, remedy = self.refusal(point, infeasible_reason), f"; it works with {name}={value}"
                 break
-        if all(refused == reason for _, refused in explored.found):  # whatever the values of the others are
+        if all(refused == reason for _, refused in explored.found):  # it holds for all values of the other settings
             return f"{reason}{remedy}"
         varied = ", ".join(f"{name} ({self.domains[name]})" for name in explored.names)
         return f"search space {self.name}: no combination of {varied} can work: {reason}{remedy}"
 
     def _changes(self, fixed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Changes of one setting that does not vary, small ones first, of what was fixed before the rest."""
+        """Changes of one setting that does not vary: small changes first, and settings fixed by flags first."""
         settings = self._settings()
         names = [*fixed, *(name for name in self.published if name not in fixed)]
         for step in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128):
@@ -186,7 +182,7 @@ class SearchSpace:
                         yield name, typed(name, changed)
 
     def refusal(self, chosen: dict[str, Any], infeasible_reason: InfeasibleReason | None = None) -> str | None:
-        """Why the published point with these settings instead cannot work, or None."""
+        """Why the published point with the chosen settings cannot work, or None."""
         try:
             config = TrialConfig(**{**self.published, **chosen, "dataset": self.published.get("dataset", self.name)})
         except SettingError as error:
@@ -194,14 +190,17 @@ class SearchSpace:
         return infeasible_reason(config) if infeasible_reason is not None else None
 
     def unvaried(self, name: str) -> Any:
-        """What a setting is where it does not vary: published, or its default."""
+        """The value of a setting if it does not vary: the published value, or the default."""
         return self.published.get(name, getattr(TrialConfig(dataset=self.published.get("dataset", self.name)), name))
 
     def published_point(self, infeasible_reason: InfeasibleReason | None = None) -> tuple[dict[str, Any], list[str]]:
-        """The published values of the settings that vary, and a line for each that had to be moved.
+        """The published values of the settings that vary, and a line for each value that had to be changed.
 
-        A setting is moved into its domain. Where the point cannot work then, the nearest one that does is taken;
-        `nb_clusters` is changed before all others.
+        A value outside of its domain is replaced by the nearest one inside. If the point still cannot work, the nearest
+        point that can is taken; `nb_clusters` is changed before all other settings.
+
+        Raises:
+            SettingError: if no point can work.
         """
         point, lines = {}, []
         for name, domain in self.domains.items():
@@ -223,7 +222,7 @@ class SearchSpace:
         raise SettingError(f"the published setting cannot work here: {reason}")
 
     def unused_settings(self) -> list[str]:
-        """A line for each setting that varies and does nothing, whatever the values of the others are."""
+        """One line for each setting that varies but has no effect, for all values of the other settings."""
 
         def look(config: TrialConfig) -> dict[str, str] | None:
             return None if broken_rule(config) else unused_reasons(config)
@@ -239,16 +238,16 @@ class SearchSpace:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """The space as plain data, from which `from_json` makes it again."""
+        """The space as plain data, which `from_json` reads."""
         domains = {name: {"kind": type(each).__name__, **vars(each)} for name, each in self.domains.items()}
         return {**vars(self), "domains": domains}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> SearchSpace:
-        """The space that `as_json` described.
+        """The space from the data of `as_json`.
 
         Raises:
-            SettingError: if it described none.
+            SettingError: if the data does not describe a space.
         """
         kinds: dict[str, Callable[..., Domain]] = {"Choice": Choice, "Int": Int, "Float": Float}
         try:
@@ -261,36 +260,5 @@ class SearchSpace:
             raise SettingError(f"the recorded search space is none ({type(error).__name__}: {error})") from None
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """For each setting that varies: its name, its range, and why."""
+        """For each setting that varies its name, its domain, and the reason."""
         return [(name, str(domain), self.why.get(name, "")) for name, domain in self.domains.items()]
-
-
-def _check_domain(space: str, setting: str, domain: Any) -> None:
-    """Refuse what is no domain, may not vary, or holds values that the setting cannot have."""
-    if not isinstance(domain, Domain):
-        kind = type(domain).__name__
-        raise SpaceError(
-            space,
-            f"the domain of {setting} is of type {kind}; write Choice([...]), Int(low, high) or Float(low, high)",
-            setting,
-        )
-    if setting in MAY_NOT_VARY:
-        raise SpaceError(space, f"{setting} may not vary: {MAY_NOT_VARY[setting]}; fix it by its flag", setting)
-    if isinstance(domain, Float) and not _takes_fractions(setting):
-        raise SpaceError(space, f"{setting} is a whole number, and its domain a Float; write Int(low, high)", setting)
-    for value in domain.ends():
-        _check_value(space, setting, value)
-
-
-def _check_value(space: str, setting: str, value: Any) -> None:
-    try:
-        meant = typed(setting, value)
-    except SettingError as error:
-        raise SpaceError(space, str(error), setting) from None
-    if meant != value and not isinstance(meant, str):
-        raise SpaceError(space, f"{setting}={value!r}: write it as {meant!r}", setting)
-
-
-def _takes_fractions(setting: str) -> bool:
-    annotation = TrialConfig.model_fields[setting].annotation
-    return float in (annotation, *get_args(annotation))

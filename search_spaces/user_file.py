@@ -1,4 +1,4 @@
-"""Search spaces by data set or from a file of the user's own, whose faults are named with their line."""
+"""Loads search spaces: those of the package, and users' files, whose errors are reported with their line."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from typing import Any
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS
 from dcml_tune.utils.signals import SearchStopped
+from search_spaces.checks import SpaceError
 from search_spaces.domains import Choice
-from search_spaces.space import SearchSpace, SpaceError
+from search_spaces.space import SearchSpace
 
 _MODULE = "dcml_tune_user_space"
 _MOST_BYTES = 1_000_000
 
 
 def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
-    """The search space of a data set: its module's SPACE, or that of a user's file.
+    """The search space of a data set: the SPACE of its module, or of a user's file.
 
-    The file is Python and is run: it is the user's own. What it prints goes to stderr.
+    The file is Python code of the user and is executed. Its output goes to stderr.
 
     Raises:
-        SettingError: if there is no such file, it cannot be run, defines no SPACE, or one that is not of the data set.
+        SettingError: if the file does not exist, raises an error, or defines no SPACE for this data set.
     """
     shipped: SearchSpace = importlib.import_module(f"search_spaces.{dataset}").SPACE
     if path is None:
@@ -50,14 +51,14 @@ def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
             )
     for name, domain in space.domains.items():
         value = space.published.get(name)
-        # A published point of a shipped space may lie outside: trial 0 takes the nearest value then.
+        # The published point of a shipped space may lie outside of a domain; trial 0 then takes the nearest value.
         if name in space.published and not domain.holds(value) and value != shipped.published.get(name):
             raise file.error(f"published {name}={value!r} is outside of its domain, {domain}; change one of them", name)
     return space
 
 
 class _File:
-    """A file that defines SPACE."""
+    """A user's file that defines SPACE."""
 
     def __init__(self, path: str | Path) -> None:
         self.shown = str(path)
@@ -65,13 +66,13 @@ class _File:
         self.source = self._read()
 
     def error(self, message: str, name: str | None = None, line: int | None = None) -> SettingError:
-        """A fault of the file, with the line on which something is named, or a line."""
+        """An error in the file, with the line on which `name` appears, or with `line`."""
         number = line if name is None else self._line_of(name, line)
         place = f", line {number}" if number is not None else ""
         return SettingError(f"--space {self.shown}{place}: {message}")
 
     def space(self) -> SearchSpace:
-        """Run the file."""
+        """Execute the file and return its SPACE."""
         code = self._compiled()
         module = ModuleType(_MODULE)
         module.__file__ = self.path
@@ -79,7 +80,7 @@ class _File:
         try:
             with redirect_stdout(sys.stderr):
                 exec(code, module.__dict__)
-        except SearchStopped:  # a signal that came meanwhile
+        except SearchStopped:  # a signal arrived while the file ran
             raise
         except SpaceError as error:
             raise self.error(str(error), error.setting, self._line_in(error)) from None
@@ -109,7 +110,7 @@ class _File:
             reason = f"cannot be read ({error.strerror})"
         except SettingError:
             raise
-        except ValueError as error:  # a name that no file can have
+        except ValueError as error:  # the path holds a null byte
             reason = str(error)
         raise self.error(f"{reason}; give a Python file that defines SPACE = SearchSpace(...)")
 
@@ -122,12 +123,12 @@ class _File:
             raise self.error(f"is not Python ({_said(error)}); mend it") from None
 
     def _line_in(self, error: BaseException) -> int | None:
-        """The last line of the file that an exception went through."""
+        """The last line of the file in the traceback of an exception."""
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.path]
         return lines[-1] if lines else None
 
     def _line_of(self, name: str, first: int | None) -> int | None:
-        """The first line, not before another one, on which a setting or SPACE is named."""
+        """The first line, from `first` on, on which a setting or SPACE is named."""
         lines = sorted(int(node.lineno) for node in _nodes(self.source) if _names(node, name))
         return next((line for line in lines if line >= (first or 0)), first)
 
@@ -137,7 +138,7 @@ def _nodes(source: bytes) -> Iterator[Any]:
 
 
 def _names(node: Any, name: str) -> bool:
-    """Whether a node is `name=...`, a text that is the name, or an assignment to it."""
+    """Whether a node is `name=...`, a string that equals the name, or an assignment to the name."""
     if isinstance(node, ast.keyword):
         return node.arg == name
     if isinstance(node, ast.Name):
@@ -146,5 +147,5 @@ def _names(node: Any, name: str) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """Type and text of an exception in one line, also where its text cannot be had."""
+    """Type and message of an exception in one line, also if its message cannot be formatted."""
     return " ".join(traceback.format_exception_only(error)[-1].split())[:300]
