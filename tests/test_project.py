@@ -20,7 +20,7 @@ from dcml_tune import __version__
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COMMANDS = ["search", "train", "evaluate", "browse", "report.__main__", "data.__main__", "tracking.__main__"]
+COMMANDS = ["search.__main__", "train", "evaluate", "browse", "report.__main__", "data.__main__", "tracking.__main__"]
 """The modules of the commands, below dcml_tune."""
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 """SHA-256 of https://www.apache.org/licenses/LICENSE-2.0.txt."""
