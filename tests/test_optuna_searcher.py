@@ -178,11 +178,7 @@ def test_what_cannot_work_is_told_as_failed_and_not_launched(make):
     refused = [trial for trial in searcher.study.trials if trial.state == optuna.trial.TrialState.FAIL]
     assert refused
     assert {trial.user_attrs["dcml.reason"] for trial in refused} == {"no division here"}
-<<<<<<< HEAD
     searcher.launching = replace(searcher.launching, infeasible_reason=lambda config: "never")
-=======
-    searcher.infeasible_reason = lambda config: "never"
->>>>>>> 4821af5 (Tests of commands, searcher and report follow)
     assert searcher.suggest("x") is None
 
 

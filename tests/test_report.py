@@ -162,15 +162,7 @@ def add_model(directory, settings, stores):
 def whole(searched):
     """The text of the page of a search that has everything, and its directory."""
     write_checksummed(searched / "s" / "verdict.json", VERDICT)
-    line = {
-        "when": "2026-01-01T13:00:00",
-        "run": "s/final",
-        "dataset": "folder",
-        "test_set": "a",
-        "test_set": "a",
-        "before": 2,
-        "previous": "",
-    }
+    line = {"when": "2026-01-01T13:00:00", "run": "s/final", "dataset": "folder", "test_set": "a", "before": 2}
     (searched / "test-ledger.jsonl").write_text(
         json.dumps({**line, "previous": hashlib.sha256(b"").hexdigest()}) + "\n{torn"
     )
