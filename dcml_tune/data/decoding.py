@@ -1,18 +1,18 @@
-"""The only place that opens an image file. It gives 8-bit RGB pixels as a person sees them in a viewer.
+"""Opens and decodes image files to 8-bit RGB, as an image viewer shows them. No other module opens an image file.
 
-Files are read by Pillow, in the raster formats of `FORMATS` only: none of them starts another program, as EPS and WMF may.
-What is not plain 8-bit RGB becomes so by these rules, and `Picture.departures` says which of them acted:
+Pillow reads the files, and only the raster formats in `FORMATS`: no decoder of these starts another program, as those of EPS
+and WMF may. Images that are not plain 8-bit RGB are converted by these rules; `Picture.departures` lists the applied ones:
 
-    rotated    the EXIF orientation (XMP's, where there is no EXIF) is applied
-    frames     of an animation or of several pages the first one is taken
-    alpha      what is transparent in part is put on white
-    scaled     more than 8 bits a channel are scaled to 8: 16-bit integers by their type's range (12-bit TIFF by 4095);
-               32-bit integers by the smallest of the ranges 0..255 and 0..65535 that holds all values of the image;
-               floats the same with 0..1 before these; values outside all of them from their own smallest to their own
-               largest. Infinite values are clipped to these, and what is no number is black
+    rotated    the EXIF orientation is applied (that of XMP, if there is no EXIF)
+    frames     of an animation or several pages, the first is used
+    alpha      transparent pixels are blended with white
+    scaled     more than 8 bits per channel are scaled to 8. 16-bit integers: by the range of the type (12-bit TIFF: 4095).
+               32-bit integers: by the smaller of the ranges 0..255 and 0..65535 that contains all values of the image.
+               Floats: the same, with 0..1 as the first range. Values outside all ranges: from their minimum to their
+               maximum. Infinite values are clipped to the range; NaN is black
     converted  CMYK and YCbCr by Pillow's formulas, LAB by a colour profile
 
-Grey is repeated, a palette is looked up. Colour profiles that a file holds are not applied.
+Grey values are copied to the three channels, palettes are applied. Embedded colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from PIL.ImageFile import ImageFile
 FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "ICO", "DDS", "SGI", "SUN", "PCX", "TGA",
 )  # fmt: skip
-"""The formats that are read, by Pillow's names. The last one has no signature, and is read by its suffix alone."""
+"""Supported formats, by Pillow's names. The last one has no signature and is recognised by the file suffix only."""
 
 MAX_PIXELS = 178_956_970
-"""Most pixels of an image; Pillow has the same limit."""
+"""Largest number of pixels of an image; Pillow has the same limit."""
 
 MAX_BYTES = 1 << 30
-"""Most bytes of an image file."""
+"""Largest size of an image file, in bytes."""
 
 DEPARTURES = {
     "rotated": "turned by their EXIF orientation",
@@ -47,7 +47,7 @@ DEPARTURES = {
     "converted": "CMYK, YCbCr or LAB, converted to RGB",
     "frames": "several frames or pages, the first one is used",
 }
-"""What is done to images that are not plain 8-bit RGB, and how it is said."""
+"""Conversions of images that are not plain 8-bit RGB, with the text of messages."""
 
 _PLUGINS = (
     "Avif", "Bmp", "Dds", "Gif", "Ico", "Jpeg", "Jpeg2K", "Mpo", "Pcx", "Png", "Ppm", "Qoi", "Sgi", "Sun", "Tga", "Tiff", "WebP",
@@ -55,9 +55,9 @@ _PLUGINS = (
 for _plugin in _PLUGINS:
     importlib.import_module(f"PIL.{_plugin}ImagePlugin")
 
-# Pillow reads the frames of an MPO, which phones write, as JPEG.
+# Pillow reads the frames of an MPO file, which phones write, as JPEG.
 SUFFIXES = frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))
-"""Suffixes, in small letters, of the formats that are read."""
+"""Suffixes of the supported formats, in lower case."""
 
 _TGA_SUFFIXES = frozenset(suffix for suffix, name in Image.EXTENSION.items() if name == "TGA")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
@@ -72,12 +72,12 @@ _TURNS = {
 }
 _INTEGER_RANGES, _FLOAT_RANGES = (255.0, 65535.0), (1.0, 255.0, 65535.0)
 
-# Pillow warns of images with half as many pixels as its limit; they are read.
+# Pillow warns of images above half of its limit of pixels; these are supported.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class RefusedFileError(ValueError):
-    """A file that is not read, whatever it holds: no regular file, or larger than the limits."""
+    """A file that is rejected without decoding: not a regular file, or above the size limits."""
 
 
 class Picture(NamedTuple):
@@ -86,18 +86,18 @@ class Picture(NamedTuple):
     image: Image.Image
     """Mode RGB."""
     departures: tuple[str, ...]
-    """Keys of `DEPARTURES`: what was done to it."""
+    """Conversions that were applied: keys of `DEPARTURES`."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file to read it. Opening a FIFO would wait for ever, and opening a device may do anything.
+    """Open a regular file for reading. Opening a FIFO would block, and opening a device may have side effects.
 
     Raises:
-        RefusedFileError: for what is no regular file, or too large.
+        RefusedFileError: if it is not a regular file, or too large.
         OSError: if it cannot be opened.
     """
     _refuse_odd(os.stat(path))
-    # What was put in its place since does not block, and is refused, too.
+    # The file may have been replaced since: opening does not block, and the opened file is checked again.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb")
     try:
@@ -109,25 +109,25 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def refuse_size(size: int) -> None:
-    """Refuse more bytes than the limit.
+    """Check a size against the limit.
 
     Raises:
-        RefusedFileError: with both numbers.
+        RefusedFileError: if it is above `MAX_BYTES`.
     """
     if size > MAX_BYTES:
         raise RefusedFileError(f"has {size:,} bytes, and {MAX_BYTES:,} are the most that are read")
 
 
 def identify(file: BinaryIO, name: str) -> ImageFile:
-    """Read the header of an image; its `size` is that before it is turned.
+    """Read the header of an image. Its `size` is that before the EXIF orientation is applied.
 
     Args:
-        file: stays open, and belongs to the caller.
-        name: of the file; only its suffix counts.
+        file: the open file; the caller closes it.
+        name: name of the file; only its suffix is used.
 
     Raises:
         RefusedFileError: for too many pixels.
-        Exception: whatever Pillow raises for a damaged file.
+        Exception: any error that Pillow raises for a damaged file.
     """
     by_suffix = os.path.splitext(name)[1].lower() in _TGA_SUFFIXES
     try:
@@ -140,14 +140,14 @@ def identify(file: BinaryIO, name: str) -> ImageFile:
 
 
 def decode(image: ImageFile) -> Picture:
-    """The pixels of an identified image as a person sees them; see the head of this module.
+    """Decode an identified image by the rules in the docstring of this module.
 
     Raises:
-        Exception: whatever Pillow raises for a damaged file.
+        Exception: any error that Pillow raises for a damaged file.
     """
     departures = {"frames"} if _has_frames(image) else set()
     if any(";16" in str(tile.args) for tile in image.tile):
-        departures.add("scaled")  # Pillow itself takes the upper bytes of 16-bit colours
+        departures.add("scaled")  # Pillow itself keeps the upper bytes of 16-bit colours
     turned = image.format == "TIFF" and _orientation(image) in _TURNS  # by Pillow, when it loads the pixels
     image.load()
     turn = _TURNS.get(_orientation(image))
@@ -158,7 +158,7 @@ def decode(image: ImageFile) -> Picture:
 
 
 def departure_lines(counts: Mapping[str, int], what: str = "images") -> list[str]:
-    """A line for each kind of departure, with the number of images.
+    """One line for each kind of conversion, with the number of images.
 
     Example:
         >>> departure_lines({"rotated": 1204})
@@ -186,7 +186,7 @@ def _has_frames(image: ImageFile) -> bool:
 
 
 def _orientation(image: ImageFile) -> int:
-    """1 to 8; 1 where the file does not say, or is damaged there."""
+    """EXIF orientation, 1 to 8; 1 if it is missing or damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # nothing that Pillow finds wrong there makes the pixels unreadable
@@ -207,7 +207,7 @@ def _as_rgb(image: ImageFile, departures: set[str]) -> Image.Image:
 
 
 def _on_white(image: Image.Image, departures: set[str]) -> Image.Image:
-    # Colours that are multiplied by alpha have no direct way to RGBA.
+    # Pillow has no direct conversion from premultiplied alpha to RGBA.
     straight = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)).convert("RGBA")
     if straight.getchannel("A").getextrema() == (255, 255):
         return straight.convert("RGB")
@@ -225,17 +225,17 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _scaled(image: ImageFile, departures: set[str]) -> npt.NDArray[np.uint8]:
-    """Grey values of more than 8 bits, H x W, as 8 bits."""
+    """Grey values with more than 8 bits, H x W, scaled to 8 bits."""
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1 and image.format == "TIFF":
-        values = values.view(np.uint32)  # Pillow reads them as if they had a sign
+        values = values.view(np.uint32)  # Pillow reads them as signed integers
     finite = values[np.isfinite(values)]
     low, high = _range(image, tags, finite) if finite.size else (0.0, 1.0)
     clipped = np.clip(np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low), low, high)
     grey = np.rint((clipped - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
     if tags.get(_PHOTOMETRIC, 1) == 0:
-        grey = 255 - grey  # white is zero there, which Pillow heeds in 8-bit images only
+        grey = 255 - grey  # zero is white, which Pillow handles in 8-bit images only
     if isinstance(transparent := image.info.get("transparency"), int) and (values == transparent).any():
         departures.add("alpha")
         grey[values == transparent] = 255
@@ -243,7 +243,7 @@ def _scaled(image: ImageFile, departures: set[str]) -> npt.NDArray[np.uint8]:
 
 
 def _range(image: ImageFile, tags: Mapping[int, Any], finite: npt.NDArray[np.generic]) -> tuple[float, float]:
-    """The values that become black and white."""
+    """The values that are mapped to black and to white."""
     if image.mode.startswith("I;16"):
         return 0.0, float(2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1)
     if image.format == "PPM" and image.mode == "I":

@@ -1,4 +1,4 @@
-"""Lists of images on disk and the sets made of them. Nothing here opens an image until it is read."""
+"""Lists of images on disk, and data sets made of them. Images are opened only when they are read."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class UnreadableImageError(SettingError):
-    """An image file that is missing, damaged, or no image: one line with the file and the remedy."""
+    """An image file that is missing, damaged, or not an image."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageList:
-    """Images in an order, with their classes.
+    """An ordered list of images with their classes.
 
     Example:
         >>> images = ImageList(("a/1.jpg", "b/1.jpg"), np.array([4, 7]), Path("photos"))
@@ -42,11 +42,11 @@ class ImageList:
     paths: tuple[str, ...]
     """Names relative to `root`, with forward slashes."""
     labels: Indices
-    """N: class of each image, an index into the whole data set's classes."""
+    """N: class of each image, an index into the classes of the data set."""
     root: Path
     """Directory of the files, or the zip file that holds them."""
     super_labels: Indices | None = None
-    """N: super-class of each image, where the data set has them."""
+    """N: super-class of each image; None if the data set has none."""
 
     def __post_init__(self) -> None:
         assert len(self.paths) == len(self.labels), "one label an image"
@@ -56,19 +56,19 @@ class ImageList:
         return len(self.paths)
 
     def take(self, indices: npt.ArrayLike) -> ImageList:
-        """The images at some positions, in that order."""
+        """The images at the given positions, in that order."""
         at = np.asarray(indices, dtype=np.int64)
         supers = None if self.super_labels is None else self.super_labels[at]
         return ImageList(tuple(self.paths[i] for i in at.tolist()), self.labels[at], self.root, supers)
 
     def read(self, i: int) -> Pixels:
-        """Decode one image as a person sees it; `dcml_tune.data.decoding` says how.
+        """Decode one image by the rules of `dcml_tune.data.decoding`.
 
         Returns:
             H x W x 3.
 
         Raises:
-            UnreadableImageError: names the file and why it cannot be decoded.
+            UnreadableImageError: if it cannot be decoded.
         """
         try:
             return np.asarray(self.decode(i).image)
@@ -79,31 +79,31 @@ class ImageList:
             ) from None
 
     def decode(self, i: int) -> Picture:
-        """Decode one image as `read` does, but into Pillow's form and with Pillow's errors."""
+        """Decode one image as `read` does; returns a Pillow image and raises Pillow's errors."""
         with self.open(i) as image:
             return decode(image)
 
     @contextmanager
     def open(self, i: int) -> Iterator[ImageFile]:
-        """Open one image, for the time of the block: its header is read, its pixels are not."""
+        """Open one image for the duration of the block: its header is read, its pixels are not."""
         with self._file(i) as file:
             yield identify(file, self.paths[i])
 
     def _file(self, i: int) -> BinaryIO:
         if not _is_zip(self.root):
             return open_regular(self.root / self.paths[i])
-        # A ZipFile locks around each read, so the threads of a process may share it; processes may not,
-        # because a fork shares the position in the file.
+        # The threads of a process can share a ZipFile, which locks each read. Processes cannot: a fork shares the
+        # position in the file.
         archive = _zip_of_process(self.root, os.getpid())
         refuse_size(archive.getinfo(self.paths[i]).file_size)
         return io.BytesIO(archive.read(self.paths[i]))
 
     def name(self, i: int) -> str:
-        """The full name of one image, as messages show it: control characters are escaped."""
+        """Full path of one image for messages, with control characters escaped."""
         return printable(str(self.root / self.paths[i]))
 
     def states(self) -> list[str]:
-        """Name, size and time of change of each file (checksum in a zip), in order; of one that is gone only its name."""
+        """Name, size and modification time of each file (checksum in a zip file), in order; of a missing file only its name."""
         if _is_zip(self.root):
             archive = _zip_of_process(self.root, os.getpid())
             entries = ((path, archive.getinfo(path)) for path in self.paths)
@@ -116,51 +116,51 @@ class ImageList:
 
     @property
     def nb_classes(self) -> int:
-        """How many classes the images are of."""
+        """Number of classes of the images."""
         return len(np.unique(self.labels))
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationSet:
-    """Images whose retrieval is measured."""
+    """A set of images on which retrieval is measured."""
 
     name: str
-    """`test`, `validation`, or what tells several test sets of one data set apart."""
+    """`test`, `validation`, or a name that distinguishes several test sets of a data set."""
     queries: ImageList
     gallery: ImageList | None
-    """The images that queries are searched in; None: each other."""
+    """Images in which queries are searched; None: each query is searched in all others."""
     ks: tuple[int, ...]
-    """The k of the recall@k that are reported."""
+    """Ranks k of the reported recall@k."""
 
     @property
     def lists(self) -> tuple[ImageList, ...]:
-        """Queries, and gallery where there is one."""
+        """Queries, and the gallery if there is one."""
         return (self.queries,) if self.gallery is None else (self.queries, self.gallery)
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set: classes that train, and test sets of other classes."""
+    """A data set: training classes, and test sets of other classes."""
 
     name: str
     class_names: tuple[str, ...]
     """Names of all classes; labels are indices into them."""
     train: ImageList
-    """All training classes, those that will be held out included."""
+    """Images of all training classes, including those that will be held out."""
     tests: tuple[EvaluationSet, ...]
-    """The test sets; the first is the one that is reported by default."""
+    """The test sets; the first one is reported by default."""
     notes: tuple[str, ...] = ()
-    """Lines to show to the user: what was left out, and why."""
+    """Lines for the user about what was excluded, and why."""
 
     @property
     def fingerprint_by_time(self) -> str:
-        """Hash of names, sizes and times of change of all files, in no order: how version 0.1 knew a data set again."""
+        """Order-independent hash of names, sizes and modification times of all files; version 0.1 identified data sets by it."""
         lists = [self.train, *(images for test in self.tests for images in test.lists)]
         return fingerprint(self.name, *sorted({state for images in lists for state in images.states()}))
 
     @property
     def test_fingerprint(self) -> str:
-        """Hash of names and classes of the test images, in no order; neither opens a file nor looks at one."""
+        """Order-independent hash of names and classes of the test images. No file is accessed."""
         named = {
             f"{path}|{label}"
             for images in self.test_lists
@@ -170,7 +170,7 @@ class DataSet:
 
     @property
     def test_lists(self) -> tuple[ImageList, ...]:
-        """The lists of test images, without those that are part of an earlier one (VehicleID's smaller lists)."""
+        """The lists of test images, without lists that are part of an earlier one (VehicleID's smaller lists)."""
         found: list[tuple[ImageList, set[str]]] = []
         for images in (images for test in self.tests for images in test.lists):
             if not any(known.issuperset(images.paths) for _, known in found):
@@ -179,11 +179,11 @@ class DataSet:
 
     @property
     def nb_test_classes(self) -> int:
-        """How many classes the test sets hold together."""
+        """Number of classes of all test sets together."""
         return len(set().union(*(np.unique(images.labels) for test in self.tests for images in test.lists)))
 
     def counts(self) -> str:
-        """One line of counts, for the head of a search."""
+        """Numbers of classes and images, in one line."""
         tests = "; ".join(_counts(test) for test in self.tests)
         return (
             f"{self.name}: {self.train.nb_classes:,} training classes ({len(self.train):,} images), "
@@ -192,16 +192,16 @@ class DataSet:
 
 
 def fingerprint(*parts: object) -> str:
-    """A short hash of some values, by how they print; the order matters."""
+    """A short hash of the string forms of some values, in order."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        # A separator that no file name holds, so that ("ab", "c") and ("a", "bc") differ.
+        # No file name contains the separator, so that ("ab", "c") and ("a", "bc") differ.
         digest.update(f"{part}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def why(error: BaseException) -> str:
-    """The reason of a failed decoding in a few words, on one line and without the file's name."""
+    """The reason of an error on one line, without the name of the file."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if "cannot identify image file" in text:
         return "no image in a format that is read"
@@ -209,7 +209,7 @@ def why(error: BaseException) -> str:
 
 
 def named(names: Sequence[str], *, limit: int = 10) -> str:
-    """Names in a row, control characters escaped, and how many more there are beyond the limit."""
+    """Up to `limit` names, separated by commas and with control characters escaped, and the number of further ones."""
     rest = len(names) - limit
     return ", ".join(map(printable, names[:limit])) + (f" and {rest:,} more" if rest > 0 else "")
 
@@ -223,7 +223,7 @@ def _counts(test: EvaluationSet) -> str:
 def _state(root: Path, path: str) -> str:
     try:
         stat = os.stat(os.path.join(root, path))
-    except OSError:  # it cannot be decoded, and is refused or left out as all such images are
+    except OSError:  # it is handled as an image that cannot be decoded
         return f"{path}|missing"
     return f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
 
@@ -234,5 +234,5 @@ def _is_zip(root: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _zip_of_process(root: Path, process: int) -> zipfile.ZipFile:
-    """The open archive of one process; the process id is there to tell forked processes apart."""
+    """The open archive of a process; the process id is part of the cache key because forked processes need their own."""
     return zipfile.ZipFile(root)

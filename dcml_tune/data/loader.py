@@ -1,4 +1,4 @@
-"""One loader for all clusters, which lives as long as the trial and is told each epoch what to prepare."""
+"""Loading of training and evaluation batches. A trial has one training loader, for all clusters and epochs."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from dcml_tune.data.image_list import Indices, Pixels
 from dcml_tune.data.image_store import ImageStore
 from dcml_tune.data.transforms import TrainTransform
 
-# First word of the seed of augmentation; the choice of batches (batches.py) has another.
+# First word of the seed of augmentation; the batch samplers (samplers.py) use another.
 STREAM = 2
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}
-"""Images that the network sees at once when it is not trained, by the kind of device."""
+"""Batch size of evaluation, by type of device."""
 
-# (first words of the seed, rows of the store): what a worker needs to know of a batch.
+# A batch to prepare: words of the seed, and rows of the store.
 Order = tuple[list[int], Indices]
 
 
 class BatchLoader:
-    """Prepares training batches, in this process or in others that live on between epochs.
+    """Prepares training batches, in this process or in worker processes that persist between epochs.
 
-    Without workers a batch is prepared when it is asked for: a thread would take its time from the training
-    on the same core. The number of workers has no effect on what a batch holds.
+    Without workers a batch is prepared when it is requested: a thread would compete with training for the same core. The
+    number of workers does not change the content of batches.
     """
 
     def __init__(
         self, store: ImageStore, transform: TrainTransform, *, num_workers: int = 0, pin: bool = False
     ) -> None:
-        """Take what batches are made of; workers start with the first epoch.
+        """Create the loader; workers start with the first epoch.
 
         Args:
             store: training images.
             transform: augmentation.
-            num_workers: processes; 0 prepares batches in this one.
-            pin: put batches in page-locked memory, from which a GPU copies without waiting.
+            num_workers: number of worker processes; 0 prepares batches in this process.
+            pin: put batches in page-locked memory, so that copies to a GPU do not block.
         """
         self._batches = _Batches(store, transform)
         self._orders = _Orders()
@@ -54,9 +54,9 @@ class BatchLoader:
         """Prepare the batches of an epoch, in order; batch b is augmented from (seed, epoch, b).
 
         Args:
-            batches: learner and rows of the store, as `epoch_batches` gives them.
-            seed: of the trial.
-            epoch: counted from 0.
+            batches: learner and rows of the store, as `epoch_batches` returns them.
+            seed: seed of the trial.
+            epoch: number of the epoch, from 0.
 
         Yields:
             Learner, uint8 images B x 3 x S x S in channels_last memory format, and their rows.
@@ -66,12 +66,12 @@ class BatchLoader:
             yield learner, images.permute(0, 3, 1, 2), rows
 
     def close(self) -> None:
-        """End the workers. The next epoch starts new ones."""
-        # torch ends them when the iterator that the loader keeps is gone.
+        """Stop the workers. The next epoch starts new ones."""
+        # torch stops them when the iterator in the loader is deleted.
         self._loader = None
 
     def _prepared(self, orders: list[Order]) -> Iterator[Tensor]:
-        """Batches B x S x S x 3: that layout travels between processes as it is."""
+        """Batches B x S x S x 3, a contiguous layout, which is passed between processes without conversion."""
         if self._num_workers == 0:
             prepared = (self._batches[order] for order in orders)
             return (images.pin_memory() for images in prepared) if self._pin else prepared
@@ -84,26 +84,26 @@ class BatchLoader:
                 num_workers=self._num_workers,
                 pin_memory=self._pin,
                 persistent_workers=True,
-                # Else each epoch draws a seed from torch's global generator, which dropout draws from, too.
+                # Without it each epoch draws a seed from torch's global generator, which dropout uses.
                 generator=torch.Generator(),
             )
         return iter(self._loader)
 
 
 class ToDevice:
-    """Brings batches to a device.
+    """Copies batches to a device.
 
-    To a GPU they are copied from page-locked memory on a stream of their own: the copy of a batch runs while the GPU still
-    works on the one before, and the host waits for neither.
+    Copies to a GPU use page-locked memory and a separate stream: a batch is copied while the GPU computes the previous one,
+    and the host does not block.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Take the device."""
+        """Create the stream of the copies."""
         self._device = device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The batch on the device, in its memory format; on the CPU it is the batch itself."""
+        """Copy a batch to the device, in its memory format; on the CPU it is returned unchanged."""
         if self._copies is None or images.is_cuda:
             return images.to(self._device)
         pinned = images if images.is_pinned() else images.pin_memory()
@@ -111,7 +111,7 @@ class ToDevice:
             copy = pinned.to(self._device, non_blocking=True)
         work = torch.cuda.current_stream(self._device)
         work.wait_stream(self._copies)
-        copy.record_stream(work)  # its memory is not given away before the work on it is done
+        copy.record_stream(work)  # the allocator must not reuse its memory before the work on it is complete
         return copy
 
 
@@ -147,9 +147,9 @@ class _Orders(_SamplerOfOrders):
 
 
 def evaluation_batches(store: ImageStore, indices: Indices, batch_size: int) -> Iterator[Tensor]:
-    """Rows of an evaluation store in batches, uint8 B x 3 x S x S in channels_last memory format.
+    """Yield rows of an evaluation store in batches, uint8 B x 3 x S x S in channels_last memory format.
 
-    Rows that follow each other are views of the memory map, without a copy. Do not write to them.
+    Batches of consecutive rows are views of the memory map. Do not write to them.
     """
     for start in range(0, len(indices), batch_size):
         rows = indices[start : start + batch_size]
@@ -160,7 +160,7 @@ def evaluation_batches(store: ImageStore, indices: Indices, batch_size: int) -> 
 
 
 def _tensor(images: Pixels) -> Tensor:
-    """A tensor of the same memory, without torch's warning that it must not be written to."""
+    """A tensor that shares the memory of an array, without torch's warning that the array is read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(images)

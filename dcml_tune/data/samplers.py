@@ -1,4 +1,4 @@
-"""Which images form the batches of an epoch: the batch samplers, and the order over the clusters."""
+"""Batch samplers, and the round-robin order of the batches of all clusters."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dcml_tune.data.image_list import Indices
 
 logger = logging.getLogger(__name__)
 
-# First word of the seed of everything drawn here; augmentation (loader.py) has another.
+# First word of the seeds of all random choices in this module; augmentation (loader.py) uses another.
 STREAM = 1
 
 
 def round_robin(batches_per_cluster: Sequence[int]) -> list[tuple[int, int]]:
-    """The order of the batches of an epoch: one batch each cluster a round.
+    """The order of the batches of an epoch: in each round, one batch per cluster.
 
-    There are as many rounds as the largest cluster has batches; smaller clusters start over. A cluster
-    without batches takes no part.
+    The number of rounds is the number of batches of the largest cluster; smaller clusters repeat theirs. Clusters without
+    batches are skipped.
 
     Returns:
         (cluster, batch number) for each step.
@@ -37,25 +37,24 @@ def round_robin(batches_per_cluster: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoch: int) -> list[tuple[int, Indices]]:
-    """The batches of an epoch, in the order in which they are trained on.
+    """The batches of an epoch, in training order.
 
-    A cluster of n images has max(1, n // size) batches, of `config.images_per_batch` = size different images. Where
-    `round_robin` starts over, the cluster draws that many new ones, as the original does: none is repeated. A cluster
-    with too few classes or pairs for a batch is skipped, with a warning. Everything is drawn from (config.seed, epoch,
-    cluster), so a cluster's batches do not depend on the others', but for how many of them there are.
+    A cluster of n images has max(1, n // size) batches of size = `config.images_per_batch` different images. When
+    `round_robin` repeats a cluster, it draws as many new batches, as the original does: no batch is repeated. A cluster with
+    too few classes or pairs for a batch is skipped, with a warning. Random choices are seeded by (config.seed, epoch,
+    cluster): apart from their number, the batches of a cluster do not depend on other clusters.
 
     Args:
-        partition: N, the cluster of each image; -1 is in no batch.
-        labels: N, the class of each image.
-        config: names the batch sampler, and how large batches are.
-        epoch: counted from 0.
+        partition: N, cluster of each image; images with -1 are in no batch.
+        labels: N, class of each image.
+        config: provides the batch sampler and the size of batches.
+        epoch: number of the epoch, from 0.
 
     Returns:
-        For each step the learner (the cluster) and the positions of its images among the N, `num_replicas`
-        times.
+        For each step the learner (the cluster) and the indices of its images, repeated `num_replicas` times.
 
     Raises:
-        SettingError: if no cluster can give a batch.
+        SettingError: if no cluster has a batch.
     """
     members = [np.flatnonzero(partition == cluster) for cluster in range(int(partition.max(initial=-1)) + 1)]
     sizes = [_batches_of(labels[rows], config) for rows in members]
@@ -73,13 +72,13 @@ def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoc
         _draw(rows, labels[rows], config, [STREAM, config.seed, epoch, cluster], size, rounds=max(sizes))
         for cluster, (rows, size) in enumerate(zip(members, sizes, strict=True))
     ]
-    # A cluster's k-th turn takes its k-th batch, whatever number `round_robin` gives it.
+    # The k-th step of a cluster uses its k-th batch, whatever batch number `round_robin` returns.
     turns = [iter(own) for own in drawn]
     return [(cluster, np.tile(next(turns[cluster]), config.num_replicas)) for cluster, _ in round_robin(sizes)]
 
 
 def _batches_of(labels: Indices, config: TrialConfig) -> int:
-    """How many batches a cluster has before it starts over; 0 if it cannot give any."""
+    """Number of batches of a cluster per pass over its images; 0 if it has too few classes or pairs."""
     sizes = np.unique(labels, return_counts=True)[1]
     pairs = int((sizes > 1).sum())
     if len(sizes) < 2 or pairs < (2 if config.batch_sampler == "npairs" else 1):
@@ -90,7 +89,7 @@ def _batches_of(labels: Indices, config: TrialConfig) -> int:
 def _draw(
     rows: Indices, labels: Indices, config: TrialConfig, seed: list[int], size: int, *, rounds: int
 ) -> list[Indices]:
-    """`rounds` batches of a cluster, as positions among all images: `size` at a time, each time from a new shuffle."""
+    """`rounds` batches of a cluster, as indices of all images; each group of `size` batches comes from a new shuffle."""
     if size == 0:
         return []
     batches: list[Indices] = []
@@ -102,10 +101,10 @@ def _draw(
 
 @dataclass(frozen=True, eq=False)
 class _Classes:
-    """The images of a cluster, class by class, shuffled within each."""
+    """The images of a cluster, grouped by class and shuffled within each class."""
 
     images: Indices
-    """n: positions in the cluster; class c has those from starts[c] to starts[c] + sizes[c]."""
+    """n: indices within the cluster; those of class c are images[starts[c] : starts[c] + sizes[c]]."""
     starts: Indices
     sizes: Indices
 
@@ -119,17 +118,17 @@ class _Classes:
         return len(self.sizes)
 
     def draw(self, chosen: Indices, quota: Indices) -> list[Indices]:
-        """Take images of the chosen classes.
+        """Draw images of the chosen classes.
 
-        A class hands out its images in turn, so that all are seen before any is seen again in the epoch; it
-        repeats images within one batch only if more are asked for than it has.
+        The images of a class are used in turn: all are used before any is used again in the epoch. An image is repeated
+        within a batch only if the quota exceeds the size of the class.
 
         Args:
-            chosen: batches x P classes.
-            quota: batches x P, how many images of each.
+            chosen: batches x P, classes of each batch.
+            quota: batches x P, number of images of each class.
         """
         flat, takes = chosen.ravel(), quota.ravel()
-        # How many images of the same class the choices before this one take.
+        # Number of images of the same class that earlier choices use.
         order = np.argsort(flat, kind="stable")
         before = np.cumsum(takes[order]) - takes[order]
         firsts = np.r_[True, flat[order][1:] != flat[order][:-1]]
@@ -142,10 +141,10 @@ class _Classes:
 
 
 def _adaptbalanced(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
-    """`num_samples_per_class` images a class; more where classes are few.
+    """`num_samples_per_class` images per class; more if the cluster has few classes.
 
-    Where a class has fewer images than its share: `duplicate` repeats them, `smaller_batch` does without, and
-    `sample_other` fills the batch with images of the cluster that are not in it, as far as there are any.
+    If a class has fewer images than its quota, `duplicate` repeats images, `smaller_batch` makes the batch smaller, and
+    `sample_other` fills the batch with other images of the cluster, as far as there are any.
     """
     per_batch = config.images_per_batch // config.num_samples_per_class
     chosen = _choose(len(classes), min(per_batch, len(classes)), number, rng)
@@ -160,21 +159,21 @@ def _adaptbalanced(classes: _Classes, number: int, config: TrialConfig, rng: np.
 
 
 def _balanced_old(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
-    """`num_samples_per_class` images a class; classes, and their images, are repeated where they are few."""
+    """`num_samples_per_class` images per class; if there are too few classes or images, they are repeated."""
     per_batch = config.images_per_batch // config.num_samples_per_class
     if per_batch <= len(classes):
         chosen = _choose(len(classes), per_batch, number, rng)
     else:
         chosen = rng.integers(len(classes), size=(number, per_batch))
-        # Departure: the original may draw one class only, and then there is no negative in the batch.
+        # Departure: the original may draw a single class, and the batch then has no negative.
         chosen[:, :2] = _choose(len(classes), 2, number, rng)
     return classes.draw(chosen, np.full(chosen.shape, config.num_samples_per_class))
 
 
 def _npairs(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
-    """`num_samples_per_class` images of classes that are drawn independently, so that one may come twice in a batch.
+    """`num_samples_per_class` images of classes that are drawn with replacement.
 
-    Only classes with two images are drawn, and at least two of them.
+    Only classes with at least two images are drawn, and at least two different ones per batch.
     """
     paired = np.flatnonzero(classes.sizes > 1)
     chosen = rng.integers(len(paired), size=(number, config.images_per_batch // config.num_samples_per_class))
@@ -183,7 +182,7 @@ def _npairs(classes: _Classes, number: int, config: TrialConfig, rng: np.random.
 
 
 def _randombatch(classes: _Classes, number: int, config: TrialConfig, rng: np.random.Generator) -> list[Indices]:
-    """Random images; where all are of one class, the last is exchanged for one of another."""
+    """Random images; if all are of one class, the last one is replaced by an image of another class."""
     of = np.empty(len(classes.images), dtype=np.int64)
     of[classes.images] = np.repeat(np.arange(len(classes)), classes.sizes)
     shuffled = rng.permutation(len(of))
@@ -208,10 +207,10 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def _choose(classes: int, wanted: int, number: int, rng: np.random.Generator) -> Indices:
-    """Choose classes for batches, none twice in a batch: number x wanted.
+    """Choose classes for batches without repetition in a batch: number x wanted.
 
-    Each batch is a random choice; the classes are cut from shuffled lists of all, so that all come up before
-    any comes up again, but for the rest of a list that fills no batch.
+    Batches are consecutive parts of shuffled lists of all classes, so that each class is used before any is used again,
+    except for the rest of a list that does not fill a batch.
     """
     lists = -(-number // (classes // wanted))
     shuffled = rng.permuted(np.tile(np.arange(classes), (lists, 1)), axis=1)
@@ -219,11 +218,11 @@ def _choose(classes: int, wanted: int, number: int, rng: np.random.Generator) ->
 
 
 def _fill(batch: Indices, size: int, images: int, rng: np.random.Generator) -> Indices:
-    """Add random images of the cluster that are not in the batch, up to a size or until none is left."""
+    """Fill a batch up to `size` with random images of the cluster that are not in it, as far as there are any."""
     missing = min(size, images) - len(batch)
     if missing == 0:
         return batch
-    # A few more than are missing will do where the cluster is much larger than the batch; else look at all.
+    # If the cluster is much larger than the batch, 2 * size candidates are enough; otherwise all images are candidates.
     candidates = rng.choice(images, min(images, 2 * size), replace=False, shuffle=True)
     others = candidates[~np.isin(candidates, batch)][:missing]
     return np.concatenate([batch, others])

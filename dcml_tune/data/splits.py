@@ -1,4 +1,4 @@
-"""Which training classes are held out to compare trials. The search never reads test classes."""
+"""Selection of the training classes that are held out to compare trials. A search never reads test classes for this."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ class HeldOut:
 
     queries: Indices
     gallery: Indices | None
-    """The rows that queries are searched in; None: each other."""
+    """Rows in which queries are searched; None: each query is searched in all others."""
 
 
 def hold_out(dataset: DataSet, *, share: float, seed: int, fold: int = 0) -> tuple[ImageList, EvaluationSet | None]:
     """Hold out a share of the training classes; see `hold_out_rows`.
 
-    Where the test set has a gallery (In-Shop), the held-out images are split into queries and gallery, too.
+    If the test set has a gallery (In-Shop), the held-out images are also split into queries and gallery.
 
     Returns:
-        The images that train, with the data set's labels, and the set to compare trials on (None for share
-        0).
+        The training images, with the labels of the data set, and the set to compare trials on (None for share 0).
     """
     has_gallery = dataset.tests[0].gallery is not None
     rows, held = hold_out_rows(dataset.train, share=share, seed=seed, fold=fold, gallery=has_gallery)
@@ -40,20 +39,20 @@ def hold_out(dataset: DataSet, *, share: float, seed: int, fold: int = 0) -> tup
 def hold_out_rows(
     images: ImageList, *, share: float, seed: int, fold: int = 0, gallery: bool = False
 ) -> tuple[Indices, HeldOut | None]:
-    """Hold out a share of the classes: class-disjoint, and within each super-class the same share.
+    """Hold out a share of the classes, stratified by super-class.
 
-    The choice depends on the classes and the seed alone, not on how many images a class has. At least two
-    classes are held out and at least two train.
+    The choice depends on the classes and the seed only, not on the number of images per class. At least two classes are
+    held out, and at least two train.
 
     Args:
         images: the images of the training classes.
-        share: of the classes, 0 to 1; 0 holds none out.
-        seed: of the choice.
-        fold: folds of one seed have no class in common, and each is stratified; see `nb_folds`.
-        gallery: split the held-out images of each class into queries and gallery, half and half.
+        share: share of the classes, 0 to 1; 0 holds none out.
+        seed: seed of the choice.
+        fold: number of the fold. Folds of one seed are disjoint, and each is stratified; see `nb_folds`.
+        gallery: whether to split the held-out images of each class in halves, queries and gallery.
 
     Returns:
-        Rows that train, in order, and the held-out rows (None for share 0).
+        Rows of the training images, in order, and the held-out rows (None for share 0).
 
     Raises:
         SettingError: if there are too few classes, or no such fold.
@@ -72,12 +71,12 @@ def hold_out_rows(
 
 
 def nb_folds(classes: int, share: float) -> int:
-    """How many sets of held-out classes there are of which no two have a class in common; see `hold_out_rows`."""
+    """Number of disjoint folds of held-out classes; see `hold_out_rows`."""
     return classes // _nb_held(classes, share)
 
 
 def _nb_held(classes: int, share: float) -> int:
-    """How many classes are held out: the share, rounded, and two or more on either side."""
+    """Number of classes that are held out: the share, rounded, with at least two classes on either side."""
     if classes < 4:
         raise SettingError(
             f"val_share={share}: {classes} training classes are too few to hold some out (two have to "
@@ -87,10 +86,10 @@ def _nb_held(classes: int, share: float) -> int:
 
 
 def _choose(groups: Indices, number: int, fold: int, rng: np.random.Generator) -> Indices:
-    """Choose some of the classes so that each group gives its share, to within one class (two where fold > 0).
+    """Choose classes so that each group contributes its share, to within one class (two if fold > 0).
 
-    Classes are put in a random order within their group; the groups are then interleaved by how far each
-    class is within its own, and fold after fold takes `number` of them. Ties between groups are broken at random.
+    Classes are shuffled within their group. The groups are then interleaved by the relative rank of each class in its
+    group, and each fold takes the next `number` classes. Ties between groups are broken at random.
     """
     folds = len(groups) // number
     if fold >= folds:

@@ -1,1 +1,1 @@
-"""One module a data set."""
+"""The supported data sets, one module each."""

@@ -1,4 +1,4 @@
-"""Cars196: 196 models of cars; the first 98 train. The split of the annotations (`test`) is another one, and not used.
+"""Cars196: 196 car models. The first 98 classes train. The split of the annotations (`test`) differs and is not used.
 
 Source: Krause et al., "3D Object Representations for Fine-Grained Categorization", 2013; the split is that of Oh Song et
 al., CVPR 2016.
@@ -23,12 +23,12 @@ NB_TRAIN_CLASSES = 98
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images by their annotations, or by the folders of their classes. Bounding boxes are not used.
+    """List the images from the annotations or from class folders. Bounding boxes are not used.
 
-    Classes are counted from 1 in all of them, and called by their numbers.
+    Class names are the numbers of the classes, which begin at 1.
 
     Raises:
-        SettingError: if the annotations cannot be read, and as `copies.find_copy` and `published.assemble`.
+        SettingError: if the annotations cannot be read, and as in `copies.find_copy` and `official_counts.assemble`.
     """
     copy = find_copy(config)
     root, entries = _READERS.get(copy.layout.key, _of_folders)(copy)
@@ -40,14 +40,14 @@ def read(config: TrialConfig) -> DataSet:
 
 
 def _of_annotations(copy: Copy) -> tuple[Path, Entries]:
-    """All images in one folder, as in the original code; in the order of the annotations."""
+    """Images of a copy with all images in one folder, as in the original code, in the order of the annotations."""
     images = copy.parts["images"]
     found = _annotations(copy.parts["annotations"], "relative_im_path")
     return images.parent, [(f"{images.name}/{path.rpartition('/')[2]}", number) for path, number in found]
 
 
 def _of_devkit(copy: Copy) -> tuple[Path, Entries]:
-    """A folder for each side of the data set's own split: by class, then in the order of the annotations."""
+    """Images of a copy with one folder per side of the data set's own split, by class and then in the order of the annotations."""
     entries = []
     for side in ("train", "test"):
         place = copy.parts[side].relative_to(copy.base).as_posix()
@@ -66,15 +66,15 @@ _READERS = {"annotations": _of_annotations, "devkit": _of_devkit}
 
 def _annotations(file: Path, path_field: str) -> list[tuple[str, int]]:
     """Path and class number of each image, in the order of the annotations."""
-    from scipy.io import loadmat  # only this data set needs it
+    from scipy.io import loadmat  # scipy takes long to import, and only this data set needs it
 
     try:
-        # A list of one annotation would be squeezed to a scalar.
+        # squeeze_me turns a list of one annotation into a scalar.
         with open_regular(file) as opened:
             annotations = np.atleast_1d(loadmat(opened, squeeze_me=True)["annotations"])
         return [(str(_scalar(path)).replace("\\", "/"), int(_scalar(number)))
                 for path, number in zip(annotations[path_field], annotations["class"], strict=True)]  # fmt: skip
-    except Exception as error:  # scipy raises what it likes for a damaged file
+    except Exception as error:  # scipy raises errors of many types for a damaged file
         raise SettingError(
             f"{file}: cannot be read as MATLAB annotations with {path_field} and class ({error}); put the file of the data "
             "set there"

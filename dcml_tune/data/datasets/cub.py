@@ -1,4 +1,4 @@
-"""CUB-200-2011: 200 birds; the first 100 train.
+"""CUB-200-2011: 200 bird species. The first 100 classes train.
 
 Source: Wah et al., "The Caltech-UCSD Birds-200-2011 Dataset", 2011; the split is that of Oh Song et al., CVPR 2016.
 """
@@ -22,13 +22,13 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images, in the order of their classes' numbers and then of their names.
+    """List the images, sorted by class number and then by name.
 
-    The number that a folder's name begins with, or the published number of its name, says on which side its class lies. If
-    a partial copy in the original code's folder has neither, the first half of the sorted folders trains.
+    The split follows from the number at the beginning of a folder's name, or from the published number of the class name.
+    If a partial copy in the original code's folder has neither, the first half of the sorted folders trains.
 
     Raises:
-        SettingError: as `copies.find_copy` and `published.assemble`.
+        SettingError: as in `copies.find_copy` and `official_counts.assemble`.
     """
     copy = find_copy(config)
     if copy.layout.key == "images":
@@ -45,12 +45,12 @@ def read(config: TrialConfig) -> DataSet:
 
 
 def _named(by_number: Mapping[int, list[str]]) -> dict[str, list[str]]:
-    """The images of each class by its name as the archive has it, in the order of the numbers."""
+    """The images of each class by the class name of the archive, in the order of the class numbers."""
     return {f"{number:03d}.{names('cub')[number - 1]}": by_number[number] for number in sorted(by_number)}
 
 
 def _images(copy: Copy) -> dict[str, list[str]]:
-    """The images of each class folder, both sorted; those of images.txt, where it is there, so that none is missed."""
+    """The images of each class folder, both sorted. If images.txt exists it lists them, so that a missing one is noticed."""
     if "list" not in copy.parts:
         places = {folder: names_in(copy.parts["images"] / folder) for folder in class_folders(copy.parts["images"])}
         return {folder: [f"{folder}/{name}" for name in found if _is_image(name)] for folder, found in places.items()}
@@ -61,7 +61,7 @@ def _images(copy: Copy) -> dict[str, list[str]]:
 
 
 def _listed(file: Path) -> list[str]:
-    """The paths of images.txt: a number, then a class folder and a name."""
+    """The paths in images.txt, whose lines hold a number, a class folder and a file name."""
     paths = []
     for line in read_lines(file):
         number, _, path = line.partition(" ")
@@ -72,7 +72,7 @@ def _listed(file: Path) -> list[str]:
 
 
 def _sides(folders: Sequence[str]) -> list[bool]:
-    """Whether each folder's class trains."""
+    """Whether the class of each folder trains."""
     if len(folders) == 2 * NB_TRAIN_CLASSES:
         return [place < NB_TRAIN_CLASSES for place in range(len(folders))]
     found = [re.match(r"\d+", folder) for folder in folders]

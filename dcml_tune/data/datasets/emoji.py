@@ -14,9 +14,10 @@ ARCHIVE = Path(__file__).parent.parent / "embedded" / "emoji64.zip"
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the emoji: of the sorted classes every second one trains, the others test.
+    """List the emoji. The sorted classes alternate between training and test.
 
-    Halves that alternate hold the same kinds of emoji; flags and symbols are sorted last.
+    Both sides then contain the same kinds of emoji; with halves, the flags and symbols, which are sorted last, would be on
+    one side.
     """
     with zipfile.ZipFile(ARCHIVE) as archive:
         paths = tuple(sorted(name for name in archive.namelist() if name.endswith(".webp")))

@@ -1,4 +1,4 @@
-"""Any directory that holds a folder of images a class."""
+"""Any directory with one folder of images per class."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dcml_tune.data.class_folders import Entry, Labelled, is_image, label
 from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, named, why
 from dcml_tune.data.tree import Tree, walk
 
-# Two classes have to train, else there is nothing to tell apart, and two have to test.
+# Least number of classes on each side: with a single class there is nothing to distinguish.
 FEWEST = 2
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of a directory; `class_folders` says which layouts are recognised, `tree` what is listed.
+    """List the images of a directory, in a layout that `class_folders` recognises. No image is opened.
 
-    Folders below a class folder (front/, back/, ...) belong to the class. Classes are sorted by name, and those with a
-    single image are left out. Where the directory has a split, and no class of its test side trains, that split is taken;
-    without test/, val/ tests under the same condition. A split by image cannot be used, because classes that test must be
-    new: its sides are merged. Then, as where there is no split, the first half of the classes trains (the larger half of an
-    odd number), or as many as `train_classes` says, and the others test. No image is opened.
+    Folders below a class folder (front/, back/, ...) belong to the class. Classes are sorted by name; classes with a single
+    image are excluded. If the directory has a split and no class of test/ also trains, that split is used. If there is no
+    test/, val/ takes its place under the same condition. A split by image cannot be used, because test classes must not
+    occur in training: its sides are merged. In this case, and without a split, the first `train_classes` classes train
+    (by default the first half, rounded up), and the others test.
 
     Raises:
-        SettingError: for a directory that is not given, cannot be read or holds too few classes, for `train_classes` that
-            leaves too few on a side or contradicts the split, and for classes with a single image when `strict`.
+        SettingError: if the directory is not given, cannot be read or has too few classes, if `train_classes` leaves too few
+            classes on a side or contradicts the split, or if `strict` is set and a class has a single image.
     """
     root = directory(config)
     tree = walk(root)
@@ -68,7 +68,7 @@ def directory(config: TrialConfig) -> Path:
     """The directory that holds the data set.
 
     Raises:
-        SettingError: if it is not given, is none, or is empty.
+        SettingError: if it is not given, is not a directory, cannot be read, or is empty.
     """
     if not config.dataset_dir:
         raise SettingError(
@@ -92,7 +92,7 @@ def directory(config: TrialConfig) -> Path:
 def _train_classes(
     root: Path, entries: list[Entry], classes: list[str], sides: dict[str, str], wanted: int | None
 ) -> tuple[set[str], list[str]]:
-    """The classes that train, and a line about the split that the directory has."""
+    """The classes that train, and a note about the split of the directory, if it has one."""
     by_side: dict[str, set[str]] = {}
     for entry in entries:
         by_side.setdefault(entry.side, set()).add(entry.name)
@@ -117,7 +117,7 @@ def _train_classes(
 
 
 def _nb_train_classes(root: Path, classes: int, wanted: int | None) -> int:
-    """How many of the sorted classes train."""
+    """Number of the sorted classes that train."""
     if classes < 2 * FEWEST:
         raise SettingError(
             f"dataset_dir={root}: {classes} folders in it hold two images or more, {2 * FEWEST} are the "
@@ -132,7 +132,7 @@ def _nb_train_classes(root: Path, classes: int, wanted: int | None) -> int:
 
 
 def _notes(tree: Tree, found: Labelled, single: list[str]) -> Iterator[str]:
-    """One line for each kind of thing that was left out."""
+    """Yield one note for each kind of item that is excluded."""
     if single:
         few = "1 class" if len(single) == 1 else f"{len(single):,} classes"
         yield f"left out {few} with a single image: {named(single)}"

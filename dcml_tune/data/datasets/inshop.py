@@ -1,4 +1,4 @@
-"""In-Shop Clothes Retrieval: 7,982 items; which of them train, and what is query and gallery, the list says.
+"""In-Shop Clothes Retrieval: 7,982 items. A list defines which images train, are queries, or are in the gallery.
 
 Source: Liu et al., "DeepFashion", CVPR 2016.
 """
@@ -21,12 +21,12 @@ Row = tuple[str, str, str]
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of list_eval_partition.txt: a count, a header, then path, item and status.
+    """List the images of list_eval_partition.txt: a count, a header, then lines of path, item and status.
 
-    Columns are any number of spaces apart. Test images are queries, searched in a gallery.
+    Columns are separated by one or more spaces. Test queries are searched in the gallery.
 
     Raises:
-        SettingError: for a line of another form, and as `copies.find_copy` and `published.assemble`.
+        SettingError: for a malformed line, and as in `copies.find_copy` and `official_counts.assemble`.
     """
     copy = find_copy(config)
     root, rows = _of_list(copy) if copy.layout.key == "list" else _of_folders(copy)
@@ -40,7 +40,7 @@ def read(config: TrialConfig) -> DataSet:
 
 
 def _of_list(copy: Copy) -> tuple[Path, list[Row]]:
-    """The list calls the folder of images `img`; larger images of the same names lie in `img_highres`."""
+    """Images of the list. It names the folder `img`; `img_highres` holds larger images with the same names."""
     file, images = copy.parts["list"], copy.parts["images"]
     rows = [_row(file, line) for line in read_lines(file, is_header=_is_header)]
     return images.parent, [(f"{images.name}/{path.removeprefix('img/')}", item, side) for path, item, side in rows]
@@ -51,7 +51,7 @@ def _is_header(line: str) -> bool:
 
 
 def _row(file: Path, line: str) -> Row:
-    """Path, which may hold spaces, item and status."""
+    """Path, which may contain spaces, item and status of a line."""
     words = line.rsplit(maxsplit=2)
     if len(words) < 3 or words[2] not in _SIDES:
         raise bad_line(file, line, "`path item_id train|query|gallery`")
@@ -59,7 +59,7 @@ def _row(file: Path, line: str) -> Row:
 
 
 def _of_folders(copy: Copy) -> tuple[Path, list[Row]]:
-    """A folder a side, with a folder an item."""
+    """Images of a copy with one folder per side, and in it one folder per item."""
     rows = []
     for side in _SIDES:
         rows += [(entry.path, entry.name, side) for entry in images_below(copy.base, copy.parts[side])]

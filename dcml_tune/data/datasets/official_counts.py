@@ -1,7 +1,7 @@
-"""What the published data sets have in common: what a copy must hold, and what is done about the rest.
+"""Published counts of classes and images, and data sets assembled from listings and compared with them.
 
-Counts are those of the publications that the data sets come from; VehicleID's lists are counted in vehicles, because
-copies with different numbers of images are about.
+Counts are those of the publications of the data sets. VehicleID's lists are counted in vehicles, because copies with
+different numbers of images exist.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dcml_tune.data.folders import Folders
 from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, Indices, named
 
 Entries = Sequence[tuple[str, int]]
-"""Path below the root, and label, of each image."""
+"""Path relative to the root, and label, of each image."""
 
 COUNTS: dict[str, dict[str, int]] = {
     "cub": {"train classes": 100, "train images": 5_864, "test classes": 100, "test images": 5_924},
@@ -33,35 +33,35 @@ COUNTS: dict[str, dict[str, int]] = {
     },
     "vid": {"train classes": 13_164, "2400 classes": 2_400, "1600 classes": 1_600, "800 classes": 800},
 }
-"""What a whole copy holds, by what `counts` calls it."""
+"""Counts of a complete copy, under the names that `counts` uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What the files of a data set say it holds, whether it is there or not."""
+    """The images that the files of a data set list, whether they exist or not."""
 
     class_names: tuple[str, ...]
     """Names of all classes; labels are indices into them."""
     train: Entries
     tests: tuple[tuple[str, Entries, Entries | None], ...]
-    """Name, queries, and gallery where there is one, of each test set."""
+    """Name, queries and gallery (None if there is none) of each test set."""
     ks: tuple[int, ...]
     super_of: dict[str, int] | None = None
     """Super-class of each training image, by path."""
 
 
 def assemble(config: TrialConfig, root: Path, listing: Listing, notes: Sequence[str] = ()) -> DataSet:
-    """The data set that a listing describes, as far as it is there.
+    """Assemble a data set from the images of a listing that exist.
 
     Args:
-        config: says whether a partial copy is allowed, and single images are.
-        root: what the paths of the listing are relative to.
-        listing: see there; names may be spelled in other case on the disk.
-        notes: lines about the copy, to be shown first.
+        config: says whether partial copies (`allow_partial`) and classes with a single image (`strict`) are accepted.
+        root: directory to which the paths of the listing are relative.
+        listing: the images; the case of names may differ on disk.
+        notes: lines about the copy, which are shown first.
 
     Raises:
-        SettingError: if images are missing or the counts are not the published ones, and `allow_partial` is not set;
-            if no class is left to train or to test on.
+        SettingError: if images are missing or counts differ from the published ones and `allow_partial` is not set, or if
+            fewer than two classes remain on a side.
     """
     spelled = _spelled(root, listing)
     missing = [path for path, found in spelled.items() if found is None]
@@ -87,7 +87,7 @@ def assemble(config: TrialConfig, root: Path, listing: Listing, notes: Sequence[
 
 
 def counts(dataset: DataSet) -> dict[str, int]:
-    """How many classes and images a data set holds, by split."""
+    """Numbers of classes and images of a data set, by split."""
     found = {"train classes": dataset.train.nb_classes, "train images": len(dataset.train)}
     for test in dataset.tests:
         found[f"{test.name} classes"] = len(set().union(*(np.unique(images.labels).tolist() for images in test.lists)))
@@ -99,26 +99,26 @@ def counts(dataset: DataSet) -> dict[str, int]:
 
 
 def differences(dataset: DataSet) -> list[tuple[str, int, int]]:
-    """What differs from the publication: its name, the number found, and the published one."""
+    """Counts that differ from the published ones: name, number found, published number."""
     found = counts(dataset)
     known = COUNTS.get(dataset.name, {})
     return [(what, found.get(what, 0), number) for what, number in known.items() if found.get(what, 0) != number]
 
 
 def _paths(listing: Listing) -> Iterable[str]:
-    """All images of a listing, each once."""
+    """Paths of all images of a listing, without duplicates."""
     lists = [listing.train, *(part for _, queries, gallery in listing.tests for part in (queries, gallery or ()))]
     return dict.fromkeys(path for entries in lists for path, _ in entries)
 
 
 def _spelled(root: Path, listing: Listing) -> dict[str, str | None]:
-    """Each listed path as it is spelled on the disk; None where it is not there."""
+    """Spelling on disk of each listed path; None if it does not exist."""
     disk = Folders()
     return {path: disk.spelled(root, path) for path in _paths(listing)}
 
 
 def _with(listing: Listing, spelled: Mapping[str, str | None]) -> Listing:
-    """The listing of what is there, as it is spelled there."""
+    """The listing of the existing images, with their spelling on disk."""
 
     def kept(entries: Entries) -> Entries:
         found = ((spelled[path], label) for path, label in entries)
@@ -156,7 +156,7 @@ def _refuse_empty(dataset: DataSet, root: Path) -> None:
 
 
 def _single(config: TrialConfig, dataset: DataSet) -> list[str]:
-    """A note on training classes with a single image, which have no pair to learn from."""
+    """A note about training classes with a single image, which have no positive pair."""
     classes, sizes = np.unique(dataset.train.labels, return_counts=True)
     single = [dataset.class_names[label] for label in classes[sizes == 1].tolist()]
     if single and config.strict:

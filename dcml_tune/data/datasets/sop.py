@@ -1,4 +1,4 @@
-"""Stanford Online Products: 22,634 products of 12 kinds; the first 11,318 train.
+"""Stanford Online Products: 22,634 products of 12 categories. The first 11,318 classes train.
 
 Source: Oh Song et al., "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016.
 """
@@ -18,12 +18,12 @@ NB_TRAIN_CLASSES = 11_318
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of Ebay_train.txt and Ebay_test.txt: a header, then image_id class_id super_class_id path.
+    """List the images of Ebay_train.txt and Ebay_test.txt: a header, then lines of image_id, class_id, super_class_id and path.
 
-    Held-out classes are stratified by super-class; in copies without the lists there are none.
+    Held-out classes are stratified by super-class; copies without the lists have no super-classes.
 
     Raises:
-        SettingError: for a line of another form, and as `copies.find_copy` and `published.assemble`.
+        SettingError: for a malformed line, and as in `copies.find_copy` and `official_counts.assemble`.
     """
     copy = find_copy(config)
     if copy.layout.key == "lists":
@@ -44,7 +44,7 @@ def _entries(file: Path) -> tuple[Entries, dict[str, int]]:
     """Path and label (class_id - 1) of each image, and the super-class of each path."""
     entries, supers = [], {}
     for line in read_lines(file, is_header=lambda line: line.lower().startswith("image_id")):
-        words = line.split(maxsplit=3)  # the path may hold spaces
+        words = line.split(maxsplit=3)  # the path may contain spaces
         if len(words) < 4 or not all(word.isdecimal() for word in words[:3]):
             raise bad_line(file, line, "`image_id class_id super_class_id path`")
         path = image_path(file, line, words[3])
@@ -54,7 +54,7 @@ def _entries(file: Path) -> tuple[Entries, dict[str, int]]:
 
 
 def _root(copy: Copy, entries: Entries) -> Path:
-    """What the paths of the lists are relative to: the copy's folder, or the folder `images` in it."""
+    """Directory to which the paths of the lists are relative: the folder of the copy, or `images` in it."""
     images = copy.parts.get("images")
     folder = entries[0][0].split("/")[0] if entries else ""
     return copy.base if images is None or (copy.base / folder).exists() else images

@@ -1,4 +1,4 @@
-"""PKU VehicleID: vehicles seen by surveillance cameras; three test lists, of which each is part of the next larger one.
+"""PKU VehicleID: vehicles in images of surveillance cameras. Each of its three test lists is part of the next larger one.
 
 Source: Liu et al., "Deep Relative Distance Learning: Tell the Difference Between Similar Vehicles", CVPR 2016.
 """
@@ -14,7 +14,7 @@ from dcml_tune.data.image_list import DataSet
 from dcml_tune.data.lists import bad_line, image_path, read_lines
 
 SIZES = ("2400", "1600", "800")
-"""Vehicles of the test lists, which are the names of the test sets; published results are of the first."""
+"""Numbers of vehicles of the test lists, which name the test sets. Published results are for the first one."""
 
 OFFICIAL = "official"
 """Name of VehicleID's own protocol, which `dcml_tune.metrics.protocols.official_measures` computes."""
@@ -31,13 +31,13 @@ def official_name(measure: str) -> str:
 
 
 def read(config: TrialConfig) -> DataSet:
-    """List the images of train_list.txt and test_list_2400.txt, _1600 and _800: `image vehicle` a line.
+    """List the images of train_list.txt and test_list_2400.txt, _1600 and _800: lines of image and vehicle.
 
-    Everyone is searched in everyone else of a list, as in the original; the official protocol, with one gallery image a
-    vehicle, is `dcml_tune.evaluate`'s.
+    Each image of a test list is searched in all others of the list, as in the original. The official protocol has one
+    gallery image per vehicle; see `dcml_tune.metrics.protocols.official_measures`.
 
     Raises:
-        SettingError: for a line of another form, and as `copies.find_copy` and `published.assemble`.
+        SettingError: for a malformed line, and as in `copies.find_copy` and `official_counts.assemble`.
     """
     copy = find_copy(config)
     images = copy.parts["images"]
