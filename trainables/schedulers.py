@@ -1,4 +1,4 @@
-"""Ray's schedulers, with a memory: after a resume they know again what the study knows."""
+"""Ray's schedulers with a memory: after a resume, the results in the study are replayed."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _RUNG = "rung"
 
 @dataclass(frozen=True, eq=False)
 class _Past:
-    """What a scheduler asks of a trial that ran in an earlier process."""
+    """The attributes of a trial that a scheduler reads, for a trial of an earlier process."""
 
     trial_id: str
     config: dict[str, Any]
 
 
 class _Remembering:
-    """Mixed into a scheduler of Ray: hears of a trial's earlier epochs when it is added, and of none twice.
+    """Mixin of Ray's schedulers: replays a resumed trial's results when it is added, and ignores duplicates.
 
-    Ray saves no state of ASHA (its rungs would be empty after a resume, and poor trials run on), and keeps its own
-    snapshots at intervals. The study has every value, so it is replayed. The newest epoch of a trial that goes on is
-    not: the trial reports it again, and only that decides about it.
+    Ray does not save the state of ASHA (its rungs would be empty after a resume, and poor trials would continue), and
+    takes snapshots only at intervals. The study has every value, so it is replayed. The newest epoch of a trial that
+    continues is not: the trial reports it again, and the scheduler decides on that report.
     """
 
     def recall(self, known: Iterable[KnownTrial]) -> None:
-        """Take the values of earlier trials: those that have ended, and those that will be added again."""
+        """Replay the trials that have ended, and remember those that will be added again."""
         self._running: dict[str, dict[int, float]] = {}
         self._seen: dict[str, int] = {}
         for past in known:
@@ -65,9 +65,9 @@ class _Remembering:
 
 
 class _ByPhase(AsyncHyperBandScheduler):
-    """ASHA whose rungs are the milestones of each trial's own schedule: Ray sees the number of those it has reached.
+    """ASHA whose rungs are the milestones of each trial's own schedule: Ray's time is the number of milestones reached.
 
-    A trial that reaches several in the same epoch is judged at each of them.
+    A trial that reaches several milestones in one epoch is judged at each of them.
     """
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -93,13 +93,13 @@ class Median(_Remembering, MedianStoppingRule):
 
 
 def scheduler(name: SchedulerName, *, metric: str, epochs: int, known: Iterable[KnownTrial] = ()) -> TrialScheduler:
-    """The scheduler of a search.
+    """Build the scheduler of a search.
 
     Args:
         name: asha (at the phases of each trial), asha-epochs (plain), median, or none.
-        metric: what is maximised; a trial's best so far.
-        epochs: of a whole trial.
-        known: the trials of earlier processes.
+        metric: name of the result that is maximised: a trial's best value so far.
+        epochs: number of epochs of a trial that is not pruned.
+        known: trials of earlier processes.
     """
     # The first rung lies at half of the epochs: earlier ones compare trials before their division.
     grace = max(1, (epochs + 1) // 2)
@@ -108,7 +108,7 @@ def scheduler(name: SchedulerName, *, metric: str, epochs: int, known: Iterable[
     makers: dict[str, Callable[[], Any]] = {
         "asha": lambda: PhaseAsha(**by_phase, max_t=8, reduction_factor=2),  # rungs at 1, 2, 4
         "asha-epochs": lambda: Asha(**common, max_t=epochs, reduction_factor=2),
-        # A trial is never paused for others: it would only wait for what it is going to do anyway.
+        # Trials are never paused: pausing would only delay them.
         "median": lambda: Median(**common, min_time_slice=math.inf),  # type: ignore[arg-type]
         "none": FIFOScheduler,
     }

@@ -1,4 +1,4 @@
-"""What ends a search before all of its trials have run."""
+"""StopWhen: ends a stage before all of its trials have run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ray.tune import Stopper
 
 
 class StopWhen(Stopper):
-    """Ends all trials as soon as there is a reason."""
+    """Stops all trials as soon as there is a reason."""
 
     def __init__(self, why: Callable[[], str | None]) -> None:
-        """Take what gives the reason, or None; it is asked many times a second."""
+        """Take a function that returns the reason, or None; it is called many times a second."""
         self._why = why
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is ended by itself."""
+        """Return False: no single trial is stopped."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether there is a reason."""
+        """Return whether there is a reason."""
         return self._why() is not None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a copy on disk, which is not used again."""
+        """Ray pickles the stopper to disk, and that copy is not used."""
         return {"_why": None}

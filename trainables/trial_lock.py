@@ -1,7 +1,7 @@
-"""One process a trial, on whatever node.
+"""Ownership: at most one process per trial, on any node.
 
-A driver that is killed leaves processes of its trials behind: on a cluster that goes on, Ray does not end one in the
-middle of a step. Such a process must not write beside the one that has taken the trial over.
+A driver that is killed leaves processes of its trials behind: on a cluster that keeps running, Ray does not end a process
+during a step. Such a process must not write while another one has taken the trial over.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 _PATIENCE_S = 90.0
-_LOST = 75  # exit status of a process that another one has replaced
+_LOST = 75  # exit code of a process that another one has replaced
 
 
 class Ownership:
     """The right to write into a directory, until it is released or another process takes it."""
 
     def __init__(self, directory: Path) -> None:
-        """See `take`."""
+        """Prepare to own a directory; see `take`."""
         self._file, self._lock = directory / "owner", FileLock(directory / "lock")
         self._name = f"process {os.getpid()} on {platform.node()} {uuid.uuid4().hex}".encode()
         self._released = threading.Event()
 
     def claim(self) -> None:
-        """Announce this process, and wait until the one before it is gone."""
+        """Write the name of this process, and wait until the previous owner has ended."""
         write_atomic(self._file, self._name)
         try:
             self._lock.acquire(timeout=_PATIENCE_S)
@@ -43,16 +43,16 @@ class Ownership:
         threading.Thread(target=self._watch, name="dcml-ownership", daemon=True).start()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the directory."""
         self._released.set()
         self._lock.release()
 
     def _watch(self) -> None:
-        """End this process, whatever it is doing, when another one has announced itself."""
+        """End this process at once when another one has written its name."""
         while not self._released.wait(_LOOK_S):
             try:
                 owner = self._file.read_bytes()
-            except OSError:  # a file server that is away says nothing of the owner
+            except OSError:  # a file server that does not answer says nothing about the owner
                 continue
             if owner != self._name and not self._released.is_set():
                 log.error("%s: %s has taken this trial over", self._file.parent, owner.decode(errors="replace"))
@@ -60,10 +60,10 @@ class Ownership:
 
 
 def take(directory: Path) -> Ownership:
-    """Take a trial's directory; a process that has it ends within a few seconds.
+    """Become the owner of a trial's directory; a previous owner ends within a few seconds.
 
     Raises:
-        TimeoutError: if it does not, because it is stopped or its file server is away.
+        TimeoutError: if it does not, because it is suspended or its file server does not answer.
     """
     ownership = Ownership(directory)
     ownership.claim()

@@ -1,4 +1,4 @@
-"""A stage of a search, run by Ray."""
+"""Runs the trials of one stage with Ray Tune."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ RETRIES = 2
 _task_failed = RayActorManager._actor_task_failed
 
 
-def _died_if_out_of_memory(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
-    """A trial that Ray's memory monitor ends in the middle of a step is a trial whose process died.
+def _report_out_of_memory_as_death(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+    """Report a trial that Ray's memory monitor ends during a step as a trial whose process died.
 
-    Tune (of Ray 2.60) knows the errors of actors and of tasks; this one is neither, and would end the whole search.
+    Tune of Ray 2.60 handles the errors of actors and of tasks. OutOfMemoryError is neither, and aborts the whole search.
     """
     died = isinstance(exception, OutOfMemoryError)
     _task_failed(manager, tracked_actor_task, RayActorError(error_msg=str(exception)) if died else exception)
 
 
-RayActorManager._actor_task_failed = _died_if_out_of_memory  # type: ignore[method-assign, assignment]
+RayActorManager._actor_task_failed = _report_out_of_memory_as_death  # type: ignore[method-assign, assignment]
 
 
 def run_trials(
@@ -45,28 +45,21 @@ def run_trials(
     param_space: dict[str, Any] | None = None,
     **tuning: Any,
 ) -> None:
-    """Run the trials of a stage to their end.
+    """Run the trials of a stage until all have ended.
 
-    Trials keep their own state (`Run.directory`), so Ray keeps no checkpoints, and its snapshots are not used.
+    Trials save their own state (`Run.directory`), so Ray keeps no checkpoints, and its snapshots are not used.
 
     Args:
         trainable: DivideAndConquer or a subclass.
-        shares: what each trial gets.
-        directory: for Ray's files; a new one for each call.
-        callbacks: of the driver.
-        why_over: says why all trials are to be ended, or None.
-        param_space: of Ray, where no searcher is given.
-        tuning: more of Ray's TuneConfig.
+        shares: resources of each trial.
+        directory: directory for Ray's files; a new one for each call.
+        callbacks: callbacks on the driver.
+        why_over: returns why all trials end now, or None.
+        param_space: Ray's search space, where there is no searcher; see `trainables.run.pack_list`.
+        tuning: further arguments of Ray's TuneConfig.
     """
-
-    class Trial(trainable):  # type: ignore[misc, valid-type]
-        @classmethod
-        def default_resource_request(cls, config: dict[str, Any]) -> Any:
-            return PlacementGroupFactory([{"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}])
-
-    Trial.__name__ = Trial.__qualname__ = "DivideAndConquer"
     tuner = Tuner(
-        Trial,
+        _with_resources(trainable, shares),
         param_space=param_space,
         tune_config=TuneConfig(
             max_concurrent_trials=shares.concurrent or None,
@@ -74,18 +67,34 @@ def run_trials(
             trial_dirname_creator=_name,
             **tuning,
         ),
-        run_config=RunConfig(
-            name=directory.name,
-            stop=StopWhen(why_over),
-            storage_path=str(directory.parent),
-            callbacks=callbacks,
-            verbose=0,
-            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            failure_config=FailureConfig(max_failures=RETRIES),
-        ),
+        run_config=_run_config(directory, callbacks, StopWhen(why_over)),
     )
     with signals_wait():
         tuner.fit()
+
+
+def _with_resources(trainable: type[DivideAndConquer], shares: Shares) -> type[DivideAndConquer]:
+    """Return a subclass that requests the resources of a trial. Ray shows its name."""
+
+    class Trial(trainable):  # type: ignore[misc, valid-type]
+        @classmethod
+        def default_resource_request(cls, config: dict[str, Any]) -> Any:
+            return PlacementGroupFactory([{"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}])
+
+    Trial.__name__ = Trial.__qualname__ = "DivideAndConquer"
+    return Trial
+
+
+def _run_config(directory: Path, callbacks: list[Callback], stop: StopWhen) -> RunConfig:
+    return RunConfig(
+        name=directory.name,
+        stop=stop,
+        storage_path=str(directory.parent),
+        callbacks=callbacks,
+        verbose=0,
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+        failure_config=FailureConfig(max_failures=RETRIES),
+    )
 
 
 def _name(trial: Any) -> str:

@@ -1,4 +1,4 @@
-"""What earlier searches on the same images know: trials for the sampler to learn from, or points to try first."""
+"""`--warm-start`: trials of earlier searches on the same images, to learn from or to try first."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from dcml_tune.runs.study import KEY, read_study
 from search_spaces.space import InfeasibleReason, SearchSpace
 
 EARLIER = "dcml.earlier"
-"""Attribute of a trial that an earlier search ran: SEARCH/KEY."""
+"""Attribute of a trial that an earlier search has run: SEARCH/KEY."""
 _TRIED_FIRST = 3
-# Settings that say where images are and how they are read; which images there are, the fingerprint says.
-_NO_MATTER = frozenset({"dataset_dir", "num_workers", "seed", "strict", "allow_partial", "skip_unreadable"})
+# Settings that cannot change the images or the value of a trial: the fingerprint identifies the images.
+_IRRELEVANT = frozenset({"dataset_dir", "num_workers", "seed", "strict", "allow_partial", "skip_unreadable"})
 
 
 @dataclass(kw_only=True)
 class WarmStart:
-    """What a search takes over."""
+    """What a search takes over from earlier ones."""
 
     trials: list[FrozenTrial] = field(default_factory=list)
-    """Trials whose values can be compared with those of the search."""
+    """Trials whose values are comparable with those of the search."""
     points: list[dict[str, Any]] = field(default_factory=list)
-    """Settings to try first: the best of searches whose values cannot be compared."""
+    """Settings to try first: the best of searches whose values are not comparable."""
     lines: list[str] = field(default_factory=list)
-    """What is said about each earlier search."""
+    """One line to print about each earlier search."""
 
 
 def warm_start(
@@ -47,19 +47,19 @@ def warm_start(
 ) -> WarmStart:
     """Read earlier searches.
 
-    Trials of the same settings but for those that vary are comparable. Where others differ, such as the number of epochs,
-    values differ for that reason, too, and only the best settings are taken.
+    Trials are comparable if they differ only in settings that vary here. Where other settings differ, such as the number
+    of epochs, values differ for that reason, too, and only the best settings are taken.
 
     Args:
-        names: of the searches, or paths of their directories.
+        names: names of the searches, or paths of their directories.
         output: directory that holds them.
-        data: fingerprints of the images, by this version and by earlier ones.
-        metrics: by which trials are compared.
-        space: of the search that begins.
-        infeasible_reason: says why a configuration cannot work on the data, or None.
+        data: fingerprints of the images, as this version and earlier ones compute them.
+        metrics: measures by which trials are compared.
+        space: space of the new search.
+        infeasible_reason: returns why a configuration cannot work on the data, or None.
 
     Raises:
-        SettingError: if there is no such search, its images are others, or it was compared by other metrics.
+        SettingError: if there is no such search, it has other images, or other metrics.
     """
     found = WarmStart()
     for name in names:
@@ -88,42 +88,64 @@ def _known(output: Path, name: str, data: Collection[str], metrics: list[str]) -
 
 
 def _add(found: WarmStart, record: Record, space: SearchSpace, infeasible_reason: InfeasibleReason | None) -> None:
-    published = record.asked["space"]["published"]
-    comparable: list[tuple[FrozenTrial, dict[str, Any]]] = []
-    others: list[tuple[FrozenTrial, dict[str, Any]]] = []
-    outside = 0
-    differing: set[str] = set()
-    for frozen in read_study(record.directory):
-        if KEY not in frozen.user_attrs or frozen.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-            continue
-        config = TrialConfig(**{**published, **frozen.params})
-        chosen = {name: getattr(config, name) for name in space.domains}
-        if not all(domain.holds(chosen[name]) for name, domain in space.domains.items()) or space.refusal(
-            chosen, infeasible_reason
-        ):
-            outside += 1
-            continue
-        differs = _differences(config, space, chosen)
-        differing |= differs
-        (others if differs else comparable).append((frozen, chosen))
-    name = record.name
-    found.trials += [_trial(frozen, chosen, space, name) for frozen, chosen in comparable]
-    said = [f"{len(comparable)} trials teach the sampler"] if comparable or not others else []
-    if others:
-        best = sorted(others, key=lambda each: each[0].values[0], reverse=True)
-        points = [chosen for _, chosen in best if chosen not in found.points][:_TRIED_FIRST]
-        found.points += points
-        names = ", ".join(sorted(differing))
-        said.append(f"{len(others)} are not comparable ({names}), the best {len(points)} settings are tried first")
-    if outside:
-        said.append(f"{outside} lie outside of what is searched here")
-    found.lines.append(f"warm start from {name}: {'; '.join(said)}")
+    """Take over the trials, or the best settings, of one earlier search, and add the line about it."""
+    sorted_out = _Sorted.of(record, space, infeasible_reason)
+    found.trials += [_trial(frozen, chosen, space, record.name) for frozen, chosen in sorted_out.comparable]
+    points = sorted_out.best_others(found.points)
+    found.points += points
+    found.lines.append(f"warm start from {record.name}: {'; '.join(sorted_out.summary(len(points)))}")
+
+
+@dataclass(kw_only=True)
+class _Sorted:
+    """The ended trials of an earlier search, by what they are worth here; each with its settings in this space."""
+
+    comparable: list[tuple[FrozenTrial, dict[str, Any]]] = field(default_factory=list)
+    others: list[tuple[FrozenTrial, dict[str, Any]]] = field(default_factory=list)
+    """Trials that differ in settings that do not vary here."""
+    differing: set[str] = field(default_factory=set)
+    """Names of those settings."""
+    outside: int = 0
+    """Number of trials that are not in this space."""
+
+    @classmethod
+    def of(cls, record: Record, space: SearchSpace, infeasible_reason: InfeasibleReason | None) -> _Sorted:
+        """Sort the trials of a search; failed ones, and those without an end, are ignored."""
+        made, published = cls(), record.asked["space"]["published"]
+        for frozen in read_study(record.directory):
+            if KEY not in frozen.user_attrs or frozen.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+                continue
+            config = TrialConfig(**{**published, **frozen.params})
+            chosen = {name: getattr(config, name) for name in space.domains}
+            held = all(domain.holds(chosen[name]) for name, domain in space.domains.items())
+            if not held or space.refusal(chosen, infeasible_reason):
+                made.outside += 1
+                continue
+            differs = _differences(config, space, chosen)
+            made.differing |= differs
+            (made.others if differs else made.comparable).append((frozen, chosen))
+        return made
+
+    def best_others(self, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the best settings of the trials that are not comparable, without those that are known."""
+        best = sorted(self.others, key=lambda each: each[0].values[0], reverse=True)
+        return [chosen for _, chosen in best if chosen not in known][:_TRIED_FIRST]
+
+    def summary(self, points: int) -> list[str]:
+        """Return what is printed about the search, given the number of settings that are tried first."""
+        lines = [f"{len(self.comparable)} trials teach the sampler"] if self.comparable or not self.others else []
+        if self.others:
+            names = ", ".join(sorted(self.differing))
+            lines.append(f"{len(self.others)} are not comparable ({names}), the best {points} settings are tried first")
+        if self.outside:
+            lines.append(f"{self.outside} lie outside of what is searched here")
+        return lines
 
 
 def _differences(config: TrialConfig, space: SearchSpace, chosen: dict[str, Any]) -> set[str]:
-    """The settings in which an earlier trial differs from the one that it would be here."""
+    """Return the settings in which an earlier trial differs from the trial that it would be here."""
     here = TrialConfig(**{**space.published, **chosen}).model_dump()
-    return {name for name, value in config.model_dump().items() if here[name] != value} - _NO_MATTER
+    return {name for name, value in config.model_dump().items() if here[name] != value} - _IRRELEVANT
 
 
 def _trial(frozen: FrozenTrial, chosen: dict[str, Any], space: SearchSpace, search: str) -> FrozenTrial:

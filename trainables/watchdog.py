@@ -1,4 +1,4 @@
-"""TrialWatchdog: ends a trial that hangs, and the search before its disk is full."""
+"""TrialWatchdog: kills a trial that hangs, and stops the search before its disk is full."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from trainables.run import STOP_SEARCH, run_of
 log = logging.getLogger(__name__)
 
 
-_LOOK_S = 2.0  # between two looks at the disk and at the clocks of the trials
+_LOOK_S = 2.0  # interval between checks of the disk and of the trials' clocks
 
 
 class TrialWatchdog(Callback):
-    """Ends a trial whose step hangs, and the whole search before its disk is full."""
+    """Kills a trial whose step hangs, and stops the whole search before its disk is full."""
 
     def __init__(self, *, directory: Path, need: int, trial_timeout: float | None) -> None:
         """Watch a search.
 
         Args:
-            directory: where it writes.
-            need: bytes that must be free there.
-            trial_timeout: seconds after which a trial that reported nothing is ended; None: never.
+            directory: directory that the search writes to.
+            need: number of bytes that must be free there.
+            trial_timeout: seconds without a report after which a trial is killed; None: never.
         """
         self.directory, self.need, self.timeout = directory, need, trial_timeout
         self.reasons: dict[str, str] = {}
@@ -38,7 +38,7 @@ class TrialWatchdog(Callback):
         self._stepped: float | None = None
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look for signals, at the disk, and at the clocks of the trials."""
+        """Check for signals, the free space on the disk, and the clocks of the trials."""
         raise_if_signalled()
         self._forgive_pause()
         if time.monotonic() - self._looked < _LOOK_S:
@@ -55,20 +55,20 @@ class TrialWatchdog(Callback):
                 self._end(trial)
 
     def _forgive_pause(self) -> None:
-        """The time that this process took between two steps, such as for a study that was locked, is no trial's fault."""
+        """Do not count against the trials the time that this process waited between steps, such as for a locked study."""
         now = time.monotonic()
         if self._stepped is not None and (pause := now - self._stepped) > _LOOK_S:
             self._since = {trial: since + pause for trial, since in self._since.items()}
         self._stepped = now
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's clock starts with its process."""
+        """Start the clock of a trial with its process."""
         self._since[trial.trial_id] = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """It starts anew with each report. A trial that could not be saved stops the search."""
+        """Restart the clock of the trial. A trial that could not be saved stops the search."""
         self._since[trial.trial_id] = time.monotonic()
         if STOP_SEARCH in result:
             raise SearchStopped(result[STOP_SEARCH])
