@@ -1,4 +1,4 @@
-"""`python -m dcml_tune.browse [SEARCH]`: searches, or the trials of one, in a table, from any MLflow store."""
+"""`python -m dcml_tune.browse [SEARCH]`: a table of all searches, or of the trials of one, from any MLflow store."""
 
 from __future__ import annotations
 
@@ -24,43 +24,48 @@ if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun
 
 Row = dict[str, Any]
-"""Values by the names of columns, parameters and metrics."""
+"""Values of a table row by the names of columns, settings and metrics."""
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
+_SEARCH_COLUMNS = [
+    "name", "kind", "dataset", "state", "trials", "pruned", "failed", "best", "test", "protocol", "started", "min",
+]  # fmt: skip
 _EXPRESSION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
 
 
 def parser() -> Parser:
-    """The command line."""
+    """The parser of the command line."""
     made = Parser(
         prog="python -m dcml_tune.browse",
-        description="Searches and runs of train, a row each; or the trials of a search, with what varies between them.",
+        description="Print a table of all searches and training runs, or of the trials of a search with the settings that vary.",
     )
-    made.add_argument("search", nargs="?", help="name or directory of a search; without it: all searches and runs")
+    made.add_argument("search", nargs="?", help="name or directory of a search; default: all searches and runs")
+    made.add_argument("--metric", default="recall_at_1", help="metric to show: its name after val/, paper/ or test/")
+    made.add_argument("--filter", action="append", default=[], metavar="EXPR", help="condition on a column, setting or "
+                      "metric, such as nb_clusters=4, state=pruned, val/recall_at_1_best>0.7; can be repeated")  # fmt: skip
     made.add_argument(
-        "--metric", default="recall_at_1", help="measure that is shown: a name after val/, paper/ or test/"
+        "--sort", metavar="NAME", help="column, setting or metric to sort by, lowest first; default: best first"
     )
-    made.add_argument("--filter", action="append", default=[], metavar="EXPR", help="such as nb_clusters=4, state=pruned, "
-                      "val/recall_at_1_best>0.7; of a column, setting or measure; can be repeated")  # fmt: skip
-    made.add_argument("--sort", metavar="NAME", help="column, setting or measure; default: the best first")
-    made.add_argument("--descending", action="store_true", help="the highest first")
-    made.add_argument("--columns", help="names, by commas, instead of the usual ones")
-    made.add_argument("--limit", type=whole(1, 10**9), help="most rows")
-    made.add_argument("--json", action="store_true", help="rows with all settings and measures, as JSON")
-    made.add_argument("--csv", action="store_true", help="the table as comma-separated values")
-    made.add_argument("--output-dir", default="runs", help="where the searches were written")
+    made.add_argument("--descending", action="store_true", help="sort highest first")
+    made.add_argument(
+        "--columns", help="comma-separated columns, settings or metrics to show instead of the default columns"
+    )
+    made.add_argument("--limit", type=whole(1, 10**9), help="maximum number of rows")
+    made.add_argument("--json", action="store_true", help="print the rows with all settings and metrics as JSON")
+    made.add_argument("--csv", action="store_true", help="print the table as comma-separated values")
+    made.add_argument("--output-dir", default="runs", help="directory in which the searches were written")
     add_flag(made, "MLflow server or database; default: OUTPUT/mlflow.db")
-    made.add_argument("--experiment", default="dcml_tune", help="of MLflow")
-    made.add_argument("--all", action="store_true", help="runs of other programs in the experiment, too")
+    made.add_argument("--experiment", default="dcml_tune", help="name of the experiment in MLflow")
+    made.add_argument("--all", action="store_true", help="include runs of other programs in the experiment")
     return made
 
 
 def main(argv: list[str]) -> int:
-    """Read, filter, sort, print."""
+    """Read, filter, sort and print the table; returns the exit code."""
     arguments = parser().parse_args(argv)
-    from dcml_tune.tracking.reading import read_runs
+    from dcml_tune.tracking.reading import read_runs  # imported on use, as below, so that --help starts quickly
 
     output, search = output_directory(arguments.output_dir), None
     if arguments.search is not None:
@@ -87,27 +92,13 @@ def main(argv: list[str]) -> int:
 
 
 def _searches(runs: list[StoredRun], metric: str) -> tuple[list[Row], list[str]]:
-    """A row for each search and each run that belongs to none."""
+    """Rows and columns of the table of searches, and of runs that belong to no search."""
     by_search: dict[str, list[StoredRun]] = {}
     for run in runs:
         if run.search and run.role != "search":
             by_search.setdefault(run.search, []).append(run)
     rows = [_search(run, by_search.get(run.key, []), metric) for run in runs if run.role in ("search", "train", "")]
-    columns = [
-        "name",
-        "kind",
-        "dataset",
-        "state",
-        "trials",
-        "pruned",
-        "failed",
-        "best",
-        "test",
-        "protocol",
-        "started",
-        "min",
-    ]
-    return rows, columns
+    return rows, _SEARCH_COLUMNS
 
 
 def _search(run: StoredRun, own: list[StoredRun], metric: str) -> Row:
@@ -130,7 +121,7 @@ def _search(run: StoredRun, own: list[StoredRun], metric: str) -> Row:
 
 
 def _trials(runs: list[StoredRun], metric: str, uri: str) -> tuple[list[Row], list[str]]:
-    """A row for each run of a search; of the settings those columns that vary between its trials."""
+    """Rows and columns of the table of a search: its runs, with the settings that vary between its trials."""
     own = [run for run in runs if run.role not in ("search", "")]
     trials = [run for run in own if run.role == "trial"] or own
     settings = dict.fromkeys(name for run in trials for name in run.params)
@@ -172,7 +163,7 @@ def _common(run: StoredRun) -> Row:
 
 
 def _best(run: StoredRun, metric: str) -> float | None:
-    """The best value that trials were compared by."""
+    """The best value of a run on held-out classes or, in the paper protocol, on test classes."""
     found = [run.metrics[name] for on in ("val", "paper") if (name := f"{on}/{metric}_best") in run.metrics]
     return found[0] if found else None
 
@@ -182,7 +173,7 @@ def _typed(params: dict[str, str]) -> Row:
 
 
 def _value(text: str) -> Any:
-    """A number where a text is one."""
+    """The number that a text represents, or the text."""
     try:
         number = float(text)
     except ValueError:
@@ -191,21 +182,25 @@ def _value(text: str) -> Any:
 
 
 def _known(name: str, names: list[str]) -> str:
-    """A name of a column, setting or measure.
+    """Check a name of a column, setting or metric, and return it.
 
     Raises:
-        SettingError: for another.
+        SettingError: if there is no such name.
     """
     if name not in names:
-        raise SettingError(unknown_name("column, setting or measure", name, names))
+        raise SettingError(unknown_name("column, setting or metric", name, names))
     return name
 
 
 def _holds(row: Row, expression: str, names: list[str]) -> bool:
-    """Whether a row meets a condition; a row without the value does not."""
+    """Whether a row meets a condition; a row without the value does not.
+
+    Raises:
+        SettingError: if the condition has another form than NAME OP VALUE, or names something unknown.
+    """
     parts = _EXPRESSION.fullmatch(expression)
     if parts is None:
-        raise SettingError(f"--filter {expression}: must be NAME OP VALUE with one of {', '.join(_COMPARE)}; give one")
+        raise SettingError(f"--filter {expression}: must be NAME OP VALUE, where OP is one of {', '.join(_COMPARE)}")
     name, compare, wanted = _known(parts[1], names), _COMPARE[parts[2]], _value(parts[3])
     found = row.get(name)
     found = _value(found) if isinstance(found, str) else found
@@ -213,12 +208,12 @@ def _holds(row: Row, expression: str, names: list[str]) -> bool:
         return False
     try:
         return compare(found, wanted)
-    except TypeError:  # a word against a number
+    except TypeError:  # a text compared with a number
         return compare(str(found), str(wanted))
 
 
 def _sorted(rows: list[Row], by: str, names: list[str], *, down: bool) -> list[Row]:
-    """Rows in order; those without the value come last either way."""
+    """Sort rows by a value; rows without it come last in either order."""
     name = _known(by, names)
 
     def place(row: Row) -> tuple[bool, float, str]:

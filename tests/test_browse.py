@@ -135,7 +135,7 @@ def test_columns_of_ones_own_and_no_cut_at_80(browse):
         (["--filter", "nb_clusterz=3"], "'nb_clusterz' is not known"),
         (["--filter", "name"], "must be NAME OP VALUE"),
         (["--columns", "name,stat"], "'stat' is not known; did you mean 'state'?"),
-        (["--experiment", "other"], "it has"),
+        (["--experiment", "other"], "which has"),
     ],
 )
 def test_bad_input_is_one_line(browse, words, said):

@@ -338,7 +338,7 @@ def test_a_search_that_has_not_ended(copy, name):
         record.update(owner=re.sub(r"\d+", str(2**22 + 1), record.state.owner, count=1))
     text = report(copy)
     assert ("still running" in text) == (name == "running")
-    assert ("go on with it by" in text) == (name == "interrupted")
+    assert ("resume it by" in text) == (name == "interrupted")
     assert "000: val/recall_at_1 50.0 % after epoch 1 of 3" in text
     assert study.trials[0].state.name == "RUNNING"
     assert record.is_running()

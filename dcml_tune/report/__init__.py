@@ -1,4 +1,4 @@
-"""The report of a search: one page that needs no network, and its figures beside it. A search is only read."""
+"""The report of a search: one page that needs no network, and its figures as files beside it. It does not change the search."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ log = logging.getLogger(__name__)
 def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
     """Write `report/index.html` into the directory of a search, and the figures as PNG files beside it.
 
-    What cannot be read or drawn is said in its place on the page.
+    If a part cannot be read or drawn, the page says why in its place.
 
     Args:
-        directory: of the search.
-        uri: of the MLflow store.
-        pictures: show queries with their neighbours and images of clusters, which embeds up to 3,000 images twice.
+        directory: directory of the search.
+        uri: address of the MLflow store.
+        pictures: show queries with their neighbours, and images of clusters. This embeds up to 3,000 images twice.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        SettingError: if there is no such search, or the page cannot be written.
+        SettingError: if the record of the search cannot be read, or the page cannot be written.
     """
+    # Imported on use, as below: matplotlib, optuna and torch take seconds to import.
     from dcml_tune.report.figures import Album, drawing
     from dcml_tune.report.page import render
     from dcml_tune.report.reading import read_search_data
@@ -58,16 +59,16 @@ def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
             sections=sections,
         )
         write_atomic(album.directory / "index.html", page.encode())
-        album.forget_others()
+        album.remove_others()
     except OSError as error:
         raise SettingError(
-            f"{album.directory}: cannot be written ({error.strerror or error}); make room there"
+            f"{album.directory}: cannot be written ({error.strerror or error}); free disk space, or correct the permissions"
         ) from None
     return album.directory / "index.html"
 
 
 def _builders(pictures: bool) -> list[Callable[[SearchData, Album], Section]]:
-    """What makes the sections, in their order."""
+    """The functions that build the sections, in their order."""
     from dcml_tune.report.sections import commands, confirmation, division, progress, settings, verdict
     from dcml_tune.report.sections.pictures import pictures as of_images
 
@@ -76,7 +77,7 @@ def _builders(pictures: bool) -> list[Callable[[SearchData, Album], Section]]:
 
 
 def _section(build: Callable[[SearchData, Album], Section], search: SearchData, album: Album) -> Section:
-    """A section of the page; one that fails says why, and the others are shown."""
+    """Build a section of the page; if that fails, the section says why, and the others are still shown."""
     from dcml_tune.report.page import Section, Text
 
     try:

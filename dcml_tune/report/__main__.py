@@ -1,4 +1,4 @@
-"""`python -m dcml_tune.report NAME`: one page about a search, in whatever state it is."""
+"""`python -m dcml_tune.report NAME`: one page about a search, in any state of the search."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from dcml_tune.tracking.uris import add_flag
 
 
 def parser() -> Parser:
-    """The command line."""
+    """The parser of the command line."""
     made = Parser(
         prog="python -m dcml_tune.report",
         description="Write OUTPUT/NAME/report/index.html, a page that needs no network, and its figures beside it. The "
-        "search is only read: it may be finished, interrupted or running.",
+        "search may be finished, interrupted or running; it is not changed.",
     )
-    made.add_argument("name", help="of the search, or the path of its directory")
-    made.add_argument("--output-dir", default="runs", help="where the searches were written")
+    made.add_argument("name", help="name of the search, or the path of its directory")
+    made.add_argument("--output-dir", default="runs", help="directory in which the searches were written")
     add_flag(made, "MLflow server or database; default: that of the search, or OUTPUT/mlflow.db")
-    made.add_argument("--no-pictures", action="store_true", help="leave out queries, their neighbours and clusters")
+    made.add_argument(
+        "--no-pictures", action="store_true", help="leave out the pictures of queries, neighbours and clusters"
+    )
     return made
 
 
 def main(argv: list[str]) -> int:
-    """Write the page and say where it is."""
+    """Write the page, print its address, and return the exit code."""
     arguments = parser().parse_args(argv)
     from dcml_tune.report import write_report
     from dcml_tune.report.reading import known_search, recorded_uri

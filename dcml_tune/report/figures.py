@@ -1,4 +1,4 @@
-"""Figures by matplotlib: made, written as PNG, and put into the page."""
+"""Figures by matplotlib: they are drawn, written as PNG files, and embedded in the page."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SIZE = 9.0, 4.5
 """Width and height of a figure in inches."""
 
 _DPI = 110
-_QUALITY = 85  # of the JPEG within the page; the PNG beside it is exact
+_QUALITY = 85  # of the JPEG that is embedded in the page; the PNG file is lossless
 _STYLE: dict[str, Any] = {"legend.fontsize": "small"}
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw without a screen, in a style of its own, and leave no figure open."""
+    """Within this context, draw without a display and in the style of the report; afterwards close the figures."""
     before, backend = set(plt.get_fignums()), matplotlib.get_backend()
     plt.switch_backend("agg")
     try:
         with plt.style.context(["ggplot", _STYLE]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # of Optuna's drawings
+            warnings.simplefilter("ignore", ExperimentalWarning)  # of Optuna's plots
             yield
     finally:
         for number in set(plt.get_fignums()) - before:
@@ -57,15 +57,15 @@ def axes(width: float = SIZE[0], height: float = SIZE[1]) -> Axes:
 
 
 def in_percent(axis: Axis) -> None:
-    """Label an axis of shares of 1 in percent."""
+    """Label an axis of fractions in percent."""
     axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
 class Album:
-    """The figures of a page, each also a PNG file in its directory.
+    """The figures of a page, each of which is also written as a PNG file into its directory.
 
     Attributes:
-        names: of the files that were written.
+        names: names of the files that were written, without `.png`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -73,10 +73,10 @@ class Album:
         self.names: list[str] = []
 
     def keep(self, drawn: Axes, name: str, *, title: str, caption: str, several: bool = False) -> Figure:
-        """Write the figure of some axes; `several` says that it has others of the same kind beside them."""
+        """Write the figure of some axes and return it for the page; `several` says that the figure has more axes."""
         figure = drawn.get_figure(root=True)
         assert isinstance(figure, Drawing)
-        drawn.set_title("", loc="left")  # Optuna's
+        drawn.set_title("", loc="left")  # remove Optuna's title
         figure.suptitle(title, y=0.97, fontsize="large") if several else drawn.set_title(title, fontsize="large")
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=_DPI, bbox_inches="tight")
@@ -85,7 +85,7 @@ class Album:
         return Figure(name=name, title=title, caption=caption, source=_data_uri("png", file.getvalue()))
 
     def keep_picture(self, pixels: Pixels, name: str, *, title: str, caption: str) -> Figure:
-        """Write a picture (H x W x 3) that was composed of photographs."""
+        """Write a picture (H x W x 3) that is composed of photographs, and return it for the page."""
         image, png, jpeg = Image.fromarray(pixels), io.BytesIO(), io.BytesIO()
         image.save(png, "PNG")
         image.save(jpeg, "JPEG", quality=_QUALITY)
@@ -93,8 +93,8 @@ class Album:
         source = _data_uri("jpeg", jpeg.getvalue())
         return Figure(name=name, title=title, caption=caption, source=source)
 
-    def forget_others(self) -> None:
-        """Remove the figures of an earlier page that this one does not have."""
+    def remove_others(self) -> None:
+        """Delete the PNG files of an earlier page that this one does not have."""
         for file in self.directory.glob("*.png"):
             if file.stem not in self.names:
                 file.unlink(missing_ok=True)

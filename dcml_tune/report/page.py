@@ -1,4 +1,4 @@
-"""What a page is made of: sections of sentences, tables, commands and figures."""
+"""The elements of a page (sections, sentences, tables, commands, figures) and its rendering as HTML."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.stored import printable
 
 NOTHING = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Placeholder for a missing number."""
 
 _TEMPLATE = "page.html.jinja"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence or two."""
+    """A paragraph."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Commands:
-    """Commands to paste, each after what it does."""
+    """Commands to paste into a shell, by what they do."""
 
     kind: ClassVar[str] = "commands"
     commands: dict[str, str]
@@ -36,7 +36,7 @@ class Commands:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells below the names of the columns; numbers are written as they are to be read."""
+    """A table; its cells are formatted texts."""
 
     kind: ClassVar[str] = "table"
     title: str
@@ -46,11 +46,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """An image with what to look for in it."""
+    """An image, with a caption that says what to look for."""
 
     kind: ClassVar[str] = "figure"
     name: str
-    """Of its file, without the ending."""
+    """Name of its file, without `.png`."""
     title: str
     caption: str
     source: str
@@ -62,23 +62,23 @@ Part = Text | Commands | Table | Figure
 
 @dataclass(kw_only=True)
 class Section:
-    """A part of the page under a heading."""
+    """A part of the page with a heading."""
 
     title: str
     parts: list[Part] = field(default_factory=list)
 
     @property
     def anchor(self) -> str:
-        """Its address within the page."""
+        """Fragment identifier of the section in the address of the page."""
         return self.title.lower().replace(" ", "-")
 
     def say(self, text: str) -> None:
-        """Add a sentence."""
+        """Add a paragraph."""
         self.parts.append(Text(text))
 
 
 def render(**content: Any) -> str:
-    """The page as HTML; what is put into it is escaped, and holds no password."""
+    """Render the page as HTML; its content is escaped, and passwords are removed."""
     template = files(__package__).joinpath(_TEMPLATE).read_text()
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
@@ -87,17 +87,17 @@ def render(**content: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """What is put into the page: text without passwords and control characters."""
+    """A value as it is put into the page: text without passwords and control characters."""
     if not isinstance(value, str) or value.startswith("data:"):
         return value
     return "\n".join(map(printable, redact(value).split("\n")))
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share of 1 as percent, or a dash."""
+    """Format a fraction as percent; None as a dash."""
     return NOTHING if value is None else f"{100 * value:.{digits}f} %"
 
 
 def points(value: float | None) -> str:
-    """A difference of shares in percentage points with its sign, or a dash."""
+    """Format a difference of fractions in percentage points with its sign; None as a dash."""
     return NOTHING if value is None else f"{100 * value:+.1f}"

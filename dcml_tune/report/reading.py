@@ -32,10 +32,10 @@ _STATES: dict[str, Any] = {"COMPLETE": "done", "PRUNED": "pruned", "WAITING": "i
 
 
 def known_search(directory: Path) -> Path:
-    """The directory, if it is that of a search.
+    """Check that a directory is that of a search, and return it.
 
     Raises:
-        SettingError: if it is not.
+        SettingError: if it is not; the message names the searches beside it.
     """
     output, name = directory.parent, directory.name
     if not (directory / "search.json").is_file():
@@ -47,13 +47,13 @@ def known_search(directory: Path) -> Path:
 
 
 def recorded_uri(directory: Path) -> str:
-    """Where a search was tracked: the store that it was given, or that of its output directory."""
+    """Address of the MLflow store of a search: that which it was given, or that in its output directory."""
     uri = _record(directory).asked["flags"].get("tracking_uri")
     return absolute_uri(uri) if uri and "***" not in uri else mlflow_address(directory.parent)
 
 
 def read_search_data(directory: Path, uri: str) -> SearchData:
-    """Read a search; what cannot be read is missing in it, and named in `problems`.
+    """Read a search. Parts that cannot be read are missing, and `SearchData.problems` says why.
 
     Raises:
         SettingError: if the record of the search cannot be read.
@@ -79,7 +79,7 @@ def read_search_data(directory: Path, uri: str) -> SearchData:
 
 
 def read_ledger(file: Path) -> list[dict[str, Any]] | None:
-    """The lines of a ledger; one that is torn, or none of a ledger, has the key `torn`. None if there is no file."""
+    """The entries of a ledger; None if there is no file. An invalid line becomes a dictionary with its text as `torn`."""
     if not file.is_file():
         return None
     lines = [line for line in file.read_bytes().splitlines() if line.strip()]
@@ -89,7 +89,7 @@ def read_ledger(file: Path) -> list[dict[str, Any]] | None:
 def _record(directory: Path) -> Record:
     try:
         return Record.open(directory)
-    except SettingError as error:  # what can be read needs no resume
+    except SettingError as error:  # a report does not resume
         raise SettingError(str(error).removeprefix("--resume ")) from None
 
 
@@ -128,7 +128,7 @@ class _Gap(Stored):
 
 
 class _Verdict(Stored):
-    """verdict.json, as `dcml_tune.search.verdict.verdict` makes it."""
+    """verdict.json, which `dcml_tune.search.verdict.verdict` returns."""
 
     metric: str
     winner: str
@@ -138,7 +138,7 @@ class _Verdict(Stored):
 
 
 def _verdict(directory: Path, problems: list[str]) -> dict[str, Any] | None:
-    """What the confirmation found; None if there was none."""
+    """The verdict of the confirmation; None if there was none."""
     file = directory / "verdict.json"
     if not file.exists():
         return None
@@ -150,9 +150,9 @@ def _verdict(directory: Path, problems: list[str]) -> dict[str, Any] | None:
 
 
 def _attempt(read: Callable[[], T], problems: list[str], what: str) -> T | None:
-    """What can be read; else None, and the reason among the problems."""
+    """Return what `read` returns; if it fails, return None and add the reason to the problems."""
     try:
         return read()
-    except Exception as error:  # the page says so, and shows the rest
+    except Exception as error:  # the page shows the reason and all other parts
         problems.append(f"{what} cannot be read: {redact(' '.join(str(error).split())) or type(error).__name__}.")
         return None

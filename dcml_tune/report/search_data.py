@@ -1,4 +1,4 @@
-"""What a search has left on disk and in MLflow, read without changing anything."""
+"""The data of a search that the report shows."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun
 
 PUBLISHED = "000"
-"""Key of the trial that has the published setting."""
+"""Key of the trial with the published settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A trial that has not failed, as the study knows it."""
+    """A trial of the study that has not failed."""
 
     key: str
     settings: dict[str, Any]
-    """Those that the search has drawn."""
+    """The sampled settings."""
     config: TrialConfig
     curve: dict[int, float]
-    """Best value so far, a share of 1, after so many epochs."""
+    """Best value so far, a fraction, by the number of epochs."""
     state: Literal["done", "pruned", "interrupted", "running"]
     frozen: FrozenTrial
 
@@ -47,79 +47,80 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """Epochs that were run."""
+        """Epochs that were completed."""
         return max(self.curve, default=0)
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is left to be done, and there is a value."""
+        """Whether the trial ended with a value, completed or pruned."""
         return self.state in ("done", "pruned") and bool(self.curve)
 
     @property
     def seconds(self) -> float | None:
-        """From its beginning to its end, pauses included; None while it has not ended."""
+        """Seconds from its start to its end, pauses included; None if it has not ended."""
         start, end = self.frozen.datetime_start, self.frozen.datetime_complete
         return None if start is None or end is None else (end - start).total_seconds()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchData:
-    """All that the page is made of."""
+    """The content of the page."""
 
     directory: Path
     record: Record
     trials: list[Trial]
     failed: int
-    """Trials that failed, which are left out of `trials`."""
+    """Number of failed trials, which `trials` does not hold."""
     runs: list[StoredRun]
     """The runs of the search in MLflow."""
     problems: list[str]
-    """Why something could not be read."""
+    """Sentences that say what could not be read, and why."""
     verdict: dict[str, Any] | None
+    """Content of verdict.json; None if nothing was confirmed."""
     uri: str
-    """Of MLflow."""
+    """Address of the MLflow store."""
     _curves: dict[tuple[str, str], list[tuple[int, float]]] = field(default_factory=dict)
 
     @property
     def output(self) -> Path:
-        """Where searches are written."""
+        """The output directory that holds the search."""
         return self.directory.parent
 
     @property
     def name(self) -> str:
-        """Of the search."""
+        """Name of the search."""
         return self.directory.name
 
     @property
     def published(self) -> dict[str, Any]:
-        """The settings of every trial, but for those that vary."""
+        """The published settings, with those given for this search; trials differ from them only in the sampled settings."""
         return {**self.record.asked["settings"], **self.record.asked["space"]["published"]}
 
     @property
     def metric(self) -> str:
-        """By which trials are compared, such as val/recall_at_1."""
+        """The metric that compares trials, such as val/recall_at_1."""
         return self.metrics[0]
 
     @property
     def metrics(self) -> list[str]:
-        """All metrics; the first one decides."""
+        """All metrics; the first one compares trials."""
         found: list[str] = self.record.asked["metrics"]
         return found
 
     @property
     def status(self) -> str:
-        """The record's status; a search whose process is gone is interrupted."""
+        """Status of the record; a running search whose process no longer exists is interrupted."""
         state = self.record.state
         return "interrupted" if state.status == "running" and not _is_alive(state.owner) else state.status
 
     @property
     def ended(self) -> list[Trial]:
-        """The trials that have ended with a value."""
+        """The trials that ended with a value."""
         return [trial for trial in self.trials if trial.has_ended]
 
     @property
     def best(self) -> Trial | None:
-        """The winner of the confirmation, or else the trial with the best value so far; of equal ones the first."""
+        """The winner of the confirmation; without one, the first trial with the best value so far."""
         by_key = {trial.key: trial for trial in self.trials if trial.curve}
         if self.verdict is not None and self.verdict.get("winner") in by_key:
             return by_key[self.verdict["winner"]]
@@ -128,22 +129,22 @@ class SearchData:
 
     @property
     def varied(self) -> list[str]:
-        """The settings in which trials that have ended differ."""
+        """The settings in which the ended trials differ."""
         names = dict.fromkeys(name for trial in self.ended for name in trial.settings)
         return [name for name in names if len({trial.settings.get(name) for trial in self.ended}) > 1]
 
     @property
     def model(self) -> Path | None:
-        """Directory of the best trial's model; None if it was not kept."""
+        """Directory of the best model of the best trial; None if it was not kept."""
         return None if self.best is None else best_model(self.directory / TRIALS / self.best.key)
 
     def run(self, key: str) -> StoredRun | None:
-        """The run of a trial in MLflow."""
+        """The run of a trial in MLflow; None if it has none."""
         return next((run for run in self.runs if run.key == f"{self.name}/{key}"), None)
 
     def curve(self, key: str, metric: str) -> list[tuple[int, float]]:
-        """Epoch and value of a trial's metric in MLflow, in order; empty where there is none."""
-        from dcml_tune.tracking.reading import curve
+        """Epoch and value of each point of a trial's metric in MLflow, by epoch; empty if it has none."""
+        from dcml_tune.tracking.reading import curve  # imported on use, as below: mlflow and optuna are slow to import
 
         run = self.run(key)
         if run is None or metric not in run.metrics:
@@ -153,7 +154,7 @@ class SearchData:
         return self._curves[key, metric]
 
     def study(self) -> optuna.Study:
-        """A copy in memory of the trials that have ended; pruned ones count with the best value that they had."""
+        """An in-memory study of the ended trials, all as complete; a pruned one has the best value that it reached."""
         import optuna
 
         made = optuna.create_study(direction="maximize")
@@ -178,21 +179,21 @@ class SearchData:
 
 
 def _is_alive(owner: str) -> bool:
-    """Whether the process of a record runs; one of another machine is believed to."""
+    """Whether the owner of a record is a running process; that of another machine counts as running."""
     found = re.fullmatch(r"process (\d+) on (.*)", owner)
     if found is None or found[2] != platform.node():
         return True
     try:
-        os.kill(int(found[1]), 0)  # sends nothing
+        os.kill(int(found[1]), 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return False
-    except OSError:  # it is someone else's
+    except OSError:  # it exists, and belongs to another user
         return True
     return True
 
 
 def moment(when: float | datetime | None) -> str:
-    """A time as people read it."""
+    """Format a local time with minutes; None as a dash."""
     if when is None:
         return NOTHING
     local = when if isinstance(when, datetime) else datetime.fromtimestamp(when)

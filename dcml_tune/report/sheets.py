@@ -18,7 +18,7 @@ CELL = _SIDE + 2 * _BORDER
 
 
 def thumbnail(image: Pixels, colour: Colour, cornered: bool = False) -> Pixels:
-    """An image in a border; a corner says the same as the colour to those who cannot tell red from green."""
+    """An image in a coloured border; a filled corner repeats the meaning for readers who cannot tell red from green."""
     small = np.asarray(Image.fromarray(image).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
     framed = np.full((_SIDE + 2 * _BORDER, _SIDE + 2 * _BORDER, 3), colour, np.uint8)
     framed[_BORDER:-_BORDER, _BORDER:-_BORDER] = small
@@ -33,7 +33,7 @@ def blank(beside: Pixels, width: int) -> Pixels:
 
 
 def with_head(sheet: Pixels, texts: dict[int, str]) -> Pixels:
-    """A line of text above a sheet, each text at its own distance from the left."""
+    """Put a line of texts above a sheet, each at its distance from the left in pixels."""
     head = Image.new("RGB", (sheet.shape[1], _HEAD), _WHITE)
     for left, text in texts.items():
         ImageDraw.Draw(head).text((left + 4, 4), text, fill=_INK, font=ImageFont.load_default(15))

@@ -1,1 +1,1 @@
-"""The sections of the report."""
+"""The sections of the report, one module for each."""

@@ -13,7 +13,7 @@ from dcml_tune.utils.redaction import redact
 
 
 def commands(search: SearchData, album: Album) -> Section:
-    """What to paste: the search itself, this page, MLflow, the Optuna dashboard."""
+    """Commands for the search, this page, MLflow and the Optuna dashboard."""
     from dcml_tune.tracking import ui_command
 
     asked, output = search.record.asked, ["--output-dir", str(search.output)]
@@ -29,7 +29,7 @@ def commands(search: SearchData, album: Album) -> Section:
 
 
 def _flags(flags: dict[str, Any]) -> list[str]:
-    """The flags of a search as they were given, or their defaults."""
+    """The flags of a search with their given or default values."""
     words: list[str] = []
     for name, value in flags.items():
         if isinstance(value, list):
@@ -40,5 +40,5 @@ def _flags(flags: dict[str, Any]) -> list[str]:
 
 
 def _elsewhere(search: SearchData) -> list[str]:
-    """The flag for an MLflow store that is not the search's usual one."""
+    """The flag --tracking-uri, if the store is not that of the output directory."""
     return [] if search.uri == mlflow_address(search.output) else ["--tracking-uri", redact(search.uri)]

@@ -14,12 +14,12 @@ from dcml_tune.runs.paths import TRIALS
 from dcml_tune.runs.results import read_result
 from dcml_tune.utils.files import CorruptFileError
 
-_MOST_LINES = 100  # of the ledger that are shown
-_NOT_SCORED = ("search", "trial", "confirm", "")
+_MOST_LINES = 100  # lines of the ledger that are shown
+_NOT_SCORED = ("search", "trial", "confirm", "")  # roles of runs that do not score the test classes
 
 
 def confirmation(search: SearchData, album: Album) -> Section:
-    """The runs that confirm the winner, and those that scored the test classes."""
+    """The confirmation runs, the final runs on the test classes, and the ledger."""
     section = Section(title="Confirmation")
     if dots := _dots(search):
         section.parts.append(_plot(dots, search.metric, album))
@@ -34,7 +34,7 @@ def confirmation(search: SearchData, album: Album) -> Section:
 
 
 def _dots(search: SearchData) -> dict[str, dict[str, float]]:
-    """Setting -> unit -> value."""
+    """Setting -> unit (split seed, fold and seed) -> best value."""
     found: dict[str, dict[str, float]] = {}
     for run in search.runs:
         value = run.metrics.get(f"{search.metric}_best")
@@ -59,13 +59,14 @@ def _plot(dots: dict[str, dict[str, float]], metric: str, album: Album) -> Figur
     if len(units) <= 12:
         drawn.legend(title="unit")
     caption = (
-        "Look for lines that all run the same way: a unit (one choice of classes and seed) compares settings with like."
+        "Look for lines that all slope in the same direction. A line is a unit: the settings were trained with the same "
+        "held-out classes and the same seed."
     )
     return album.keep(drawn, "confirmation", title="Confirming runs", caption=caption)
 
 
 def _scores(search: SearchData) -> dict[str, dict[str, float]]:
-    """Role or name of a run -> its measures on the test classes, from MLflow and from the runs' own files."""
+    """Name of a run -> its measures on the test classes, from MLflow and from the result files of the runs."""
     found = {}
     for run in sorted(search.runs, key=lambda run: run.key):
         measures = _test_measures(run.metrics)
@@ -95,7 +96,7 @@ def _final(scores: dict[str, dict[str, float]]) -> Table:
 
 
 def _ledger(search: SearchData, section: Section) -> list[Table]:
-    """When test classes were scored, by all searches of the output directory; of many times the last ones."""
+    """The last entries of the ledger: when which search of the output directory scored the test classes."""
     file = search.output / ledger.NAME
     lines = read_ledger(file)
     if lines is None:
@@ -106,8 +107,8 @@ def _ledger(search: SearchData, section: Section) -> list[Table]:
         return []
     if broken := ledger.broken(file):
         section.say(
-            f"The ledger was changed: line {', '.join(map(str, broken[:10]))} of {ledger.NAME} does not follow from the one "
-            "before it, so that more may have been scored than it says."
+            f"The ledger was changed: line {', '.join(map(str, broken[:10]))} of {ledger.NAME} does not match the one "
+            "before it. The test classes may have been scored more often than it says."
         )
     names = ("when", "run", "dataset", "before")
     rows = [[line["torn"]] if "torn" in line else [_cell(line.get(name)) for name in names] for line in lines]

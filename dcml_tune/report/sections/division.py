@@ -1,4 +1,4 @@
-"""The division of the images: how it changed in all trials, and what it is in the best one."""
+"""The division of the images into clusters: over the epochs of all trials, and in the best model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.stored import Count, Stored
 
 DIVISION = "division"
-"""Name of the checkpoint beside a model that has its partition."""
+"""Name of the checkpoint beside a model that holds its partition."""
 
-_NUMBERED = 16  # clusters, up to which a cell of the heat map has its number written in
+_NUMBERED = 16  # most learners for which the heat map prints the value of each cell
 
 
 class _Division(Stored):
@@ -31,7 +31,7 @@ class _Division(Stored):
 
 
 def division(search: SearchData, album: Album) -> Section:
-    """Partitions over epochs, cluster sizes and masks."""
+    """Partitions over epochs; cluster sizes and masks of the best model."""
     section = Section(title="Division")
     _over_epochs(section, search, album)
     _sizes(section, search, album)
@@ -43,7 +43,7 @@ def _over_epochs(section: Section, search: SearchData, album: Album) -> None:
     section.parts += filter(None, [_nmi(search, album), _left_out(search, album), _extremes(search, album)])
     if not section.parts:
         section.say(
-            "MLflow has no numbers of the division: no trial has divided its images yet, or its store is not there."
+            "MLflow has no numbers of the division: no trial has divided its images yet, or the store is missing."
         )
 
 
@@ -54,9 +54,9 @@ def _nmi(search: SearchData, album: Album) -> Figure | None:
         {"clusters/nmi_previous": "-"},
         "nmi",
         title="Agreement of consecutive partitions",
-        unit="NMI with the partition before (0 to 1)",
-        caption="Look for lines that rise towards 1: the clusters have settled, and low ones mean that learners are given "
-        "other images again and again.",
+        unit="NMI with the previous partition (0 to 1)",
+        caption="Look for lines that rise towards 1: the clusters are stable. Low values mean that learners are assigned "
+        "different images after each reclustering.",
     )
 
 
@@ -67,9 +67,9 @@ def _left_out(search: SearchData, album: Album) -> Figure | None:
         {"clusters/left_out": "-"},
         "left-out",
         title="Images that no learner trains on",
-        unit="share of the images that train",
-        caption="Look for high lines: an image alone of its class within its cluster is left out, so many clusters of few "
-        "classes cost data.",
+        unit="share of the images used for training",
+        caption="Look for high lines: an image that is the only one of its class in its cluster is left out, so that many "
+        "small clusters lose training data.",
         percentage=True,
     )
 
@@ -82,8 +82,8 @@ def _extremes(search: SearchData, album: Album) -> Figure | None:
         "largest-smallest",
         title="Largest (solid) and smallest (dotted) cluster",
         unit="images",
-        caption="Look for pairs of lines far apart: an epoch has as many rounds as the largest cluster has batches, and "
-        "smaller ones draw their images more often.",
+        caption="Look for a solid and a dotted line far apart: an epoch has as many rounds as the largest cluster has batches, "
+        "and the images of smaller clusters are drawn more often.",
     )
 
 
@@ -98,7 +98,7 @@ def _lines(
     caption: str,
     percentage: bool = False,
 ) -> Figure | None:
-    """A line for each trial and metric, in the style that is given; None where no trial has the metric."""
+    """Plot metrics of all trials over epochs, by metric and line style; None if no trial has them."""
     found = [
         (number, trial, style, points)
         for number, trial in enumerate(search.trials)
@@ -158,7 +158,7 @@ def _sizes(section: Section, search: SearchData, album: Album) -> None:
     drawn.set_ylabel("images")
     drawn.legend()
     caption = (
-        f"Look for bars of unequal height: of {len(partition):,} images that train {left_out:,} "
+        f"Look for bars of unequal height: of {len(partition):,} images used for training, {left_out:,} "
         f"({100 * left_out / max(1, len(partition)):.1f} %) belong to no cluster, and the smallest cluster has {sizes.min():,}."
     )
     section.parts.append(
@@ -174,8 +174,8 @@ def _masks(section: Section, search: SearchData, album: Album) -> None:
     masks_KD = loaded.effective_masks().detach()
     if len(masks_KD) == 1:
         section.say(
-            f"The best model of trial {search.best.key} is of an epoch with one cluster: it has a single mask, and nothing to "
-            "compare."
+            f"The best model of trial {search.best.key} is of an epoch with one cluster: it has a single mask, so that there "
+            "is nothing to compare."
         )
         return
     section.parts += [_overlap(masks_KD, search.best.key, album), _image(masks_KD, search.best.key, album)]
@@ -198,8 +198,8 @@ def _overlap(masks_KD: Tensor, key: str, album: Album) -> Figure:
     drawn.figure.colorbar(image, ax=drawn, label="cosine of rectified masks (0 to 1)")
     mean = float(cosine_KK[~np.eye(len(masks_KD), dtype=bool)].mean())
     caption = (
-        f"Look for dark cells off the diagonal: learners that use different dimensions; all near 1 (here {mean:.2f} in the "
-        "mean) says that the masks have hardly parted."
+        f"Look for dark cells off the diagonal: these learners use different dimensions. Values near 1 (here {mean:.2f} on "
+        "average) mean that the masks hardly differ."
     )
     return album.keep(drawn, "mask-overlap", title=f"Overlap of the masks of trial {key}", caption=caption)
 
@@ -212,10 +212,10 @@ def _image(masks_KD: Tensor, key: str, album: Album) -> Figure:
     drawn.set_xlabel("dimension of the embedding")
     drawn.set_ylabel("learner")
     drawn.figure.colorbar(image, ax=drawn, label="weight")
-    caption = "Look for columns that are light in one row only: dimensions that one learner has for itself."
-    return album.keep(drawn, "masks", title=f"Masks of trial {key}, as they are multiplied in", caption=caption)
+    caption = "Look for columns that are light in one row only: dimensions that only one learner uses."
+    return album.keep(drawn, "masks", title=f"Effective masks of trial {key}", caption=caption)
 
 
 def _learners(axis: object, count: int) -> None:
-    """Ticks at whole learners."""
+    """Set ticks at integers."""
     axis.set_ticks(range(0, count, 1 + count // 16))  # type: ignore[attr-defined]

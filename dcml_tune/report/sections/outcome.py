@@ -42,7 +42,7 @@ def _described(search: SearchData, best: Trial) -> str:
 
 
 def banners(search: SearchData) -> list[str]:
-    """What a reader must know first."""
+    """Notices above the page: problems, an unfinished search, and the measuring on test classes of the paper protocol."""
     state = search.record.state
     said = list(search.problems)
     if search.status == "running":
@@ -53,7 +53,7 @@ def banners(search: SearchData) -> list[str]:
     if search.status == "interrupted":
         resume = command("dcml_tune.search", "--resume", search.name, "--output-dir", str(search.output))
         said.insert(
-            0, f"This search was interrupted{f' ({state.reason})' if state.reason else ''}; go on with it by: {resume}"
+            0, f"This search was interrupted{f' ({state.reason})' if state.reason else ''}; resume it by: {resume}"
         )
     if search.metric.startswith("paper/"):
         said.append(f"{PAPER_LABEL}.")

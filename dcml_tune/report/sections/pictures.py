@@ -1,6 +1,6 @@
 """Pictures: queries of the held-out classes with their neighbours, and images of each cluster.
 
-Only images of training classes are opened, held out or not: test classes stay sealed.
+Only images of training classes are opened, held-out or not. Images of test classes are never opened.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ Indices = npt.NDArray[np.int64]
 Hits = npt.NDArray[np.bool_]
 
 _QUERIES, _NEIGHBOURS = 12, 5
-_MOST_IMAGES = 3000  # of the held-out classes that are embedded
+_MOST_IMAGES = 3000  # most images of held-out classes that are embedded
 _PER_CLUSTER, _MOST_CLUSTERS = 6, 32
 _GAP = 18  # pixels
 _SEED = 0
 
 
 def pictures(search: SearchData, album: Album) -> Section:
-    """Queries with their neighbours before and after, and images of each cluster."""
+    """Queries with their neighbours before and after training, and images of each cluster."""
     section = Section(title="Pictures")
     if search.best is None or search.model is None:
         section.say("The model of the best trial was not kept, or there is none yet, so nothing can be embedded.")
         return section
     stores = search.output / STORES
     if not _is_stored(search.best.config, stores):
-        section.say(f"{stores} does not hold the images of this search, and a report builds no store.")
+        section.say(f"{stores} does not hold the images of this search, and a report does not build an image store.")
         return section
     opened = TrialData.open(search.best.config, stores)
     if opened.validation is None:
-        section.say("No classes are held out (paper protocol), and pictures of test classes are not shown.")
+        section.say("No classes are held out (paper protocol), and images of test classes are not shown.")
     else:
         with _all_threads():
             section.parts.append(_neighbours(search, search.model, opened, album))
@@ -61,7 +61,7 @@ def pictures(search: SearchData, album: Album) -> Section:
 
 
 def _is_stored(config: TrialConfig, stores: Path) -> bool:
-    """Whether the stores of the training images are there."""
+    """Whether the image stores of the training images exist."""
     images = data.load(config).train
     kinds: tuple[data.Kind, ...] = (config.image_store, "evaluation")
     sizes = {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
@@ -70,7 +70,7 @@ def _is_stored(config: TrialConfig, stores: Path) -> bool:
 
 @contextmanager
 def _all_threads() -> Iterator[None]:
-    """As many threads as this process may use."""
+    """Within this context, let torch use all cores of this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(usable_cores())
     try:
@@ -84,12 +84,12 @@ def _all_threads() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What a network finds."""
+    """The neighbours of all queries by one network."""
 
     neighbours: Indices
-    """Q x 5: rows of the store, the nearest first."""
+    """Q x 5: rows of the image store, nearest first."""
     right: Hits
-    """Q x 5: whether they are of the query's class."""
+    """Q x 5: whether the neighbour has the class of the query."""
 
 
 def _neighbours(search: SearchData, trained: Path, opened: TrialData, album: Album) -> Figure:
@@ -98,7 +98,7 @@ def _neighbours(search: SearchData, trained: Path, opened: TrialData, album: Alb
     device = torch.device("cuda" if torch.cuda.is_available() and search.status != "running" else "cpu")
     networks = [(MaskedEmbedder(search.best.config), True), (embedder.load(trained), False)]
     before, after = (
-        _search(network.to(device), opened, queries, gallery, penultimate=penultimate)
+        _find_neighbours(network.to(device), opened, queries, gallery, penultimate=penultimate)
         for network, penultimate in networks
     )
     labels = opened.labels
@@ -110,18 +110,18 @@ def _neighbours(search: SearchData, trained: Path, opened: TrialData, album: Alb
     classes = len(np.unique(labels[queries]))
     recall = [percent(float(found.right[:, 0].mean())) for found in (before, after)]
     caption = (
-        "Look for rows that turn from red to green, and for what the red ones have in common. Searched were "
+        "Look for rows that change from red to green, and for what the red ones have in common. Searched were "
         f"{len(queries):,} held-out images of {classes:,} classes "
-        f"({'all there are' if whole else 'whole classes, chosen at random with a fixed seed'}); the nearest is right for "
+        f"({'all of them' if whole else 'whole classes, sampled with a fixed seed'}); the nearest is right for "
         f"{recall[0]} of them with the untrained network and for {recall[1]} with trial {search.best.key}. Half of the queries "
-        "are random, the others (last rows) are among those that the two answer differently."
+        "are sampled at random; the others (last rows) are among those on which the two networks differ."
     )
-    title = "Queries and their five nearest, before and after"
+    title = "Queries and their five nearest neighbours, before and after training"
     return album.keep_picture(sheet, "neighbours", title=title, caption=caption)
 
 
 def _shown_rows(opened: TrialData) -> tuple[Indices, Indices | None]:
-    """Queries, and their gallery where there is one: whole classes, at most 3,000 images."""
+    """Rows of the queries, and of the gallery if there is one: whole classes, at most 3,000 images."""
     assert opened.validation is not None
     queries, gallery, labels = opened.validation, opened.gallery, opened.labels
     rows = queries if gallery is None else np.concatenate([queries, gallery])
@@ -129,14 +129,16 @@ def _shown_rows(opened: TrialData) -> tuple[Indices, Indices | None]:
     order = np.random.default_rng(_SEED).permutation(len(classes))
     kept = classes[order[np.cumsum(counts[order]) <= _MOST_IMAGES]]
     if not len(kept):
-        raise SettingError(f"each held-out class has more than {_MOST_IMAGES:,} images")
+        raise SettingError(
+            f"a held-out class has more than {_MOST_IMAGES:,} images, the most that are embedded; leave the pictures out with --no-pictures"
+        )
     return queries[np.isin(labels[queries], kept)], None if gallery is None else gallery[np.isin(labels[gallery], kept)]
 
 
-def _search(
+def _find_neighbours(
     network: MaskedEmbedder, opened: TrialData, queries: Indices, gallery: Indices | None, *, penultimate: bool
 ) -> _Found:
-    """The nearest of the gallery, or of the other queries."""
+    """Find the nearest images of the gallery or, without a gallery, of the other queries."""
     vectors = embed(network, opened.views, queries, penultimate=penultimate)
     others = vectors if gallery is None else embed(network, opened.views, gallery, penultimate=penultimate)
     near = _nearest(vectors, others, without_self=gallery is None)
@@ -145,7 +147,7 @@ def _search(
 
 
 def _nearest(queries: Tensor, gallery: Tensor, *, without_self: bool) -> Indices:
-    """Q x 5: places in the gallery by falling cosine; self is left out by its place."""
+    """Q x 5: indices into the gallery by decreasing cosine; `without_self` excludes the index of the query."""
     similarity = queries @ gallery.T
     if without_self:
         similarity.fill_diagonal_(-torch.inf)
@@ -154,13 +156,13 @@ def _nearest(queries: Tensor, gallery: Tensor, *, without_self: bool) -> Indices
 
 
 def _has_answer(opened: TrialData, row: int, queries: Indices, gallery: Indices | None) -> bool:
-    """Whether there is another image of a query's class to be found."""
+    """Whether a query has another image of its class to be found."""
     same = opened.labels[queries if gallery is None else gallery] == opened.labels[row]
     return int(same.sum()) > int(gallery is None)
 
 
 def _choose(differ: Hits, answerable: Hits) -> Indices:
-    """Half of the queries at random, half among those that are answered differently, if there are as many."""
+    """Choose half of the queries at random, and half among those on which the networks differ, as far as there are any."""
     rng = np.random.default_rng(_SEED)
     order = rng.permutation(np.flatnonzero(answerable))
     telling = order[differ[order]][: _QUERIES // 2]
@@ -176,7 +178,7 @@ def _rows(found: _Found, chosen: Indices) -> _Found:
 
 
 def _sheet(images: Pixels, queries: Indices, networks: list[_Found]) -> Pixels:
-    """A row for each query: itself, then its neighbours by each network."""
+    """A row for each query: the query, then its neighbours by each network."""
     rows = []
     for number, query in enumerate(queries):
         blocks = [thumbnail(images[query], GREY)]
@@ -212,8 +214,8 @@ def _clusters(section: Section, search: SearchData, opened: TrialData, album: Al
     )
     title = f"{_PER_CLUSTER} images of each cluster, chosen at random"
     caption = (
-        f"Look for what the images of a row have in common and those of other rows do not: that is what its learner is for "
-        f"({len(shown)} of {clusters} clusters{', the largest' if len(shown) < clusters else ''})."
+        f"Look for what the images of a row have in common and those of other rows do not: its learner specialises in that "
+        f"({len(shown)} of {clusters} clusters{', the largest ones' if len(shown) < clusters else ''})."
     )
     section.parts.append(album.keep_picture(with_head(sheet, {0: title}), "clusters", title=title, caption=caption))
 

@@ -1,4 +1,4 @@
-"""How the search went: best so far, learning curves, what it cost."""
+"""Progress of the search: best value so far, learning curves, and cost."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dcml_tune.report.page import Figure, Section, Table, percent
 from dcml_tune.report.search_data import SearchData, Trial
 
 _FULL = "full embedding"
-_DEVICE, _SHARE = "dcml.device", "dcml.device_share"  # tags of a search: what a trial ran on, and how many of it
+_DEVICE, _SHARE = "dcml.device", "dcml.device_share"  # tags of a search: the device of a trial, and its share of it
 
 Piece = list[tuple[float, float]]
-"""Two points of a curve."""
+"""A segment of a curve: two points of epoch and value."""
 
 
 def learning(search: SearchData, album: Album) -> Section:
-    """Best so far over trials and over time, and the learning curves."""
+    """Best value so far over trials and over time, and the learning curves."""
     section = Section(title="Learning")
     if search.ended:
         section.parts += [_over_trials(search, album), _over_time(search, album)]
@@ -48,7 +48,7 @@ def _over_trials(search: SearchData, album: Album) -> Figure:
     drawn.set_xlabel("trial")
     _reference(drawn, search)
     _value_axis(drawn, search)
-    caption = "Look for whether late trials still raise the best value: if they do, more trials may pay."
+    caption = "Look for whether late trials still raise the best value: if they do, more trials may improve it further."
     return album.keep(drawn, "best-over-trials", title="Best so far over trials", caption=caption)
 
 
@@ -60,12 +60,12 @@ def _over_time(search: SearchData, album: Album) -> Figure:
     minutes = [(trial.frozen.datetime_complete - start).total_seconds() / 60 for trial in ended]  # type: ignore[operator]
     values = [trial.best or 0.0 for trial in ended]
     drawn.step(minutes, np.maximum.accumulate(values), where="post", label="best so far")
-    drawn.scatter(minutes, values, s=18, color="C1", label="a trial, at its end")
+    drawn.scatter(minutes, values, s=18, color="C1", label="end of a trial")
     drawn.set_xlim(left=0)
-    drawn.set_xlabel("time since the first trial began, pauses included (minutes)")
+    drawn.set_xlabel("time since the start of the first trial, pauses included (minutes)")
     _reference(drawn, search)
     _value_axis(drawn, search)
-    caption = "Look for when the curve became flat: what was run after that brought nothing."
+    caption = "Look for when the curve became flat: trials after that brought no improvement."
     return album.keep(drawn, "best-over-time", title="Best so far over time", caption=caption)
 
 
@@ -87,12 +87,12 @@ def _curves(search: SearchData, album: Album) -> Figure:
     _value_axis(drawn, search)
     drawn.legend(handles=handles, title="phase", loc="upper left", bbox_to_anchor=(1.01, 1))
     drawn.set_ylabel(f"best {search.metric} so far")
-    caption = "Look for the phase in which the curves part: before it trials cannot be told from each other, and pruning is a draw of lots."
+    caption = "Look for the phase in which the curves diverge: before it the trials hardly differ, and pruning is close to random."
     return album.keep(drawn, "learning-curves", title="Learning curves of all trials", caption=caption)
 
 
 def _pieces(trials: list[Trial]) -> dict[str, list[Piece]]:
-    """The pieces of all curves by the phases that they end in; the first of a curve is a point."""
+    """Segments of all curves by the phase in which they end; the first segment of a curve is a point."""
     found: dict[str, list[Piece]] = {}
     for trial in trials:
         points = sorted(trial.curve.items())
@@ -103,19 +103,19 @@ def _pieces(trials: list[Trial]) -> dict[str, list[Piece]]:
 
 
 def _place(phase: str) -> int:
-    """Of a phase in the order of a whole schedule: clusters, then the full embedding."""
+    """Sort key of a phase in the order of a schedule: number of clusters, then the full embedding."""
     return sys.maxsize if phase == _FULL else int(phase.split()[0])
 
 
 def _colour(phase: str) -> str | tuple[float, float, float, float]:
-    """From dark for one cluster to light for 64; the full embedding stands apart."""
+    """Colour of a phase: from dark for one cluster to light for 64; red for the full embedding."""
     if phase == _FULL:
         return "tab:red"
     return colormaps["viridis"](min(1.0, (_place(phase).bit_length() - 1) / 6))
 
 
 def _reference(drawn: Axes, search: SearchData) -> Line2D:
-    """A line at the untrained network's value, where it is known."""
+    """Draw a line at the value of the untrained network, if it is known."""
     value = search.record.state.untrained
     if value is None:
         return Line2D([], [])
@@ -132,7 +132,7 @@ def _value_axis(drawn: Axes, search: SearchData) -> None:
 
 
 def costs(search: SearchData, album: Album) -> Section:
-    """What pruning saved, and what a gained point cost."""
+    """What pruning saved, and the cost of each gained point."""
     section = Section(title="Cost")
     trials = [trial for trial in search.trials if trial.curve]
     if not trials:
@@ -155,16 +155,16 @@ def _table(search: SearchData, trials: list[Trial]) -> Table:
         ("epochs run", f"{run} of {planned} planned ({percent(run / planned)})"),
         ("epochs saved by pruning", f"{saved} ({percent(saved / planned)})"),
         ("time of trials", f"{sum(_seconds(search, trial) for trial in trials) / 60:.1f} minutes"),
-        ("time saved by pruning", f"about {sum(minutes):.1f} minutes, if the epochs left out took as long as those that were run"),
+        ("time saved by pruning", f"about {sum(minutes):.1f} minutes, if the skipped epochs took as long as the completed ones"),
     ]  # fmt: skip
-    return Table(title="What pruning saved", columns=["what", "value"], rows=rows)
+    return Table(title="What pruning saved", columns=["quantity", "value"], rows=rows)
 
 
 def _of_a_point(search: SearchData, trials: list[Trial]) -> str:
-    """Hours of trials for each point over the untrained network."""
+    """Hours of trials for each percentage point over the untrained network."""
     untrained, best = search.record.state.untrained, search.best
     if untrained is None or best is None or best.best is None:
-        return "The untrained network was not measured, so a point gained has no price."
+        return "The untrained network was not measured, so the cost of a gained point is not known."
     gain = 100 * (best.best - untrained)
     tags = next((run.tags for run in search.runs if _DEVICE in run.tags), {})
     device = f"{tags.get(_DEVICE, 'trial')} hours"
@@ -178,7 +178,7 @@ def _of_a_point(search: SearchData, trials: list[Trial]) -> str:
 
 
 def _seconds(search: SearchData, trial: Trial) -> float:
-    """Time of a trial's epochs; where MLflow does not have it, from its beginning to its last sign of life."""
+    """Seconds of a trial's epochs in MLflow; if it has none, from the start of the trial to its end or the last record."""
     epochs = [value for _, value in search.curve(trial.key, "time/epoch_s")]
     if epochs:
         return sum(epochs)

@@ -1,4 +1,4 @@
-"""Which settings mattered."""
+"""The settings: a table of all trials, and the effect of each setting on the metric."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dcml_tune.runs.study import KEY, direction
 
 
 def settings(search: SearchData, album: Album) -> Section:
-    """Importance, slices and parallel coordinates of the settings that vary, and all trials in a table."""
+    """All trials in a table; importance, slices and parallel coordinates of the settings that vary."""
     section = Section(title="Settings")
     section.parts.append(_table(search))
     if len(search.metrics) > 1:
@@ -43,15 +43,15 @@ def settings(search: SearchData, album: Album) -> Section:
 
 
 def _add(section: Section, draw: Callable[..., Figure], search: SearchData, study: Study, album: Album) -> None:
-    """Add a figure of Optuna's, or why it cannot be drawn."""
+    """Add a figure that Optuna draws, or a sentence that says why it cannot be drawn."""
     try:
         section.parts.append(draw(search, study, album))
-    except Exception as error:  # too few trials for its model, or values that it cannot order
+    except Exception as error:  # too few trials for the evaluator, or values that cannot be ordered
         section.say(f"{(draw.__doc__ or '').split(',')[0]} cannot be drawn: {' '.join(str(error).split())}.")
 
 
 def _fronts(search: SearchData, album: Album) -> list[Part]:
-    """The first metric against each other one, and the trials that none beats in all."""
+    """The Pareto-optimal trials, and the first metric against each other metric."""
     trials = [trial for trial in search.ended if trial.frozen.state == TrialState.COMPLETE]
     if not trials:
         return []
@@ -61,15 +61,13 @@ def _fronts(search: SearchData, album: Album) -> list[Part]:
     rows = sorted(([each.user_attrs[KEY], each.values] for each in study.best_trials), key=lambda row: -row[1][0])
     shown = [[key, *(percent(v) if d == "maximize" else f"{v:.1f} s" for v, d in zip(values, directions, strict=True))]
              for key, values in rows]  # fmt: skip
-    parts: list[Part] = [
-        Table(title="Beaten by no other trial in all metrics", columns=["trial", *search.metrics], rows=shown)
-    ]
+    parts: list[Part] = [Table(title="Pareto-optimal trials", columns=["trial", *search.metrics], rows=shown)]
     for place, metric in enumerate(search.metrics[1:], 1):
         pair = create_study(directions=[directions[0], directions[place]])
         pair.add_trials([create_trial(values=[each.frozen.values[0], each.frozen.values[place]]) for each in trials])
         drawn = plot_pareto_front(pair, target_names=[search.metric, metric])
         in_percent(drawn.xaxis)
-        caption = "Look along the marked front: further to the better side of one metric there is only by giving up some of the other."
+        caption = "Look along the marked Pareto front: there one metric can improve only if the other gets worse."
         name = f"front-{metric.replace('/', '-')}"
         parts.append(album.keep(drawn, name, title=f"{search.metric} against {metric}", caption=caption))
     return parts
@@ -83,8 +81,8 @@ def _importance(search: SearchData, study: Study, album: Album) -> Figure:
     drawn.set_xlabel(f"importance for {search.metric} (share of 1)")
     drawn.set_ylabel("setting")
     caption = (
-        f"Look for the longest bar: the setting that made most of the difference between the {len(search.ended)} trials "
-        "that ended, a hint at best with fewer than some twenty of them."
+        f"Look for the longest bar: this setting explains most of the difference between the {len(search.ended)} trials that "
+        "ended. With fewer than about twenty trials it is no more than a hint."
     )
     return album.keep(drawn, "importance", title="Importance of the settings", caption=caption)
 
@@ -100,8 +98,8 @@ def _slices(search: SearchData, study: Study, album: Album) -> Figure:
         if number is not None:
             _mark(each, number)
     caption = (
-        "Look for a slope or a hump: where the points only scatter the setting made no difference; the star is the published "
-        "setting, darker points are later trials, and pruned ones count with the best value that they had."
+        "Look for a slope or a maximum: if the points only scatter, the setting made no difference. The star is the published "
+        "setting, darker points are later trials, and pruned trials count with the best value that they reached."
     )
     return album.keep(
         several[0], "slices", title=f"{search.metric} against each setting", caption=caption, several=True
@@ -109,7 +107,7 @@ def _slices(search: SearchData, study: Study, album: Album) -> Figure:
 
 
 def _mark(drawn: Axes, number: int) -> None:
-    """A star where a trial lies."""
+    """Mark a trial with a star."""
     cloud = cast(PathCollection, drawn.collections[0])
     for place, trial in zip(np.asarray(cloud.get_offsets()), np.asarray(cloud.get_array()), strict=True):
         if trial == number:
@@ -127,12 +125,14 @@ def _parallel(search: SearchData, study: Study, album: Album) -> Figure:
     drawn.set_facecolor("#cfcfcf")
     drawn.set_ylabel(search.metric)
     drawn.set_xlabel("measure and settings")
-    caption = "Look for where the dark lines, the best trials, run together: that range of a setting is worth a closer search."
+    caption = (
+        "Look for where the dark lines, the best trials, converge: that range of a setting is worth a closer search."
+    )
     return album.keep(drawn, "parallel", title="Settings of each trial", caption=caption)
 
 
 def _table(search: SearchData) -> Table:
-    """All trials, the best first."""
+    """All trials, best first."""
     names = search.varied or list(dict.fromkeys(name for trial in search.trials for name in trial.settings))
     trials = sorted(search.trials, key=lambda trial: -(trial.best or 0.0))
     rows = [

@@ -10,11 +10,11 @@ from dcml_tune.report.search_data import SearchData
 
 
 def verdict(search: SearchData, album: Album) -> Section:
-    """Whether the winner is better than its controls."""
+    """Comparison of the winner with its controls, and the gap to the test classes."""
     section = Section(title="Verdict")
     if search.verdict is None:
         section.say(
-            "Nothing was confirmed yet: the best value of a search is the best of many, and so too high by some amount."
+            "Nothing was confirmed yet. The best value of a search is the maximum of many values, and therefore biased upwards."
         )
         return section
     for line in search.verdict.get("lines", []):
@@ -64,7 +64,9 @@ def _forest(comparisons: list[dict[str, Any]], metric: str, album: Album) -> Fig
     drawn.set_ylim(len(comparisons) - 0.5, -0.5)
     drawn.set_xlabel(f"winner minus control, {metric.rpartition('/')[2]} (points, 95 % interval)")
     drawn.set_ylabel("control (pairs)")
-    caption = "Look for intervals that do not touch the line at zero: only there is a difference shown; an empty circle has no interval."
+    caption = (
+        "Look for intervals that do not contain zero: only these show a difference. An empty circle has no interval."
+    )
     return album.keep(drawn, "forest", title="The winner against its controls", caption=caption)
 
 
