@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import operator
-import re
-import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dcml_tune.cli.parser import Parser, run_command
-from dcml_tune.cli.quantities import brief, whole
+from dcml_tune.cli.quantities import whole
 from dcml_tune.config.errors import SettingError, unknown_name
+from dcml_tune.report.run_table import Row, known_name, meets, parse_number, print_table, sort_rows
 from dcml_tune.runs.paths import named_directory, output_directory
 from dcml_tune.runs.study import first_best
 from dcml_tune.tracking.uris import add_flag, tracking_uri
-from dcml_tune.utils.redaction import redact
-from dcml_tune.utils.stored import printable
 
 if TYPE_CHECKING:
     from dcml_tune.tracking.reading import StoredRun
 
-Row = dict[str, Any]
-"""Values of a table row by the names of columns, settings and metrics."""
-
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
 _SEARCH_COLUMNS = [
     "name", "kind", "dataset", "state", "trials", "pruned", "failed", "best", "test", "protocol", "started", "min",
 ]  # fmt: skip
-_EXPRESSION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Flags:
+    """The command line."""
+
+    search: str | None
+    metric: str
+    filter: list[str]
+    sort: str | None
+    descending: bool
+    columns: str | None
+    limit: int | None
+    json: bool
+    csv: bool
+    output_dir: str
+    tracking_uri: str | None
+    experiment: str
+    all: bool
 
 
 def parser() -> Parser:
@@ -64,31 +70,36 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Read, filter, sort and print the table; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    flags = _Flags(**vars(parser().parse_args(argv)))
+    rows, columns = _read(flags)
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    rows = [row for row in rows if all(meets(row, each, names) for each in flags.filter)]
+    rows = sort_rows(rows, flags.sort or "best", names, down=flags.descending or not flags.sort)[: flags.limit]
+    if flags.columns:
+        columns = [known_name(name, names) for name in flags.columns.split(",")]
+    print_table(rows, columns, as_json=flags.json, as_csv=flags.csv)
+    return 0
+
+
+def _read(flags: _Flags) -> tuple[list[Row], list[str]]:
+    """Rows and default columns of the table.
+
+    Raises:
+        SettingError: if the store, the experiment or the search does not exist.
+    """
     from dcml_tune.tracking.reading import read_runs  # imported on use, as below, so that --help starts quickly
 
-    output, search = output_directory(arguments.output_dir), None
-    if arguments.search is not None:
-        directory = named_directory("SEARCH", arguments.search, output)
-        output, search = directory.parent, directory.name
-    uri = tracking_uri(arguments.tracking_uri, output)
-    if search is None:
-        rows, columns = _searches(read_runs(uri, arguments.experiment, all_programs=arguments.all), arguments.metric)
-    else:
-        runs = read_runs(uri, arguments.experiment, search=search)
-        if not runs:
-            known = [run.key for run in read_runs(uri, arguments.experiment) if run.role == "search"]
-            raise SettingError(unknown_name("search", search, known))
-        rows, columns = _trials(runs, arguments.metric, uri)
-    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    rows = [row for row in rows if all(_holds(row, each, names) for each in arguments.filter)]
-    rows = _sorted(rows, arguments.sort or "best", names, down=arguments.descending or not arguments.sort)[
-        : arguments.limit
-    ]
-    if arguments.columns:
-        columns = [_known(name, names) for name in arguments.columns.split(",")]
-    _print(rows, columns, arguments)
-    return 0
+    output = output_directory(flags.output_dir)
+    if flags.search is None:
+        uri = tracking_uri(flags.tracking_uri, output)
+        return _searches(read_runs(uri, flags.experiment, all_programs=flags.all), flags.metric)
+    directory = named_directory("SEARCH", flags.search, output)
+    uri, search = tracking_uri(flags.tracking_uri, directory.parent), directory.name
+    runs = read_runs(uri, flags.experiment, search=search)
+    if not runs:
+        known = [run.key for run in read_runs(uri, flags.experiment) if run.role == "search"]
+        raise SettingError(unknown_name("search", search, known))
+    return _trials(runs, flags.metric, uri)
 
 
 def _searches(runs: list[StoredRun], metric: str) -> tuple[list[Row], list[str]]:
@@ -169,82 +180,7 @@ def _best(run: StoredRun, metric: str) -> float | None:
 
 
 def _typed(params: dict[str, str]) -> Row:
-    return {name: _value(text) for name, text in params.items()}
-
-
-def _value(text: str) -> Any:
-    """The number that a text represents, or the text."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return int(number) if number.is_integer() and re.fullmatch(r"-?\d+", text) else number
-
-
-def _known(name: str, names: list[str]) -> str:
-    """Check a name of a column, setting or metric, and return it.
-
-    Raises:
-        SettingError: if there is no such name.
-    """
-    if name not in names:
-        raise SettingError(unknown_name("column, setting or metric", name, names))
-    return name
-
-
-def _holds(row: Row, expression: str, names: list[str]) -> bool:
-    """Whether a row meets a condition; a row without the value does not.
-
-    Raises:
-        SettingError: if the condition has another form than NAME OP VALUE, or names something unknown.
-    """
-    parts = _EXPRESSION.fullmatch(expression)
-    if parts is None:
-        raise SettingError(f"--filter {expression}: must be NAME OP VALUE, where OP is one of {', '.join(_COMPARE)}")
-    name, compare, wanted = _known(parts[1], names), _COMPARE[parts[2]], _value(parts[3])
-    found = row.get(name)
-    found = _value(found) if isinstance(found, str) else found
-    if found is None or found == "":
-        return False
-    try:
-        return compare(found, wanted)
-    except TypeError:  # a text compared with a number
-        return compare(str(found), str(wanted))
-
-
-def _sorted(rows: list[Row], by: str, names: list[str], *, down: bool) -> list[Row]:
-    """Sort rows by a value; rows without it come last in either order."""
-    name = _known(by, names)
-
-    def place(row: Row) -> tuple[bool, float, str]:
-        value = row[name]
-        number = isinstance(value, int | float)
-        return (not number, float(value) if number else 0.0, str(value))
-
-    with_it = [row for row in rows if row.get(name) not in (None, "")]
-    return [*sorted(with_it, key=place, reverse=down), *(row for row in rows if row.get(name) in (None, ""))]
-
-
-def _print(rows: list[Row], columns: list[str], arguments: Any) -> None:
-    if arguments.json:
-        print(json.dumps(rows, indent=2, default=str))
-        return
-    cells = [["" if row.get(name) is None else brief(row[name]) for name in columns] for row in rows]
-    if arguments.csv:
-        csv.writer(sys.stdout).writerows([columns, *cells])
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    terminal = sys.stdout.isatty()
-    table = Table(*columns, box=box.HEAVY_HEAD if terminal else box.SIMPLE_HEAD)
-    for each in cells:
-        table.add_row(*(printable(redact(cell)) for cell in each))
-    console = Console(width=None if terminal else 10_000, highlight=False, markup=False, emoji=False)
-    console.print(table, no_wrap=not terminal, crop=False)
-    if not rows:
-        print("no runs")
+    return {name: parse_number(text) for name, text in params.items()}
 
 
 if __name__ == "__main__":

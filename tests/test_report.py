@@ -251,7 +251,7 @@ def test_the_page_needs_no_network(whole):
         "<td>8.0 minutes</td>",
         "0.003 trial hours for each point of val/recall_at_1 over the untrained network: 0.13 for 40.0 points",
         "1 (1.4 %) belong to no cluster",
-        "Searched were 24 held-out images of 4 classes (all there are)",
+        "Searched were 24 held-out images of 4 classes (all of them)",
         "<td>final</td><td>50.9 %</td>",
         "<td>no division</td><td>48.7 %</td>",
         "<td>2026-01-01T13:00:00</td><td>s/final</td><td>folder</td><td>2</td>",
@@ -380,7 +380,7 @@ def test_neighbours_within_a_gallery(tmp_path, monkeypatch):
     opened = TrialData.open(config, tmp_path / "store")
     queries, gallery = pictures._shown_rows(opened)
     assert (len(queries), len(gallery)) == (12, 12)
-    found = pictures._search(MaskedEmbedder(config), opened, queries, gallery, penultimate=True)
+    found = pictures._find_neighbours(MaskedEmbedder(config), opened, queries, gallery, penultimate=True)
     assert np.isin(found.neighbours, gallery).all()
     assert (found.right == (opened.labels[found.neighbours] == opened.labels[queries][:, None])).all()
     monkeypatch.setattr(pictures, "_MOST_IMAGES", 14)
