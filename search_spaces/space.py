@@ -257,7 +257,7 @@ class SearchSpace:
             }
             return cls(**{**facts, "domains": domains})
         except (KeyError, TypeError, AttributeError) as error:
-            raise SettingError(f"the recorded search space is none ({type(error).__name__}: {error})") from None
+            raise SettingError(f"the recorded search space is not valid ({type(error).__name__}: {error})") from None
 
     def describe(self) -> list[tuple[str, str, str]]:
         """For each setting that varies its name, its domain, and the reason."""

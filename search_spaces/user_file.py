@@ -89,7 +89,7 @@ class _File:
         except SystemExit as error:
             raise self.error("it ends the process; let it define SPACE and go on", line=self._line_in(error)) from None
         except BaseException as error:
-            raise self.error(f"cannot be run ({_said(error)}); mend it", line=self._line_in(error)) from None
+            raise self.error(f"cannot be run ({_said(error)}); correct it", line=self._line_in(error)) from None
         found = getattr(module, "SPACE", None)
         if not isinstance(found, SearchSpace):
             what = "defines no SPACE" if found is None else f"SPACE is of type {type(found).__name__}"
@@ -100,7 +100,7 @@ class _File:
         try:
             facts = os.stat(self.path)
             if not stat.S_ISREG(facts.st_mode):
-                raise self.error("is no regular file; give a Python file that defines SPACE = SearchSpace(...)")
+                raise self.error("is not a regular file; give a Python file that defines SPACE = SearchSpace(...)")
             if facts.st_size > _MOST_BYTES:
                 raise self.error(f"has {facts.st_size:,} bytes; a file that defines SPACE has at most {_MOST_BYTES:,}")
             return Path(self.path).read_bytes()
@@ -118,9 +118,9 @@ class _File:
         try:
             return compile(self.source, self.path, "exec", dont_inherit=True)
         except SyntaxError as error:
-            raise self.error(f"is not Python ({error.msg}); mend it", line=error.lineno) from None
+            raise self.error(f"is not Python ({error.msg}); correct it", line=error.lineno) from None
         except (ValueError, MemoryError, RecursionError, OverflowError) as error:
-            raise self.error(f"is not Python ({_said(error)}); mend it") from None
+            raise self.error(f"is not Python ({_said(error)}); correct it") from None
 
     def _line_in(self, error: BaseException) -> int | None:
         """The last line of the file in the traceback of an exception."""

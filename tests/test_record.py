@@ -88,9 +88,7 @@ def test_a_record_with_a_right_checksum_and_wrong_content_is_one_line(tmp_path, 
     Record.create(tmp_path / "good", SMALLEST).release()
     (tmp_path / "bad").mkdir()
     write_checksummed(tmp_path / "bad" / "search.json", {"format": 1, **asked})
-    with pytest.raises(
-        SettingError, match=r"--resume bad: .*search.json holds what no search has asked for"
-    ) as refused:
+    with pytest.raises(SettingError, match=r"--resume bad: .*search.json is not a valid record") as refused:
         Record.open(tmp_path / "bad")
     assert said in str(refused.value)
     assert main(["--resume", "--output-dir", str(tmp_path)]) == 0

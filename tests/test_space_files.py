@@ -88,15 +88,15 @@ def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "large").write_bytes(b"#" * 1_000_001)
     for name, words in {
         "missing.py": "no such file",
-        "": "is no regular file",
-        "pipe": "is no regular file",
+        "": "is not a regular file",
+        "pipe": "is not a regular file",
         "large": "has 1,000,001 bytes",
         "x" * 300: "cannot be read",
         "a\0b": "null byte",
     }.items():
         with pytest.raises(SettingError, match=words):
             load_space("emoji", f"{tmp_path}/{name}")
-    with pytest.raises(SettingError, match="is no regular file"):
+    with pytest.raises(SettingError, match="is not a regular file"):
         load_space("emoji", "/dev/zero")
 
 
@@ -128,7 +128,7 @@ def test_a_search_refuses_a_file_before_anything_runs(tmp_path):
     """As the command ends: one line, status 2."""
     for path, words in {
         "/etc/passwd": "/etc/passwd, line 1: is not Python",
-        str(tmp_path): "is no regular file",
+        str(tmp_path): "is not a regular file",
     }.items():
         done = subprocess.run(
             [sys.executable, "-m", "dcml_tune.search", "emoji", "--space", path, "--output-dir", tmp_path / "runs"],

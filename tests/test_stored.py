@@ -23,10 +23,10 @@ DEEP = "[" * 100_000
     [
         (DEEP, "nested too deeply"),
         ('{"a":' * 100_000, "nested too deeply"),
-        ("NaN", "no finite number"),
-        ("[1, -Infinity]", "no finite number"),
-        ("1e999", "no finite number"),
-        ('{"a": 1, "a": 2}', "'a' is there twice"),
+        ("NaN", "not a finite number"),
+        ("[1, -Infinity]", "not a finite number"),
+        ("1e999", "not a finite number"),
+        ('{"a": 1, "a": 2}', "the key 'a' is duplicated"),
         ("1" * 5000, "limit"),
         (b'"\xff"', "utf-8"),
         ("{", "Expecting"),
@@ -87,7 +87,7 @@ def test_a_right_checksum_does_not_make_wrong_content_right(tmp_path):
     assert read_checksummed(file, Example) == {"count": 1}
     write_checksummed(file, {"count": "many"})
     assert read_checksummed(file) == {"count": "many"}
-    with pytest.raises(CorruptFileError, match=r"f\.json: holds what cannot be .*count"):
+    with pytest.raises(CorruptFileError, match=r"f\.json: has invalid content .*count"):
         read_checksummed(file, Example)
 
 

@@ -252,7 +252,7 @@ DAMAGED = {
     "nonsense inside": (execute("UPDATE trial_params SET distribution_json = '{'"), "cannot be read ("),
     "another study": (another_study, "holds no study called s"),
     "a directory": (directory, "is a directory"),
-    "a FIFO": (fifo, "is no regular file"),
+    "a FIFO": (fifo, "is not a regular file"),
     "a dangling link": (dangling, "is a link to a file that is missing"),
     "missing": (missing, "is missing"),
 }

@@ -184,7 +184,7 @@ class Record:
             checked(Asked, asked)
         except ValueError as error:
             raise SettingError(
-                f"--resume {directory.name}: {directory / _ASKED} holds what no search has asked for ({error}); put the file "
+                f"--resume {directory.name}: {directory / _ASKED} is not a valid record ({error}); put the file "
                 "back, or start a new search"
             ) from None
         began_as = asked.get("name") or asked["flags"].get("name") or directory.name

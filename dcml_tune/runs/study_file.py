@@ -171,7 +171,7 @@ def fault_of(file: Path, name: str) -> str | None:
     if stat.S_ISDIR(found.st_mode):
         return "is a directory"
     if not stat.S_ISREG(found.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if found.st_size == 0:
         return "is empty"
     try:

@@ -87,7 +87,7 @@ def check(kind: type[T], facts: Any, file: Path) -> T:
     try:
         return checked(kind, facts)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {file}: holds what cannot be ({error}); take another") from None
+        raise CheckpointError(f"checkpoint {file}: has invalid content ({error}); take another") from None
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], file: Path) -> None:

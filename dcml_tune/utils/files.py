@@ -69,14 +69,14 @@ def read_checksummed(path: Path, kind: type[Stored] | None = None) -> dict[str, 
         try:
             checked(kind, facts)
         except ValueError as error:
-            raise CorruptFileError(f"{path}: holds what cannot be ({error})") from None
+            raise CorruptFileError(f"{path}: has invalid content ({error})") from None
     return dict(facts)
 
 
 def _read(path: Path) -> bytes:
     """The bytes of a regular file: reading a pipe would block, and a device may never end."""
     if path.exists() and not path.is_file():
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
     if (size := path.stat().st_size) > _LARGEST:
         raise ValueError(f"has {size:,} bytes, more than {_LARGEST:,}")
     return path.read_bytes()

@@ -112,7 +112,7 @@ def _one_line(text: str) -> str:
 
 
 def _refuse_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no finite number")
+    raise ValueError(f"{text} is not a finite number")
 
 
 def _number(text: str) -> float:
@@ -127,5 +127,5 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twin = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ValueError(f"the key {twin!r} is there twice")
+        raise ValueError(f"the key {twin!r} is duplicated")
     return found
