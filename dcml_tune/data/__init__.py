@@ -1,4 +1,4 @@
-"""Data sets: their classes and splits, the store of decoded images. Without the loader, which imports torch."""
+"""Data sets: classes and splits, and the store of decoded images. Importing this package does not import torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
     "round_robin",
 ]
 
-# One module a data set. A reader lists files and splits classes; it opens no image.
+# Reader of each data set. A reader lists files and splits classes; it opens no image.
 READERS: dict[str, Callable[[TrialConfig], DataSet]] = {
     "cub": cub.read,
     "cars": cars.read,
@@ -51,10 +51,10 @@ READERS: dict[str, Callable[[TrialConfig], DataSet]] = {
 
 
 def load(config: TrialConfig) -> DataSet:
-    """List the images of the data set that the configuration names.
+    """List the images of the data set that the configuration selects.
 
     Raises:
-        SettingError: for a data set that is unknown, missing on disk, not whole, or too small.
+        SettingError: if the data set is unknown, does not exist on disk, is incomplete, or is too small.
     """
     if config.dataset not in READERS:
         raise SettingError(unknown_name("dataset", config.dataset, list(READERS)))
@@ -63,7 +63,7 @@ def load(config: TrialConfig) -> DataSet:
 
 
 def _share_of_classes(dataset: DataSet, share: float) -> DataSet:
-    """The data set with the first classes of its training classes only."""
+    """The data set with only the first share of its training classes."""
     classes = np.unique(dataset.train.labels)
     kept = classes[: round(share * len(classes))]
     if len(kept) < 2:

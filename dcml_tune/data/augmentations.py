@@ -1,7 +1,7 @@
-"""The augmentations that `album` names: two of albumentations, and heavy colour jitter.
+"""The augmentations that `album` selects: two pipelines of albumentations, and heavy colour jitter.
 
-Each draws from the generator it is given: one seed an image, so that an image's augmentation depends on
-nothing but its place in the batch.
+Each draws one seed per image from a generator, so that the augmentation of an image depends only on the generator and its
+position in the batch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torchvision.transforms.v2 import functional as F
 from dcml_tune.data.crops import RATIO, SCALE, Augmentation, crop_and_flip
 from dcml_tune.data.image_list import Pixels
 
-# Else the import asks a server whether there is a newer version.
+# Without this, importing albumentations asks a server for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
 
-# Brightness, contrast and saturation by up to this much, and hue by up to a quarter of it.
+# Largest relative change of brightness, contrast and saturation; hue changes by up to a quarter of it.
 JITTER = 0.4
 
 
@@ -32,8 +32,8 @@ class Pipeline:
     """An albumentations pipeline, seeded for each image."""
 
     def __init__(self, steps: list[Any]) -> None:
-        """Compose the steps; the last of those that change the size must give squares."""
-        # One trial has one core or few; OpenCV would start a thread for each core of the machine.
+        """Compose the steps; the last one that changes the size must return squares."""
+        # A trial has few cores; by default OpenCV starts one thread per core of the machine.
         cv2.setNumThreads(0)
         self._pipeline = A.Compose(steps)
 
@@ -44,7 +44,7 @@ class Pipeline:
 
     def _one(self, view: Pixels, seed: int) -> Pixels:
         self._pipeline.set_random_seed(seed)
-        # Some steps write in place, and the store's views cannot be written to.
+        # Some steps change images in place, and the views of the store are read-only.
         square: Pixels = self._pipeline(image=view.copy())["image"]
         return square
 
@@ -53,7 +53,11 @@ class ColorHeavy:
     """Random resized crop, flip, colour jitter (p 0.8), grey (p 0.2)."""
 
     def __init__(self, size: int) -> None:
-        """Take the side of the squares, in pixels."""
+        """Create the augmentation.
+
+        Args:
+            size: side of the squares, in pixels.
+        """
         self.size = size
 
     def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
@@ -71,8 +75,7 @@ class ColorHeavy:
 def jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Change brightness, contrast, saturation and hue of an image 3 x H x W, in a random order.
 
-    Source: torchvision's ColorJitter, which draws from torch's global generator and so depends on who drew
-        before.
+    Source: torchvision's ColorJitter, which uses torch's global generator and therefore depends on earlier draws.
     """
     brightness, contrast, saturation = rng.uniform(1 - JITTER, 1 + JITTER, 3).tolist()
     hue = float(rng.uniform(-JITTER / 4, JITTER / 4))
@@ -106,9 +109,9 @@ ALBUMS: dict[str, Callable[[int], Augmentation]] = {
 
 
 def hole_side(size: int) -> int:
-    """Side in pixels of a hole: 40, as in the original, and in crops below 224 the same share of the side.
+    """Side of a hole in pixels: 40, as in the original, and the same share of the side for crops below 224.
 
-    Five holes of 40 would hide most of an image of 64.
+    Five holes of 40 pixels would hide most of an image of 64 pixels.
     """
     return max(1, round(40 * min(1.0, size / 224)))
 
@@ -118,12 +121,12 @@ def _crop(size: int) -> Any:
 
 
 def _rotation() -> Any:
-    # ShiftScaleRotate of the original's albumentations: it mirrored the image at its borders.
+    # Replaces ShiftScaleRotate of the original's version of albumentations, which reflected the image at its borders.
     return A.Affine(rotate=(-45, 45), translate_percent=(-0.0625, 0.0625), border_mode=cv2.BORDER_REFLECT_101, p=0.5)
 
 
 def _holes(size: int) -> Any:
-    # The names of version 0.4 (max_holes, ...) would be ignored in silence.
+    # albumentations silently ignores the parameter names of version 0.4 (max_holes, ...).
     side = hole_side(size)
     return A.CoarseDropout(
         num_holes_range=(1, 5), hole_height_range=(side, side), hole_width_range=(side, side), fill=0, p=0.5

@@ -1,13 +1,13 @@
-"""Which class, and which side of a split, each image of a directory belongs to.
+"""Class, and side of the split, of each image of a directory.
 
 Three layouts are recognised:
 
-    CLASS/...                         a folder is a class
-    train/CLASS/..., test/CLASS/...   folders of a split, val/ among them or not; below each a folder is a class
+    CLASS/...                         each folder is a class
+    train/CLASS/..., test/CLASS/...   folders of a split, optionally with val/; each folder below them is a class
     metadata.csv, metadata.jsonl      as Hugging Face exports an `imagefolder`: `file_name`, relative to the file, and
-                                      `label`, which is the class; at the top, or in each folder of a split
+                                      `label`, the class; at the top, or in each folder of a split
 
-A list that has no `label` is not used.
+A list without `label` is not used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""Names of the folders of a split, in any case of letters, and the side that each means."""
+"""Side of each folder name of a split; case is ignored."""
 
 LISTS = ("metadata.csv", "metadata.jsonl")
 """Names of the lists of files and their classes."""
@@ -42,11 +42,11 @@ class Entry(NamedTuple):
     """An image."""
 
     name: str
-    """Of its class."""
+    """Name of its class."""
     path: str
     """Relative to the root."""
     side: str
-    """train, validation or test; empty where there is no split."""
+    """train, validation or test; empty if there is no split."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Labelled:
     entries: list[Entry]
     """Sorted."""
     sides: dict[str, str]
-    """Folder of the split -> side; empty where there is none."""
+    """Side of each folder of the split; empty if there is no split."""
     notes: list[str]
-    """What was left out, and which layout was found."""
+    """Lines about excluded images and the recognised layout."""
 
 
 def label(root: Path, tree: Tree) -> Labelled:
-    """Find out the classes of the images of a directory.
+    """Determine the class of each image of a directory.
 
     Raises:
-        SettingError: for images of a split without classes, and for a list that cannot be read.
+        SettingError: if the folders of a split have no class folders, or a list cannot be read.
     """
     images = [path for path in (*tree.files, *tree.broken) if is_image(path)]
     sides = _sides(tree, images)
@@ -92,12 +92,12 @@ def label(root: Path, tree: Tree) -> Labelled:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is an image by its suffix."""
+    """Whether the suffix of a file is that of a supported image format."""
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def _sides(tree: Tree, images: list[str]) -> dict[str, str]:
-    """The folders of a split: all folders with images have such a name, and one of them is train."""
+    """The folders of a split, if all folders with images have such names and one of them is train; else empty."""
     filled = {path.split("/")[0] for path in images if "/" in path}
     found = {name: SIDES[name.lower()] for name in tree.folders if name in filled and name.lower() in SIDES}
     return found if found.keys() == filled and "train" in found.values() else {}
@@ -114,7 +114,7 @@ def _named_folders(sides: dict[str, str]) -> str:
 def _by_list(
     rows: dict[str, str], images: list[str], sides: dict[str, str], path: str, others: list[str], root: Path
 ) -> Labelled:
-    """The images that lists name. One that is named and not there cannot be decoded, which is found out later."""
+    """The images that lists name. A listed file that does not exist is handled later, as one that cannot be decoded."""
     for other in others:
         rows |= dict(_rows(root, other))
     entries = [Entry(name, image, sides.get(image.split("/")[0], "")) for image, name in rows.items()]
@@ -125,10 +125,10 @@ def _by_list(
 
 
 def _rows(root: Path, path: str) -> list[tuple[str, str]]:
-    """Path below the root and class of each line of a list; none if it has no classes.
+    """Path relative to the root and class of each line of a list; empty if the list has no classes.
 
     Raises:
-        SettingError: names the file, and the line.
+        SettingError: if the list cannot be read; the message names file and line.
     """
     try:
         with open_regular(root / path) as file:

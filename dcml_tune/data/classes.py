@@ -1,7 +1,7 @@
-"""Numbers of published classes: which class a folder or a label of a copy means.
+"""Numbers of published classes, from the names of folders or labels of a copy.
 
-Copies name classes by the published name in any spelling (`Black footed Albatross`), also behind a number
-(`001.Black_footed_Albatross`), or by the number alone.
+Copies name classes by the published name in any spelling (`Black footed Albatross`), optionally after a number
+(`001.Black_footed_Albatross`), or by the number only.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from functools import cache
 from pathlib import Path
 
 NB_CLASSES = {"cub": 200, "cars": 196, "sop": 22_634}
-"""Classes that have numbers, from 1, on which the published split depends."""
+"""Number of classes of the data sets whose published split depends on class numbers, which begin at 1."""
 
 _NUMBER = re.compile(r"^\d{1,5}[._\- ]+")
 
 
 @cache
 def names(dataset: str) -> tuple[str, ...]:
-    """The published names in the order of their numbers; none for a data set whose classes have none."""
+    """The published class names, ordered by number; empty if the classes of the data set have no names."""
     file = Path(__file__).parent / "embedded" / f"{dataset}_classes.txt"
     return tuple(file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
 
 
 def numbers(dataset: str, texts: Iterable[str]) -> dict[str, int]:
-    """Number, from 1, of the class that each text means; texts that mean none are left out.
+    """Number, from 1, of the class that each text names; texts that name no class are omitted.
 
-    Numbers without names count from 0 or from 1. They mean classes if they are of the first and the last class and of none
-    beyond, so that it is clear from where they count.
+    Bare numbers begin at 0 or 1. They are accepted if they include the first and the last class and none beyond, because
+    only then their origin is unambiguous.
 
     Args:
         dataset: one of NB_CLASSES.
@@ -57,5 +57,5 @@ def _by_name(dataset: str) -> dict[str, int]:
 
 
 def _plain(name: str) -> str:
-    """A name without what copies spell differently: case, spaces, underscores, slashes."""
+    """A name without the characters that copies spell differently: case, spaces, underscores, slashes."""
     return re.sub(r"[^a-z0-9]", "", name.casefold())

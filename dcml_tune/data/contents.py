@@ -1,14 +1,14 @@
-"""Which images these are: identity is content, wherever the files lie and whenever they were written.
+"""Identity of images by content, independent of the place of the files and of their modification time.
 
-Two lists of images are the same if they have the same names and the same bytes. Reading a hundred gigabytes at each start
-would take minutes, so the hash of each file is kept beside the image stores, in `contents/KEY.json`, with the size, time
-of change and inode that the file had then; KEY is a hash of the names. A file is read again only if
+Two lists of images are equal if they have the same names and the same bytes. Reading a hundred gigabytes at each start would
+take minutes. The hash of each file is therefore stored beside the image stores, in `contents/KEY.json`, with the size,
+modification time and inode that the file had; KEY is a hash of the names. A file is read again only if
 
-- its size or its time of change is another, or
-- the directory is another, and the inode is, too: a directory that was renamed is not read again, a copy is read once.
+- its size or modification time has changed, or
+- both the directory and the inode have changed: a renamed directory is not read again, a copy is read once.
 
-Test images are not opened before they are scored: what is not known of them without that is asked by `opens=False`.
-A zip file needs none of this: its own directory holds a checksum of each file.
+Test images are not opened before they are scored: `opens=False` returns only what is known without opening files.
+Zip files need no hashes: the directory of the archive has a checksum of each file.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from dcml_tune.utils.stored import Count, Stored
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 1 << 20  # bytes that are read at once
-# Where nothing can be written, or where the directory should be, or above it, there is a file.
+_BLOCK = 1 << 20  # bytes per read
+# The directory cannot be written, or it or one of its parents is a file.
 _NO_PLACE = CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR, errno.ENOENT}
-_UNREAD = ""  # instead of the hash of a file that cannot be read, or was not yet
+_UNREAD = ""  # stands for the hash of a file that cannot be read or was not read yet
 
 
 class _Known(Stored):
-    """contents/KEY.json: what was known of each file of a list when it was last looked at, in the order of the list."""
+    """contents/KEY.json: what was known of each file of a list at its last check, in the order of the list."""
 
     root: str
     sizes: list[Count]
@@ -52,21 +52,21 @@ class _Known(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What tells the images of a search from others; each is a fingerprint."""
+    """Fingerprints that identify the images of a search."""
 
     compared: str
-    """Of names and content of the images that train and that trials are compared on."""
+    """Fingerprint of names and content of the images that are used to train and to compare trials."""
     test: str
-    """Of names and classes of the test images."""
+    """Fingerprint of names and classes of the test images."""
     test_sizes: str
-    """Of names and sizes of the test images, which are not opened for that."""
+    """Fingerprint of names and sizes of the test images, which are not opened for it."""
 
     @classmethod
     def of(cls, dataset: DataSet, stores: Path, *, opens_test: bool) -> Identity:
-        """The identity of a data set.
+        """Compute the identity of a data set.
 
         Args:
-            dataset: its files.
+            dataset: the data set.
             stores: directory of the image stores, where the hashes are kept.
             opens_test: whether trials are compared on the test images, so that their content counts.
         """
@@ -85,11 +85,11 @@ def contents(images: ImageList, directory: Path, *, opens: bool = True) -> list[
 
     Args:
         images: the list.
-        directory: where the hashes are kept; it need not be there.
-        opens: whether files may be read whose hash is not known.
+        directory: directory of the hashes; it need not exist.
+        opens: whether files with unknown hashes may be read.
 
     Returns:
-        One text an image; None if some hash is not known and may not be found out.
+        One string per image; None if a hash is unknown and `opens` is false.
     """
     if images.root.suffix == ".zip":
         return images.states()
@@ -100,7 +100,7 @@ def contents(images: ImageList, directory: Path, *, opens: bool = True) -> list[
         return _texts(images, now, hashes)
     if not opens:
         return None
-    with _alone(file):  # the trials of a node do not all read the same files
+    with _alone(file):  # only one of the trials on a node reads the files
         before = _read(file, len(images))
         hashes = _still_known(before, now, str(images.root))
         unknown = [i for i, known in enumerate(hashes) if not known]
@@ -112,13 +112,13 @@ def contents(images: ImageList, directory: Path, *, opens: bool = True) -> list[
 
 
 def looks(images: ImageList) -> str:
-    """Hash of what is seen of the files without opening one: the directory, and names, sizes and times of change."""
+    """Hash of what is known without opening files: the directory, and names, sizes, modification times and inodes."""
     now = _look(images)
     return fingerprint(images.root, *images.paths, *now["sizes"], *now["times"], *now["inodes"])
 
 
 def _look(images: ImageList) -> dict[str, list[int]]:
-    """Size, time of change and inode of each file; of one that is gone or cannot be looked at, -1."""
+    """Size, modification time and inode of each file; 0, -1 and -1 if the file cannot be accessed."""
     stats = []
     for path in images.paths:
         try:
@@ -154,13 +154,13 @@ def _hash_all(images: ImageList, wanted: list[int]) -> list[str]:
         )
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         found: list[str] = []
-        for start in range(0, len(wanted), 256):  # a part at a time, so that Ctrl-C does not wait for all
+        for start in range(0, len(wanted), 256):  # in parts, so that Ctrl-C does not wait for all
             found += pool.map(lambda i: _hash(os.path.join(images.root, images.paths[i])), wanted[start : start + 256])
     return found
 
 
 def _hash(path: str) -> str:
-    """Hash of a file's bytes; empty if it cannot be read, or is none that ends."""
+    """Hash of the bytes of a file; empty if it cannot be read or is not a regular file."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         with open_regular(path) as file:
@@ -180,7 +180,7 @@ def _texts(images: ImageList, now: dict[str, list[int]], hashes: list[str]) -> l
 
 
 def _say_changed(images: ImageList, before: _Known | None, hashes: list[str]) -> None:
-    """Name the images that are others than they were, which only this moment knows."""
+    """Log the images whose content has changed; the old hashes are overwritten afterwards."""
     old = [] if before is None else before.hashes
     changed = [images.paths[i] for i, (was, found) in enumerate(zip(old, hashes, strict=False)) if was and was != found]
     if changed:
@@ -188,7 +188,7 @@ def _say_changed(images: ImageList, before: _Known | None, hashes: list[str]) ->
 
 
 def _read(file: Path, count: int) -> _Known | None:
-    """What is known of so many files; None if nothing is."""
+    """The stored facts about `count` files; None if there are none."""
     try:
         known = _Known(**read_checksummed(file, _Known))
     except CorruptFileError:
@@ -198,7 +198,7 @@ def _read(file: Path, count: int) -> _Known | None:
 
 
 def _write(file: Path, known: _Known) -> None:
-    """Keep what is known; where nothing can be written it is found out again next time."""
+    """Store the facts about files. If the directory cannot be written, the files are read again next time."""
     try:
         write_checksummed(file, known.model_dump())
     except OSError as error:
@@ -208,7 +208,7 @@ def _write(file: Path, known: _Known) -> None:
 
 
 def _alone(file: Path) -> AbstractContextManager[Any]:
-    """The lock under which files are read; none where nothing can be written."""
+    """The lock that is held while files are read; no lock if the directory cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(f"{file}.lock").acquire()

@@ -1,7 +1,6 @@
-"""The search for a copy of a published data set: it is known by what is in it.
+"""Search for a copy of a published data set, which is recognised by its content.
 
-A copy lies at `dataset_dir` or up to two folders below. Its folder may have any name, and names may differ in upper and
-lower case.
+The copy may be at `dataset_dir` or up to two folders below. Its folder may have any name, and the case of names is ignored.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from dcml_tune.data.tree import is_folder
 from dcml_tune.utils.stored import printable
 
 DEEPEST = 2
-"""Folders below `dataset_dir` that are looked into."""
+"""Depth of the search below `dataset_dir`, in folders."""
 
-# Folders of a level that are looked into, so that a directory of a million folders is no matter of minutes.
+# Largest number of folders that are searched per level, so that a directory of a million folders does not take minutes.
 _MOST_FOLDERS = 5_000
 
 
@@ -35,21 +34,21 @@ class Copy:
 
     layout: Layout
     base: Path
-    """The folder that the layout's paths are relative to."""
+    """The folder to which the paths of the layout are relative."""
     parts: Parts
-    """What is there of the layout's parts and extras."""
+    """Existing parts and extras of the layout."""
     notes: tuple[str, ...] = ()
-    """Lines to show to the user: which copy was taken, and why."""
+    """Lines for the user: which copy is used, and why."""
 
 
 def find_copy(config: TrialConfig) -> Copy:
-    """The copy of the data set that the configuration names.
+    """Find the copy of the data set that the configuration selects.
 
-    Nearer ones come before those further below. Among several that are equally near, the one called as the original code
-    has it is taken, with a note.
+    Copies at a smaller depth take precedence. Among several at the same depth, the one with the folder name of the original
+    code is used, with a note.
 
     Raises:
-        SettingError: if there is none, if it is not complete, or if there are several.
+        SettingError: if there is no copy, it is incomplete, or there are several.
     """
     root = directory(config)
     tree = _Tree()
@@ -66,7 +65,7 @@ def find_copy(config: TrialConfig) -> Copy:
 
 
 def _copies(dataset: str, folder: Path, tree: _Tree) -> Iterator[tuple[Copy, list[str]]]:
-    """The copy that a folder is, with the names of the parts that are missing; of all layouts where none is complete."""
+    """Yield the complete copy in a folder, or the incomplete copies of all layouts, with the names of missing parts."""
     found = []
     for layout in LAYOUTS[dataset]:
         parts = tree.parts(folder, layout.parts)
@@ -83,7 +82,7 @@ def _copies(dataset: str, folder: Path, tree: _Tree) -> Iterator[tuple[Copy, lis
 
 
 def _holds(layout: Layout, folder: Path, parts: Parts, tree: _Tree) -> bool:
-    """Whether the parts are those of the data set; what cannot be read is not, and is remembered."""
+    """Whether the parts are those of the data set. Unreadable ones are not, and are recorded in the tree."""
     try:
         return layout.holds(folder, parts)
     except NotADirectoryError:
@@ -94,10 +93,10 @@ def _holds(layout: Layout, folder: Path, parts: Parts, tree: _Tree) -> bool:
 
 
 def _choose(config: TrialConfig, root: Path, whole: list[Copy], tree: _Tree) -> Copy:
-    """One of several complete copies, with what is to be said of it."""
+    """Select one of several complete copies, with notes for the user."""
     own_places = (root / OWN[config.dataset], root / Path(OWN[config.dataset]).parts[0])
     own = [copy for copy in whole if copy.base in own_places]
-    places = {copy.base.resolve(): copy for copy in reversed(whole)}  # one copy may have several names
+    places = {copy.base.resolve(): copy for copy in reversed(whole)}  # links may give one copy several paths
     if len(places) > 1 and not own:
         raise SettingError(
             f"dataset_dir={config.dataset_dir}: holds {len(places)} copies of {config.dataset}: "
@@ -115,7 +114,7 @@ def _choose(config: TrialConfig, root: Path, whole: list[Copy], tree: _Tree) -> 
 
 
 def _likeness(found: tuple[Copy, list[str]]) -> tuple[int, int]:
-    """How much a folder looks like a copy: parts that are there, and those of them that are called as in the archive."""
+    """Similarity of a folder to a copy: number of existing parts, and number of these with the names of the archive."""
     copy, _ = found
     archived = [
         name for name, spellings in copy.layout.parts.items() if copy.parts.get(name) == copy.base / spellings[0]
@@ -133,7 +132,7 @@ def _incomplete(config: TrialConfig, copy: Copy, missing: list[str]) -> SettingE
 
 
 def _none(config: TrialConfig, root: Path, tree: _Tree) -> SettingError:
-    """What to say where no copy was found; one that lies above, up to three folders, is named."""
+    """The error if no copy was found. It names a copy up to three folders above, if there is one."""
     titles = "; or ".join(layout.title for layout in LAYOUTS[config.dataset])
     above = [
         parent for parent in root.parents[:3] for copy, missing in _copies(config.dataset, parent, tree) if not missing
@@ -152,7 +151,7 @@ def _none(config: TrialConfig, root: Path, tree: _Tree) -> SettingError:
 
 
 def _beside(folder: Path, wanted: str) -> str:
-    """What a folder holds, those names first that are most like the one that is missing."""
+    """The content of a folder, for messages; names similar to the missing one come first."""
     with os.scandir(folder) as entries:
         there = sorted(f"{entry.name}/" if is_folder(entry) else entry.name for entry in entries)
     near = difflib.get_close_matches(wanted, there, n=3, cutoff=0.5)
@@ -161,22 +160,22 @@ def _beside(folder: Path, wanted: str) -> str:
 
 
 class _Tree:
-    """The folders in which a copy may lie."""
+    """The folders in which a copy is searched."""
 
     def __init__(self) -> None:
         self._disk = Folders()
         self.unreadable: list[tuple[Path, str]] = []
-        """Folders that may be copies and cannot be read, and why not."""
+        """Folders that may be copies but cannot be read, with the reason."""
 
     def levels(self, root: Path) -> Iterator[list[Path]]:
-        """The directory itself, the folders in it, and those in them, but not too many."""
+        """Yield the directory, the folders in it, and the folders in those, up to a limit per level."""
         level = [root]
         for _ in range(DEEPEST + 1):
             yield level
             level = list(islice((below for folder in level for below in self._disk.below(folder)), _MOST_FOLDERS))
 
     def parts(self, base: Path, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, Path]:
-        """Those of some paths that are there, by what they are."""
+        """The existing ones of the wanted paths, by name of the part."""
         found = {}
         for name, spellings in wanted.items():
             there = (self._disk.spelled(base, each) for each in spellings)

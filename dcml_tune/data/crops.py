@@ -15,15 +15,15 @@ from torch import Tensor
 
 from dcml_tune.data.image_list import Indices, Pixels
 
-# torchvision's RandomResizedCrop: shares of the area, range of width / height, and tries before the middle
-# of the image is taken.
+# Parameters of torchvision's RandomResizedCrop: shares of the area, range of width / height, and number of tries before
+# the centre of the image is used.
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 
 
 class Crops(NamedTuple):
-    """B rectangles in pixels, one an image."""
+    """B rectangles in pixels, one per image."""
 
     top: Indices
     left: Indices
@@ -32,7 +32,7 @@ class Crops(NamedTuple):
 
 
 class Augmentation(Protocol):
-    """What `album` names: from the views of a batch to squares."""
+    """An augmentation of a batch; `album` selects one by name."""
 
     def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
         """Augment images H x W x 3 into B x S x S x 3."""
@@ -44,17 +44,17 @@ def crop_and_flip(views: Sequence[Pixels], rng: np.random.Generator, *, size: in
     squares = resized_crops(views, draw_crops(views, rng), size)
     images = torch.from_numpy(squares)
     for number in np.flatnonzero(rng.random(len(views)) < 0.5).tolist():
-        # 14 times as fast as numpy's, which goes byte by byte, as torch's own of several images at once does.
+        # 14 times as fast as numpy's flip, and as torch's flip of several images at once: both copy byte by byte.
         images[number] = images[number].flip(1)
     return squares
 
 
 def draw_crops(views: Sequence[Pixels], rng: np.random.Generator) -> Crops:
-    """Draw a rectangle in each image by torchvision's law.
+    """Draw a rectangle in each image with the distribution of torchvision.
 
-    Area uniform in `SCALE` of the image's, logarithm of the ratio uniform in `RATIO`; the first of `TRIES`
-    tries that lies within the image, at a uniform position; else the largest rectangle in the middle whose
-    ratio is nearest to the image's.
+    The share of the area is uniform in `SCALE`, the logarithm of the ratio is uniform in the range of `RATIO`. The first
+    of `TRIES` rectangles that fits into the image is used, at a uniform position. If none fits, the result is the largest
+    centred rectangle whose ratio is closest to that of the image.
 
     Source: torchvision.transforms.RandomResizedCrop.get_params.
     """
@@ -75,22 +75,20 @@ def draw_crops(views: Sequence[Pixels], rng: np.random.Generator) -> Crops:
 
 
 def resized_crops(views: Sequence[Pixels], crops: Crops, size: int) -> Pixels:
-    """Cut out rectangles and resize them as torchvision's resized_crop does on tensors (antialiased).
+    """Crop and resize images as torchvision's resized_crop does for tensors (antialiased).
 
     Returns:
         B x size x size x 3.
     """
-    # An image is resized in about 30 us at 64 px, where the calls count: hence torch's operator
-    # without its Python wrapper, and channels_last on either side, for which it has a path without
-    # conversions.
+    # Resizing takes about 30 us at 64 px, so the overhead of calls matters: hence torch's operator without its Python
+    # wrapper, and channels_last for input and output, for which it needs no conversion.
     resize: Callable[..., Tensor] = torch._C._nn._upsample_bilinear2d_aa
     squares = np.empty((len(views), size, size, 3), dtype=np.uint8)
     outputs = torch.split(torch.from_numpy(squares).permute(0, 3, 1, 2), 1)
     for view, top, left, height, width, output in zip(
         views, *(column.tolist() for column in crops), outputs, strict=True
     ):
-        # The copy is dense, which the operator would make of it anyway, and may be written to, as torch
-        # wants.
+        # The copy is dense, as the operator needs, and writable, as torch requires.
         crop = view[None, top : top + height, left : left + width].copy()
         resize(torch.from_numpy(crop).permute(0, 3, 1, 2), (size, size), False, None, None, out=output)
     return squares

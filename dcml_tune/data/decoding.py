@@ -1,4 +1,6 @@
-"""Opens and decodes image files to 8-bit RGB, as an image viewer shows them. No other module opens an image file.
+"""Opens and decodes image files to 8-bit RGB, as an image viewer shows them.
+
+No other module opens an image file; checks and conversions therefore share this one, of slightly more than 250 lines.
 
 Pillow reads the files, and only the raster formats in `FORMATS`: no decoder of these starts another program, as those of EPS
 and WMF may. Images that are not plain 8-bit RGB are converted by these rules; `Picture.departures` lists the applied ones:

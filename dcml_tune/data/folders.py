@@ -1,4 +1,4 @@
-"""Folders of a disk, each listed once."""
+"""A cache of directory listings, with lookup of paths that ignores case."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dcml_tune.data.tree import is_folder
 
 
 class Folders:
-    """Folders that were listed so far: what is in them, and how it is spelled."""
+    """Lists each folder at most once, and finds the spelling of names on disk."""
 
     def __init__(self) -> None:
         self._listed: dict[str, _Folder] = {}
         self._spellings: dict[tuple[Path, str], str | None] = {}
 
     def spelled(self, base: Path, path: str) -> str | None:
-        """A path below a folder as it is spelled on the disk, whatever the case of its letters; None if it is not there.
+        """Spelling on disk of a path below a folder, ignoring case; None if it does not exist.
 
-        A name of the very spelling comes first, then the first one in the order of the alphabet.
+        An exact match takes precedence, then the alphabetically first match.
         """
         if path in ("", "."):
             return ""
@@ -33,7 +33,7 @@ class Folders:
         return None if found is None else f"{place}/{found}" if place else found
 
     def below(self, folder: Path) -> list[Path]:
-        """The folders in a folder, sorted; what starts with a dot is left out."""
+        """The folders in a folder, sorted, without hidden ones (names that begin with a dot)."""
         return [folder / name for name in self._of(str(folder)).folders]
 
     def _of(self, folder: str) -> _Folder:
@@ -43,7 +43,7 @@ class Folders:
 
 
 class _Folder:
-    """One folder; an empty one where it cannot be read."""
+    """The listing of a folder; empty if it cannot be read."""
 
     def __init__(self, path: str) -> None:
         try:

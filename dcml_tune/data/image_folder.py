@@ -1,7 +1,7 @@
-"""Images by their published classes, in copies that have folders of classes or tables of files and classes.
+"""Images by published class, in copies with class folders or tables of files and classes.
 
-What `class_folders` reads of any directory is brought to the numbers of the published classes. Folders called train,
-validation and test split each class by image. The published splits are by class, so these folders are put together again.
+The class names that `class_folders` finds are mapped to the numbers of the published classes. Folders named train, validation
+and test split each class by image. The published splits are by class, so these folders are merged.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dcml_tune.data.tree import Tree, is_folder, walk
 
 
 def images_by_class(dataset: str, root: Path, folders: Iterable[Path]) -> dict[int, list[str]]:
-    """Paths below the root of the images of each class in some folders, by number and then by name.
+    """Paths, relative to the root, of the images in some folders, by class number and sorted by name.
 
-    What means no class of the data set is left out.
+    Images of unknown classes are omitted.
 
     Raises:
-        SettingError: for a folder or a table that cannot be read.
+        SettingError: if a folder or a table cannot be read.
     """
     found = [entry for folder in folders for entry in images_below(root, folder)]
     known = numbers(dataset, (entry.name for entry in found))
@@ -35,10 +35,10 @@ def images_by_class(dataset: str, root: Path, folders: Iterable[Path]) -> dict[i
 
 
 def images_below(root: Path, folder: Path) -> list[Entry]:
-    """The images of a folder with the names of their classes, and their paths below the root.
+    """The images of a folder, with class names and paths relative to the root.
 
     Raises:
-        SettingError: for a folder or a table that cannot be read.
+        SettingError: if a folder or a table cannot be read.
     """
     tree, place = walk(folder), folder.relative_to(root)
     if tree.closed:
@@ -47,27 +47,27 @@ def images_below(root: Path, folder: Path) -> list[Entry]:
 
 
 def holds_classes(dataset: str, folder: Path) -> bool:
-    """Whether a folder holds class folders, or a table, of a data set: two classes or more, and most of what is there.
+    """Whether class folders or a table name at least two classes of a data set, and mostly such classes.
 
     Raises:
         OSError: if the folder cannot be read.
         SettingError: if a table cannot be read.
     """
     lists = [name for name in LISTS if (folder / name).is_file()]
-    # Only the tables are read: that all images are there is seen later.
+    # Only the tables are read: missing images are detected later.
     texts = {entry.name for entry in label(folder, Tree(files=lists)).entries} or set(class_folders(folder))
     found = numbers(dataset, texts)
     return len(set(found.values())) >= 2 and 2 * len(found) > len(texts)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders of a folder, sorted; what starts with a dot is left out."""
+    """Names of the folders in a folder, sorted, without hidden ones (names that begin with a dot)."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of all that is in a folder, sorted.
+    """Names of all entries of a folder, sorted.
 
     Raises:
         SettingError: if it cannot be read.

@@ -1,4 +1,4 @@
-"""Text files that list images: whatever editor or system wrote them, no line of them is lost."""
+"""Reading of text files that list images, in the encodings and line ends of all systems."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from dcml_tune.config.errors import SettingError
 from dcml_tune.data.decoding import open_regular
 
-# The longer ones first: the mark of UTF-16 is the beginning of that of UTF-32.
+# Longer marks first: the mark of UTF-16 is a prefix of that of UTF-32.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -21,10 +21,10 @@ _MARKS = {
 
 
 def read_lines(path: Path, *, is_header: Callable[[str], bool] = lambda line: False) -> list[str]:
-    """The lines of a list, but for empty ones and for those of a header at its beginning.
+    """The lines of a list, without empty lines and without the header.
 
-    Lines end in LF, CRLF or CR. A byte-order mark says the encoding; without one it is UTF-16 if every second byte is zero,
-    else UTF-8. Bytes that are no UTF-8 stand for themselves, as in the names of files.
+    Lines end in LF, CRLF or CR. A byte-order mark defines the encoding. Without one the encoding is UTF-16 if one of the
+    first two bytes is zero, else UTF-8. Bytes that are not UTF-8 are kept as surrogate escapes, as in file names.
 
     Raises:
         SettingError: if it cannot be read as text.
@@ -52,15 +52,15 @@ def _decoded(data: bytes) -> str:
 
 
 def bad_line(path: Path, line: str, rule: str) -> SettingError:
-    """What to say of a line that is not as the format has it."""
+    """The error for a line that does not have the expected format."""
     return SettingError(f"{path}: the line {line!r} is not {rule}; put the list of the data set there")
 
 
 def image_path(file: Path, line: str, text: str) -> str:
-    r"""The path of an image as a list has it, with forward slashes: `.\a\1.jpg` is `a/1.jpg`.
+    r"""The path of an image from a list, with forward slashes: `.\a\1.jpg` is `a/1.jpg`.
 
     Raises:
-        SettingError: for a path that leads out of the data set.
+        SettingError: if the path leads out of the data set.
     """
     path = PurePosixPath(text.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:

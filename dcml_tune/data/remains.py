@@ -1,8 +1,8 @@
-"""What remains of a data set without the images that cannot be decoded. One rule for search, train, evaluate and data.
+"""Exclusion of images that cannot be decoded, by one rule for search, train, evaluate and data.
 
-A class of several images that keeps one has no other image to be found, and could only miss: it is left out. So is a query
-whose class has lost its whole gallery. A class that has a single image in the whole copy is left to the reader of its data
-set: published protocols keep it.
+A class of several images of which only one can be decoded is excluded: its query could only be a miss. A query whose class
+has lost its whole gallery is excluded, too. Classes with a single image in the complete copy are the concern of the reader of
+the data set: published protocols keep them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Seen(Protocol):
-    """What an image store, or an inspection, says of a list of images."""
+    """Result of decoding a list of images: an image store or an inspection."""
 
     @property
     def kept(self) -> Indices:
@@ -33,16 +33,16 @@ class Seen(Protocol):
 
     @property
     def departures(self) -> Mapping[str, int]:
-        """Number of images by what was done to them."""
+        """Number of images by applied conversion."""
 
 
 @dataclass(frozen=True)
 class Remains:
-    """What is said of one side of a data set."""
+    """Messages about one side of a data set."""
 
     lines: list[str]
     problem: str | None
-    """Why it cannot be used."""
+    """The reason why it cannot be used; None if it can."""
 
     def checked(self) -> list[str]:
         """The lines.
@@ -56,12 +56,12 @@ class Remains:
 
 
 def matched(before: Indices, after: Indices, *, gallery: tuple[Indices, Indices] | None = None) -> Mask:
-    """Which of the images that can be decoded have another of their class to be found, or never had.
+    """Whether each decodable image still has a relevant image to retrieve, or had none from the beginning.
 
     Args:
         before: labels of all images.
-        after: labels of those that can be decoded.
-        gallery: the same of the images that they are searched in; None: in each other.
+        after: labels of the decodable images.
+        gallery: the same two arrays for the gallery; None: each image is searched in all others.
 
     Example:
         >>> matched(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 2])).tolist()
@@ -73,7 +73,7 @@ def matched(before: Indices, after: Indices, *, gallery: tuple[Indices, Indices]
 
 
 def matched_queries(test: EvaluationSet, labels: Indices, gallery_labels: Indices | None) -> Mask:
-    """As `matched`, of the queries of a test set that can be decoded."""
+    """As `matched`, for the queries of a test set."""
     gallery = None
     if test.gallery is not None and gallery_labels is not None:
         gallery = (test.gallery.labels, gallery_labels)
@@ -81,7 +81,7 @@ def matched_queries(test: EvaluationSet, labels: Indices, gallery_labels: Indice
 
 
 def of_train(config: TrialConfig, dataset: DataSet, seen: Seen) -> Remains:
-    """What is said of the training images."""
+    """Messages about the training images."""
     images = dataset.train
     after = images.labels[seen.kept]
     kept = matched(images.labels, after)
@@ -90,7 +90,7 @@ def of_train(config: TrialConfig, dataset: DataSet, seen: Seen) -> Remains:
 
 
 def of_tests(config: TrialConfig, dataset: DataSet, seen_of: Callable[[ImageList], Seen]) -> Remains:
-    """What is said of the test images, all test sets together."""
+    """Messages about the test images of all test sets."""
     found = {images: seen_of(images) for images in dataset.test_lists}
     lines = _lines("test images", list(found.items()))
     for test in dataset.tests:
@@ -106,15 +106,15 @@ def of_tests(config: TrialConfig, dataset: DataSet, seen_of: Callable[[ImageList
 
 
 def store_tests(config: TrialConfig, dataset: DataSet, stores: Path, *, verify: bool = False) -> list[str]:
-    """Decode the test images into their stores, so that a damaged one is found before hours of training.
+    """Decode the test images into their stores, so that damaged ones are found before hours of training.
 
-    Decoding is no scoring: no model sees an image here.
+    No model is applied to the images, so that this does not count as scoring them.
 
     Returns:
-        What is said of them.
+        Messages about the images.
 
     Raises:
-        SettingError: if images cannot be decoded and are not to be left out, or too few classes remain.
+        SettingError: if images cannot be decoded and `skip_unreadable` is not set, or too few classes remain.
     """
     return of_tests(
         config,

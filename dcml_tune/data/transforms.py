@@ -34,15 +34,15 @@ class TrainTransform:
             album: None, Geom, GeomColor or ColorHeavy (`TrialConfig.album`).
         """
         self.sz_crop, self.album = sz_crop, album
-        # albumentations takes seconds to import, so it is imported by those who use it.
+        # Importing albumentations takes seconds, so it is imported when it is used.
         self._augment: Augmentation | None = None
 
     def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Tensor:
         """Augment a batch.
 
         Args:
-            views: decoded images, each H x W x 3; they are not written to.
-            rng: the source of everything random.
+            views: decoded images, each H x W x 3; they are not changed.
+            rng: source of all random numbers.
 
         Returns:
             B x 3 x S x S uint8, in channels_last memory format.

@@ -1,4 +1,4 @@
-"""What lies below a directory: each folder is listed once, whatever links lead to it."""
+"""Recursive listing of a directory. Each folder is listed once, also if several links lead to it."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ class Tree:
     """The files below a directory. Paths are relative to it, with forward slashes, and sorted."""
 
     files: list[str] = field(default_factory=list)
-    """What is neither a folder nor a broken link; it may be a FIFO, a socket or a device, which `decoding` refuses."""
+    """Entries that are neither folders nor broken links. They may be FIFOs, sockets or devices, which `decoding` rejects."""
     folders: list[str] = field(default_factory=list)
-    """The folders right below the directory, and the links to folders that were followed there."""
+    """The folders directly below the directory, including followed links to folders."""
     repeated: list[str] = field(default_factory=list)
-    """Links to folders that are listed already; they were not followed."""
+    """Links that were not followed, because their folder is already listed."""
     broken: list[str] = field(default_factory=list)
-    """Links that lead nowhere or in a circle."""
+    """Broken and circular links."""
     closed: list[str] = field(default_factory=list)
     """Folders that cannot be read."""
 
 
 def walk(root: Path) -> Tree:
-    """List a directory. What starts with a dot, `._x.jpg` included, is not looked at.
+    """List a directory recursively, without hidden entries (names that begin with a dot, such as `._x.jpg`).
 
-    Real folders come before linked ones: a link to a folder below the same directory is never followed, a link to a folder
-    elsewhere is followed once.
+    Real folders are listed before linked ones: a link to a folder below the same directory is never followed, and a link
+    to a folder elsewhere is followed once.
     """
     tree, seen = Tree(), {_identity(os.stat(root))}
     links = _list(root, "", seen, tree)
     while links:
-        # In the order of their names, so that the same link of two to one folder is followed each time.
+        # Sorted, so that the choice between two links to one folder is deterministic.
         links.sort()
         link = links.pop(0)
         identity = _identity(os.stat(root / link))
@@ -50,7 +50,7 @@ def walk(root: Path) -> Tree:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one; a link in a circle is none, where `is_dir` raises an error."""
+    """Whether an entry is a folder or a link to one. False for a circular link, for which `is_dir` raises an error."""
     try:
         return entry.is_dir()
     except OSError:
@@ -58,7 +58,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _list(root: Path, start: str, seen: set[tuple[int, int]], tree: Tree) -> list[str]:
-    """Add what lies below a folder to the tree; returns the links to folders that were met."""
+    """Add the content of a folder to the tree, and return the links to folders in it."""
     links, waiting = [], [start]
     while waiting:
         folder = waiting.pop()
@@ -83,13 +83,13 @@ def _list(root: Path, start: str, seen: set[tuple[int, int]], tree: Tree) -> lis
                 waiting.append(path)
                 if not folder:
                     tree.folders.append(path)
-            else:  # a folder that a link led to before
+            else:  # a folder that was reached through a link before
                 tree.repeated.append(path)
     return links
 
 
 def _linked(link: os.DirEntry[str]) -> int | None:
-    """What kind of thing a link leads to; None if it leads nowhere or in a circle."""
+    """File type of the target of a link; None for a broken or circular link."""
     try:
         return stat.S_IFMT(link.stat().st_mode)
     except OSError:

@@ -1,4 +1,4 @@
-"""Named feature extractors: torchvision's networks that the original knows, its BN-Inception, and every timm model."""
+"""Feature extractors by name: torchvision's networks that the original supports, its BN-Inception, and all timm models."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, and what its weights expect of an image.
+    """A network without its classifier, and the normalisation that its weights require.
 
     Attributes:
         dim: number of channels of the features.
-        mean, std: of the three channels, for values in 0..1, as the weights were trained.
-        pooled: the network pools by itself (vision transformers); features are then B x dim.
+        mean, std: of the three channels, for values in 0..1, as in the training of the weights.
+        pooled: whether the network has its own pooling (vision transformers); features are then B x dim.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         self.pooled = pooled
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images B x 3 x H x W -> feature map B x dim x h x w, or B x dim where `pooled`."""
+        """Compute the feature map B x dim x h x w, or features B x dim if `pooled`, of normalised images B x 3 x H x W."""
         features = cast(Any, self.network).forward_features(images)
         if self.pooled:
             features = cast(Any, self.network).forward_head(features, pre_logits=True)
@@ -59,23 +59,24 @@ class Backbone(nn.Module):
 
 
 def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_statistics: bool = True) -> Backbone:
-    """A backbone by name.
+    """Build a backbone by name.
 
     - alexnet, vgg11, vgg11bn (torchvision's vgg11_bn), resnet18 to resnet152: torchvision's, with its first ImageNet
       weights (`IMAGENET1K_V1`), which the original used. The features of AlexNet and VGG are those of their
-      convolutions, so that they are pooled as those of the others; their fully connected layers are left out.
+      convolutions, so that they are pooled as in other networks; their fully connected layers are removed.
     - bn_inception: pytorchcv's (`pip install 'dcml-tune[bn-inception]'`).
-    - any other name: timm's, such as `vit_small_patch16_224.dino`; what stands behind the dot is the name of its weights.
+    - any other name: timm's, such as `vit_small_patch16_224.dino`; the part after the dot is the name of the weights.
 
     Args:
         arch: name of the architecture.
         weights: `pretrained` (found on this machine), `none` (random), or a file with a state dict of the network.
         sz_crop: side of the images in pixels; networks with position embeddings are built for it.
-        frozen_statistics: batch-norm statistics never move, so that batch-norm can be folded (`folding`).
+        frozen_statistics: whether batch-norm statistics are never updated, so that batch-norm can be folded into
+            convolutions (`frozen_batchnorm`).
 
     Raises:
-        SettingError: for an unknown name, weights that are not on this machine (the message says which file to put
-            where) or of another network, or images of a size that the network cannot take.
+        SettingError: if the name is unknown, the weights are not on this machine (the message names the file and its
+            place) or belong to another network, or the network does not accept images of this size.
     """
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise SettingError(f"weights={weights}: no such file; give a file, `pretrained` or `none`")
@@ -90,7 +91,7 @@ def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_
 
 @contextmanager
 def _refusing_size(arch: str, sz_crop: int) -> Iterator[None]:
-    """Errors of the tenth layer become one line that says that the images are of a wrong size."""
+    """Turn errors of inner layers into a SettingError about the size of the images."""
     try:
         yield
     except SettingError:
@@ -103,7 +104,7 @@ def _refusing_size(arch: str, sz_crop: int) -> Iterator[None]:
 
 
 def _first_features(network: Any, sz_crop: int) -> Any:
-    """Features of one black image: a tensor, or a list of them where timm pools several resolutions."""
+    """Features of one black image: a tensor, or a list of tensors if timm pools several resolutions."""
     with torch.no_grad():
         return network.eval().forward_features(torch.zeros(1, 3, sz_crop, sz_crop))
 
@@ -134,7 +135,7 @@ def _torchvision(arch: str, weights: str, sz_crop: int) -> Backbone:
 
 
 def _bn_inception(weights: str, sz_crop: int) -> Backbone:
-    """BN-Inception of pytorchcv, all of whose weights expect ImageNet's mean and deviation."""
+    """BN-Inception of pytorchcv; all its weights require ImageNet's mean and standard deviation."""
     try:
         from pytorchcv.models.bninception import bninception
     except ImportError:
@@ -184,13 +185,13 @@ def _warn_of_lost_pixels(network: Any, arch: str, sz_crop: int) -> None:
 
 
 def _published(arch: str) -> Any:
-    """What timm says of a model and of its weights."""
+    """Description of a model and its weights by timm."""
     import timm
 
     if timm.is_model(arch):
         try:
             return timm.get_pretrained_cfg(arch, allow_unregistered=False)
-        except RuntimeError:  # the part behind the dot is not one of its weights
+        except RuntimeError:  # the part after the dot does not name its weights
             known = timm.list_pretrained(f"{arch.partition('.')[0]}.*")
     else:
         known = [*TORCHVISION, BN_INCEPTION, *timm.list_models()]
@@ -219,9 +220,9 @@ def _timm_network(arch: str, weights: str, published: Any, size: dict[str, int])
 
 
 def _timm_from_cache(arch: str, path: Path, size: dict[str, int]) -> Any:
-    """A timm network with published weights, which timm fits to the size of the images.
+    """A timm network with published weights, which timm adapts to the size of the images.
 
-    It keeps its classifier for that: where the number of classes is another, timm lets any weights be missing.
+    The network keeps its classifier for this: if the number of classes differs, timm accepts any missing weights.
     """
     import timm
 
@@ -229,7 +230,7 @@ def _timm_from_cache(arch: str, path: Path, size: dict[str, int]) -> Any:
         return timm.create_model(
             arch, pretrained=True, pretrained_cfg_overlay={"file": str(path), "custom_load": False}, **size
         )
-    except Exception as error:  # reading and fitting are each model's own
+    except Exception as error:  # each model has its own code to read and adapt weights
         at = f" for sz_crop={size['img_size']}" if size else ""
         raise SettingError(
             f"arch={arch}: cannot be built{at} with the weights {path} ({first_line(error)}); "

@@ -1,6 +1,8 @@
-"""MaskedEmbedder: a backbone, pooling, a linear layer, and one mask a learner.
+"""MaskedEmbedder: a backbone, pooling, a linear layer, and one mask per learner. Models are saved and loaded here, too.
 
 Shapes: B images, F penultimate features, D embedding dimensions, K masks.
+
+The file has more than 250 lines because a model, its files and the checks of what is loaded change together.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.stored import Finite, Scalar, Stored
 
 BEST = "best"
-"""A trial's directory holds its best model in a folder of this name and the epoch."""
+"""Prefix of the folder in a trial's directory that contains its best model; the epoch follows."""
 
 _MOST_MASKS = 1 << 16
-# The settings without which a model cannot be built again from its weights, or measured on the classes that it has not
-# seen.
+# The settings that are needed to build a model from its weights, and to measure it on the classes that it was not trained
+# on.
 _MODEL_SETTINGS = (
     "dataset", "train_classes", "ratio_classes", "val_share", "split_seed", "protocol", "arch", "sz_resize", "sz_crop", "features_pooling", "features_dropout_prob", "bn_learnable",
     "sz_embedding", "mask_relu", "fixed_mask", "masks_sum_for_full_emb", "masks_normalize_before_sum", "amp",
@@ -34,20 +36,20 @@ _MODEL_SETTINGS = (
 
 
 class MaskedEmbedder(nn.Module):
-    """Embeds images; in training as one of K learners that share all but their mask.
+    """Embeds images. In training it is one of K learners, which share all parameters but their mask.
 
-    Images are uint8 (0..255) B x 3 x H x W, normalised here as the backbone's weights were trained, or floats that
-    are normalised already. Embeddings are float32 and have unit length.
+    Images are B x 3 x H x W: uint8 (0..255), which the model normalises as its backbone's weights require, or normalised
+    floats. Embeddings are float32 and have unit length.
 
     Source: TPAMI 2021, section 3.2.
     """
 
     def __init__(self, config: TrialConfig) -> None:
-        """Build the model; its random parts depend on `config.seed` alone.
+        """Build the model. Its random initialisation depends on `config.seed` only.
 
         Raises:
-            SettingError: if the backbone is not known, its weights are not on this machine, or it pools by
-                itself and `features_pooling` asks for another.
+            SettingError: if the backbone is unknown, its weights are not on this machine, or it has its own pooling and
+                `features_pooling` is `max`.
         """
         super().__init__()
         self.config = config
@@ -67,11 +69,11 @@ class MaskedEmbedder(nn.Module):
         self.register_buffer("shift", (-mean / std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, learner: int | None = None) -> Tensor:
-        """Embeddings B x D of unit length: of one learner, or the full ones."""
+        """Embeddings B x D of unit length, of one learner or (None) full ones."""
         return self.embed(self.penultimate(images), learner)
 
     def penultimate(self, images: Tensor) -> Tensor:
-        """Penultimate features B x F (float32, not normalised), of normalised or uint8 images."""
+        """Penultimate features B x F (float32, not normalised) of uint8 or normalised images."""
         if images.dtype == torch.uint8:
             images = torch.addcmul(cast(Tensor, self.shift), images, cast(Tensor, self.scale))
         images = images.contiguous(memory_format=torch.channels_last)
@@ -93,7 +95,7 @@ class MaskedEmbedder(nn.Module):
         return F.normalize(z_BD, dim=1)
 
     def effective_masks(self) -> Tensor:
-        """The masks K x D as they are multiplied into the embedding: rectified unless `mask_relu` is off."""
+        """The factors K x D of the embedding: masks, rectified unless `mask_relu` is off."""
         return F.relu(self.masks) if self.config.mask_relu else self.masks
 
     def _sum_of_masks(self) -> Tensor:
@@ -103,7 +105,7 @@ class MaskedEmbedder(nn.Module):
         return masks_KD.sum(0)
 
     def divide_masks(self) -> None:
-        """K masks become 2K: children 2k and 2k+1 copy parent k; a fixed mask is cut in halves."""
+        """Divide K masks into 2K: masks 2k and 2k+1 are copies of mask k, or halves of a fixed mask."""
         masks_KD = self.masks.detach().repeat_interleave(2, 0)
         if self.config.fixed_mask:
             for child in range(len(masks_KD)):
@@ -113,12 +115,12 @@ class MaskedEmbedder(nn.Module):
         self._replace_masks(masks_KD)
 
     def merge_masks(self) -> None:
-        """2K masks become K: mask k is the mean of masks 2k and 2k+1; fixed masks are united."""
+        """Merge 2K masks into K: mask k is the mean of masks 2k and 2k+1, or the union of fixed masks."""
         pairs = self.masks.detach().reshape(-1, 2, self.config.sz_embedding)
         self._replace_masks(pairs.amax(1) if self.config.fixed_mask else pairs.mean(1))
 
     def _first_masks(self) -> Tensor:
-        """The masks at epoch 0: one with `top_bot`, else one for each of `nb_clusters`."""
+        """The masks at epoch 0: a single one with `top_bot`, else one per cluster."""
         config = self.config
         count = 1 if config.hierarchy_method == "top_bot" else config.nb_clusters
         if config.fixed_mask:
@@ -132,14 +134,14 @@ class MaskedEmbedder(nn.Module):
         self.masks = nn.Parameter(masks_KD.contiguous(), requires_grad=self.masks.requires_grad)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As in torch; the number of masks follows the state."""
+        """Load a state as torch does; the number of masks becomes that of the state."""
         masks = state_dict.get("masks")
         if masks is not None and masks.shape != self.masks.shape:
             self._replace_masks(torch.empty_like(masks, device=self.masks.device))
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def train(self, mode: bool = True) -> MaskedEmbedder:
-        """As in torch, but batch-norm layers stay in evaluation mode unless `bn_learnable`."""
+        """Set the mode as torch does, but keep batch-norm layers in evaluation mode unless `bn_learnable`."""
         super().train(mode)
         if not self.config.bn_learnable:
             for module in self.modules():
@@ -151,9 +153,9 @@ class MaskedEmbedder(nn.Module):
         """Write `model.safetensors` and `model.json` into a directory.
 
         Args:
-            directory: made if it is missing.
-            state: weights to write instead of the present ones.
-            facts: what else to keep beside the weights, such as measures.
+            directory: it is created if it does not exist.
+            state: weights to write instead of the current ones.
+            facts: further entries of `model.json`, such as measures.
         """
         settings = {name: getattr(self.config, name) for name in _MODEL_SETTINGS}
         facts = {"settings": settings, "mean": self.backbone.mean, "std": self.backbone.std, **facts}
@@ -203,10 +205,10 @@ def load(path: str | Path) -> MaskedEmbedder:
 
 
 def check_weights(model: MaskedEmbedder, tensors: dict[str, Tensor], file: Path) -> None:
-    """Weights must be those of the model; the number of masks may be another.
+    """Check that tensors are the weights of a model; the number of masks may differ.
 
     Raises:
-        CheckpointError: if they are not.
+        CheckpointError: if names, shapes or types differ.
     """
     wanted = model.state_dict()
     masks = tensors.get("masks")
@@ -216,7 +218,11 @@ def check_weights(model: MaskedEmbedder, tensors: dict[str, Tensor], file: Path)
 
 
 def _config_of(settings: dict[str, Any], directory: Path) -> TrialConfig:
-    """The configuration that a model was made with, which this version must know."""
+    """The configuration of a saved model.
+
+    Raises:
+        CheckpointError: if this version does not accept it.
+    """
     try:
         return TrialConfig(**{**settings, "weights": "none"})
     except SettingError as error:
@@ -224,15 +230,15 @@ def _config_of(settings: dict[str, Any], directory: Path) -> TrialConfig:
 
 
 def best_model(trial: Path) -> Path | None:
-    """The directory of the best model of a trial's directory; None if there is none."""
+    """The directory of the best model in a trial's directory; None if there is none."""
     found = checkpoint.numbers(trial, BEST)
     return trial / checkpoint.numbered(BEST, found[0]) if found else None
 
 
 def _initialise(layer: nn.Linear, config: TrialConfig) -> None:
-    """Initialise the embedding layer by `init_method`: each cluster's slice as a layer of its own, as in the original.
+    """Initialise the embedding layer by `init_method`, the slice of each cluster as a separate layer, as in the original.
 
-    Gains are those of a linear layer. Biases are torch's own, but 0.1 for trunc_normal.
+    Gains are those of a linear layer. Biases are torch's default, and 0.1 for trunc_normal.
     """
     method = config.init_method or "pt_default"
     if method == "pt_default":
@@ -247,7 +253,7 @@ def _initialise(layer: nn.Linear, config: TrialConfig) -> None:
 
 
 def _initialise_slice(layer: nn.Linear, method: str) -> None:
-    """Draw the weights of a slice; torch's own way is there already."""
+    """Initialise the weights of a slice; torch's default initialisation was already applied."""
     if method == "pt_splitted":
         return
     if method.startswith("kaiming_normal"):

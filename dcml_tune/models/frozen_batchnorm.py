@@ -1,12 +1,13 @@
-"""Two rewrites of a convolutional network that keep its numbers and halve its training time on a CPU.
+"""Two rewrites of a convolutional network that keep its output and speed up its training on a CPU.
 
-1. Frozen batch-norm is folded into the convolution before it: `bn(conv(x, w, c)) = conv(x, w * s, b + (c - m) * s)`
-   with s = gamma / sqrt(var + eps). The statistics never move here, so this holds in training, too; scale and shift
-   still take gradients, through the small product w * s instead of through the feature map.
+1. Frozen batch-norm is folded into the preceding convolution: `bn(conv(x, w, c)) = conv(x, w * s, b + (c - m) * s)`
+   with s = gamma / sqrt(var + eps). The statistics are never updated, so this also holds in training (forward and
+   backward of 64 images are 1.14 times as fast; docs/performance.md); scale and
+   shift get their gradients through the small product w * s instead of the feature map.
 2. The weight gradient of a depthwise convolution over a small map is a sum of shifted products. oneDNN takes
-   10 times as long for it on processors with AVX2 (48 ms against 4 ms for 64 x 1152 x 2 x 2, kernel 5).
+   10 times as long on processors with AVX2 (48 ms against 4 ms for 64 x 1152 x 2 x 2, kernel 5).
 
-`benchmarks/epoch.py` shows what both are worth. Parameters keep their names: state dicts do not change.
+`benchmarks/epoch.py` measures the effect of both. Names of parameters do not change, and neither do state dicts.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-# Pixels of the output map up to which the sum of shifted products is the faster one.
+# Number of pixels of the output map up to which the sum of shifted products is faster.
 _SMALL_MAP = 16
 
 
 def fold(network: nn.Module, example: Tensor) -> nn.Module:
-    """Rewrite a network in place, where it still computes the same afterwards.
+    """Rewrite a network in place, as far as its output does not change.
 
-    Convolutions are paired with the batch-norm that is defined right after them. Whether that is also how the
-    network applies them is checked on `example` (B x 3 x H x W, normalised images), and pairs of which it is not true
-    stay as they are. If the features changed all the same, nothing is folded.
+    Each convolution is paired with the batch-norm that is defined directly after it. A forward pass of `example`
+    (B x 3 x H x W, normalised images) checks that the network also applies them in this order; other pairs are not
+    changed. If the features still differ, nothing is folded.
     """
     network.eval()
     with torch.no_grad():
@@ -44,10 +45,10 @@ def fold(network: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _applied_pairs(network: nn.Module, example: Tensor) -> tuple[Tensor, list[tuple[nn.Module, nn.Module]]]:
-    """Features, and the pairs whose batch-norm takes just what its convolution gives.
+    """Features, and the pairs whose batch-norm receives exactly the output of its convolution.
 
-    Equal features would not tell: a new batch-norm changes next to nothing wherever it is applied. So the tensors
-    themselves are followed, with their versions, which count changes in place.
+    Comparing features would not be enough: a newly initialised batch-norm changes almost nothing wherever it is applied.
+    The check therefore compares the tensors themselves and their versions, which count in-place changes.
     """
     pairs = [pair for module in network.modules() for pair in pairwise(module.children()) if _foldable(*pair)]
     given: dict[nn.Module, list[tuple[Tensor, int]]] = {module: [] for pair in pairs for module in pair}
@@ -82,13 +83,13 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
 
 
 def _pads_same(conv: nn.Module) -> bool:
-    """Whether it is timm's convolution that pads as TensorFlow does; without timm, whose import is slow, there is none."""
+    """Whether this is timm's convolution with the padding of TensorFlow. If timm, which is slow to import, is not loaded: no."""
     layers = sys.modules.get("timm.layers")
     return layers is not None and type(conv) is layers.Conv2dSame
 
 
 class _FoldedNorm(nn.BatchNorm2d):
-    """A batch-norm whose work is done: what is left is the activation that timm's layers carry behind it."""
+    """A batch-norm that was folded: only the activation that timm's layers include remains."""
 
     unfolded: type[nn.Module]
 
@@ -100,7 +101,7 @@ class _FoldedNorm(nn.BatchNorm2d):
 
 
 class _FoldedConv(nn.Conv2d):
-    """A convolution that does the work of the batch-norm behind it."""
+    """A convolution that includes the following batch-norm."""
 
     norm: list[nn.BatchNorm2d]  # in a list, so that its parameters are not registered twice
     unfolded: type[nn.Module]
@@ -135,7 +136,7 @@ class _FoldedConv(nn.Conv2d):
         return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _small_depthwise(self, input: Tensor) -> bool:
-        """Whether our weight gradient is the faster one."""
+        """Whether the weight gradient of this module is faster than oneDNN's."""
         pixels = (input.shape[2] // self.stride[0]) * (input.shape[3] // self.stride[1])
         return (
             input.device.type == "cpu"
@@ -171,7 +172,7 @@ class _SmallDepthwise(torch.autograd.Function):
 def _weight_gradient(
     input: Tensor, grad: Tensor, shape: torch.Size, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Gradient C x 1 x k x l of a depthwise kernel: for each of its entries, the product of two shifted maps."""
+    """Gradient C x 1 x k x l of a depthwise kernel: for each entry, the product of two shifted maps."""
     (down, right), (pad_h, pad_w) = stride, padding
     height, width = grad.shape[2:]
     map_NHWC = F.pad(input.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h))

@@ -1,4 +1,4 @@
-"""Weights of backbones that lie on this machine: where they are, and how they are read. Nothing is downloaded."""
+"""Pretrained weights of backbones: finds and reads files on this machine. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _LITE0_ENDS = {
 
 
 def in_torch_cache(arch: str, url: str) -> Path:
-    """Where torch's cache (`$TORCH_HOME/hub/checkpoints`) holds a file.
+    """Path of a file in torch's cache (`$TORCH_HOME/hub/checkpoints`).
 
     Raises:
-        SettingError: if it is not there; the message says which file to put where.
+        SettingError: if it does not exist; the message names the file and its place.
     """
     return _there(arch, Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name)
 
 
 def in_timm_cache(arch: str, published: Any) -> Path:
-    """Where the cache of the Hugging Face hub, or of torch, holds the weights of a timm model.
+    """Path of the weights of a timm model in the cache of the Hugging Face hub, or of torch.
 
     Raises:
-        SettingError: if they are not there; the message says which file to put where.
+        SettingError: if they do not exist; the message names the file and its place.
     """
     if published.hf_hub_id:
         return _in_hub_cache(arch, published)
@@ -73,10 +73,10 @@ def _in_hub_cache(arch: str, published: Any) -> Path:
 
 
 def in_pytorchcv_cache(arch: str, name: str) -> Path:
-    """Where pytorchcv's cache holds the weights of one of its models.
+    """Path of the weights of a pytorchcv model in pytorchcv's cache.
 
     Raises:
-        SettingError: if they are not there; the message says which file to put where.
+        SettingError: if they do not exist; the message names the file and its place.
     """
     from pytorchcv.models.common.model_store import get_model_name_suffix_data
 
@@ -94,24 +94,24 @@ def _there(arch: str, path: Path) -> Path:
 
 
 def load_into(network: nn.Module, path: Path, arch: str, classifier: Sequence[str]) -> None:
-    """Give a network the weights of a file; those of its classifier, which is not used, may be missing or others.
+    """Load the weights of a file into a network. Weights of its unused classifier may be missing or different.
 
     Args:
         network: with its classifier.
-        path: a state dict of torch or a safetensors file; `state_dict` or `model` around it, and the `module.` of
-            DataParallel in its names, are taken off.
-        arch: its name.
-        classifier: what the names of the classifier's weights begin with.
+        path: a state dict of torch or a safetensors file. An enclosing `state_dict` or `model` entry, and the prefix
+            `module.` of DataParallel, are removed.
+        arch: name of the network.
+        classifier: prefixes of the names of the classifier's weights.
 
     Raises:
-        SettingError: if they are of another network, or the file is none of weights.
+        SettingError: if the weights belong to another network, or the file does not contain weights.
     """
     unused = tuple(f"{name}." for name in classifier)
     state = _adapted(network, read(path), path, arch)
     state = {name: value for name, value in state.items() if not name.startswith(unused)}
     own = {name: value for name, value in network.state_dict().items() if not name.startswith(unused)}
     differences = {
-        # Files of the first years have no count of batches, which nothing uses here.
+        # Files of early versions of torch lack the number of batches, which is not used here.
         "lacks": [name for name in own if name not in state and not name.endswith(".num_batches_tracked")],
         "has besides": [name for name in state if name not in own],
         "has another shape of": [name for name in own if name in state and state[name].shape != own[name].shape],
@@ -130,23 +130,23 @@ def _is_whole(value: Tensor) -> bool:
 
 
 def _adapted(network: nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> dict[str, Tensor]:
-    """Weights under the names, and with the position embeddings, that a timm network has at its image size."""
+    """Weights with names and position embeddings adapted to a timm network and its image size."""
     import sys
 
     adapt = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
         return cast(dict[str, Tensor], adapt(state, network)) if adapt is not None else state
-    except Exception as error:  # of another network: anything can be missing
+    except Exception as error:  # weights of another network cause errors of any type
         raise SettingError(
             f"weights={path}: not of arch {arch} ({first_line(error)}); give the file of this network"
         ) from None
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file, without executing code.
+    """Read a state dict from a file, without executing code.
 
     Raises:
-        SettingError: if the file holds no weights.
+        SettingError: if the file does not contain weights.
     """
     try:
         state = _tensors(path)
@@ -168,7 +168,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _unusable(value: Tensor) -> str | None:
-    """Why a tensor is no weight of a network, whatever its name, or None."""
+    """The reason why a tensor cannot be a weight of a network; None if it can."""
     if value.layout != torch.strided:
         return "is sparse"
     if value.is_meta:
@@ -187,9 +187,9 @@ def _tensors(path: Path) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """An error's kind and the beginning of what it says, for a line of ours.
+    """Type and beginning of the message of an error, on one line.
 
-    Torch begins with which network could not be loaded, and names what is missing in the next line.
+    The first line of torch's message names the network; the second one names what is missing.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else next(iter(lines), "")
@@ -205,7 +205,7 @@ def lite0_state() -> dict[str, Tensor]:
 
 
 def _lite0_name(name: str) -> str:
-    """A name of the package as timm has it: `_blocks.5.expand_conv.weight` -> `blocks.3.0.conv_pw.weight`."""
+    """Name in timm of a weight of the package: `_blocks.5.expand_conv.weight` -> `blocks.3.0.conv_pw.weight`."""
     head, *rest = name.split(".")
     if head != "_blocks":
         return ".".join([_LITE0_ENDS[head], *rest])

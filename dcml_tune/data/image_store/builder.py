@@ -1,4 +1,4 @@
-"""Building a store: all images are decoded into files of their final size, which then get their name."""
+"""Builds a store: decodes all images into files of their final size, and renames the store when it is complete."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def build(wanted: Wanted, skip: bool, progress: Progress) -> ImageStore:
-    """Decode all images into a new store, which takes the place of the old one. The caller holds the lock."""
+    """Decode all images into a new store, which replaces an old one. The caller holds the lock."""
     _remove_leftovers(wanted.final)
     fresh = wanted.final.with_name(f"{wanted.final.name}.building-{os.getpid()}")
-    fresh.mkdir()  # before anything is read, so that a disk that is read-only is noticed at once
+    fresh.mkdir()  # before images are read, so that a read-only disk is detected at once
     try:
         _fill(fresh, wanted, skip, progress)
         _put_in_place(fresh, wanted)
@@ -54,7 +54,7 @@ def _fill(fresh: Path, wanted: Wanted, skip: bool, progress: Progress) -> None:
 
 
 def _put_in_place(fresh: Path, wanted: Wanted) -> None:
-    """Give a new store its name. A store that has the name goes last, so that there is none for an instant only."""
+    """Rename a new store to its final name. An old store is moved away directly before, and removed afterwards."""
     if identity_of(wanted.images, wanted.directory) != wanted.identity:
         raise SettingError(
             f"{wanted.images.root}: images were changed while they were stored; leave them as they are and start again"
@@ -67,7 +67,7 @@ def _put_in_place(fresh: Path, wanted: Wanted) -> None:
 
 
 def _remove_leftovers(final: Path) -> None:
-    """Remove what builders that were killed left; living ones, on other machines too, hold the lock."""
+    """Remove the files of builders that were killed; running ones, also on other machines, hold the lock."""
     for state in ("building", "old"):
         for left in final.parent.glob(f"{final.name}.{state}-*"):
             remove(left)
@@ -76,10 +76,10 @@ def _remove_leftovers(final: Path) -> None:
 def _decode(
     wanted: Wanted, readable: Indices, sizes: Indices, fresh: Path, left_out: list[str], progress: Progress
 ) -> tuple[Indices, Counter[str]]:
-    """Write the pixels; images that cannot be decoded after all are added to `left_out`.
+    """Write the pixels. Images whose pixels cannot be decoded are added to `left_out`.
 
     Returns:
-        The index, R x 5, and how many images had to be turned, scaled, ...
+        The index, R x 5, and the number of images by applied conversion.
     """
     images, layout = wanted.images, wanted.layout
     nbytes = 3 * sizes.prod(axis=1)
@@ -91,7 +91,7 @@ def _decode(
     def write(row: int) -> tuple[int, tuple[str, ...]]:
         picture = images.decode(int(readable[row]))
         decoded = layout.apply(picture.image)
-        # An image that is turned exchanges height and width, which leaves its number of bytes.
+        # Rotation exchanges height and width, and does not change the number of bytes.
         if decoded.nbytes != nbytes[row]:
             raise ValueError("its pixels are not as many as its header says")
         sizes[row] = decoded.shape[:2]
@@ -112,7 +112,7 @@ def _decode(
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
-    """An array on disk whose blocks are all taken: writing to a map without room would kill the process."""
+    """An array on disk whose blocks are allocated: writing to a memory map on a full disk would kill the process."""
     pixels: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:
         reserve(file.fileno(), pixels.offset, path.stat().st_size)
@@ -120,7 +120,7 @@ def _create(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.ui
 
 
 def _close_gaps(path: Path, pixels: np.memmap[Any, np.dtype[np.uint8]], index: Indices) -> None:
-    """Move the rows of an evaluation store up over those that could not be decoded, and shorten its file."""
+    """Remove the rows of images that could not be decoded from an evaluation store, and truncate its file."""
     for row, old in enumerate(index[:, 1].tolist()):
         if row != old:
             pixels[row] = pixels[old]
@@ -128,8 +128,7 @@ def _close_gaps(path: Path, pixels: np.memmap[Any, np.dtype[np.uint8]], index: I
     pixels.flush()
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(index), *pixels.shape[1:])}
     with path.open("r+b") as file:
-        # numpy leaves room in the header for the first axis to change, so that the pixels stay where they
-        # are.
+        # The header of numpy reserves space for a change of the first axis, so that the offset of the pixels is constant.
         np.lib.format.write_array_header_1_0(file, header)
         assert file.tell() == pixels.offset, "the header has changed its length"
         file.truncate(pixels.offset + len(index) * int(np.prod(pixels.shape[1:])))
@@ -138,7 +137,7 @@ def _close_gaps(path: Path, pixels: np.memmap[Any, np.dtype[np.uint8]], index: I
 def _describe(
     fresh: Path, index: Indices, wanted: Wanted, left_out: Sequence[str], departures: Mapping[str, int]
 ) -> None:
-    """Write index, description and stamp, and make sure that all is on disk before the store gets its name."""
+    """Write index, description and stamp, and flush all files to disk before the store is renamed."""
     written = io.BytesIO()
     np.save(written, index, allow_pickle=False)
     (fresh / INDEX).write_bytes(written.getbuffer())
@@ -161,7 +160,7 @@ def _describe(
 
 
 def unreadable(left_out: Sequence[str], total: int) -> UnreadableImageError:
-    """What to say of images that cannot be decoded."""
+    """The error for images that cannot be decoded."""
     return UnreadableImageError(
         f"{len(left_out):,} of {total:,} images cannot be decoded: {named(left_out, limit=3)}; repair or "
         "remove them, or leave them out with --skip-unreadable"

@@ -1,4 +1,4 @@
-"""What the headers of images say of a store: which can be read, and how many bytes they take."""
+"""Headers of images: which can be read, and how many bytes a store of the images needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dcml_tune.data.image_store.wanted import Wanted
 
 
 def readable_images(wanted: Wanted) -> tuple[Indices, Indices, list[str]]:
-    """Positions of the images whose headers can be read, R x 2 height and width of them, and the other images."""
+    """Positions of the images with readable headers, their heights and widths (R x 2), and the other images."""
     headers = _headers(wanted)
     readable = [i for i, header in enumerate(headers) if not isinstance(header, str)]
     sizes = np.array([headers[i] for i in readable], dtype=np.int64).reshape(-1, 2)
@@ -23,7 +23,7 @@ def readable_images(wanted: Wanted) -> tuple[Indices, Indices, list[str]]:
 
 
 def _headers(wanted: Wanted) -> list[tuple[int, int] | str]:
-    """Height and width that are kept of each image, or why its header cannot be read."""
+    """Stored height and width of each image, or the reason why its header cannot be read."""
     known = known_sizes(looks(wanted.images), len(wanted.images))
 
     def header(i: int) -> tuple[int, int]:
@@ -38,17 +38,17 @@ def _headers(wanted: Wanted) -> list[tuple[int, int] | str]:
 
 @lru_cache(maxsize=8)
 def known_sizes(state: str, count: int) -> Indices:
-    """N x 2: width and height of the images of a list, so far as this process has read them; 0: not yet."""
+    """N x 2: width and height of each image of a list; 0 if this process has not read its header."""
     return np.zeros((count, 2), dtype=np.int64)
 
 
 def needed(wanted: Wanted) -> int:
-    """Bytes of the store that is wanted."""
+    """Bytes of the requested store."""
     if wanted.layout.kind == "evaluation":
         return nbytes_of(np.full((len(wanted.images), 2), wanted.layout.sz_crop))
     return nbytes_of(readable_images(wanted)[1])
 
 
 def nbytes_of(sizes: Indices) -> int:
-    """Bytes of pixels and index of images of some sizes, R x 2."""
+    """Bytes of pixels and index for images of the given sizes, R x 2."""
     return int(3 * sizes.prod(axis=1).sum()) + ROW_BYTES * len(sizes)

@@ -1,4 +1,4 @@
-"""What a store keeps of an image, by its kind."""
+"""Size and content of stored images, by kind of store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dcml_tune.data.image_list import Pixels
 Kind = Literal["full", "small", "evaluation"]
 
 
-# Counted up when the same images must be decoded anew: another layout, another way of decoding or resizing. Stores of
-# version 1 hold what Pillow's convert("RGB") gave.
+# Increased when the layout, the decoding or the resizing changes, so that images are decoded again. Stores of version 1
+# contain the result of Pillow's convert("RGB").
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a store keeps of an image."""
+    """The size of stored images."""
 
     kind: Kind
     sz_resize: int
@@ -28,12 +28,12 @@ class Layout:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The sizes that act on this kind of store."""
+        """The settings that affect this kind of store."""
         names = {"full": (), "small": ("sz_resize",), "evaluation": ("sz_resize", "sz_crop")}[self.kind]
         return {name: getattr(self, name) for name in names}
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that are kept of an image."""
+        """Stored width and height of an image."""
         if self.kind == "evaluation":
             return self.sz_crop, self.sz_crop
         if self.kind == "full" or min(width, height) <= self.sz_resize:
@@ -41,11 +41,11 @@ class Layout:
         return self._resized(width, height)
 
     def apply(self, image: Image.Image) -> Pixels:
-        """The pixels that are kept of a decoded image."""
+        """Stored pixels of a decoded image."""
         if self.kind != "evaluation":
             return np.asarray(_resize(image, self.size(*image.size)))
         resized = _resize(image, self._resized(*image.size))
-        # Rounded as torchvision's CenterCrop does: to the even number where the margins differ by one.
+        # Rounded to the even number if the margins differ by one, as in torchvision's CenterCrop.
         left, top = (round((side - self.sz_crop) / 2) for side in resized.size)
         return np.asarray(resized.crop((left, top, left + self.sz_crop, top + self.sz_crop)))
 
@@ -56,5 +56,5 @@ class Layout:
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image at another width and height; Pillow's bilinear filter is antialiased."""
+    """Resize an image with Pillow's bilinear filter, which is antialiased."""
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""The way to a store: open what is there, build what is not, and build anew what is damaged."""
+"""Opens image stores, builds missing ones, and rebuilds damaged ones."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ def open_or_build(
     verify: bool = False,
     progress: Progress | None = None,
 ) -> ImageStore:
-    """Open the store of some images, or build it where there is none; one process builds, others wait.
+    """Open the store of some images, or build it if there is none. One process builds, others wait.
 
-    A store that is damaged is built anew, and the log says what was damaged. Processes that have the old one
-    open keep it.
+    A damaged store is rebuilt, and the log says what was damaged. Processes that have the old store open keep it.
 
-    A store belongs to the names and the content of its images (`dcml_tune.data.contents`): when one of them changes,
-    another store is built; when the files are moved or only touched, it is used again. `full` keeps images as they are, `small` those with a shorter side above `sz_resize`
-    resized to it, `evaluation` what the network sees in evaluation: shorter side resized to `sz_resize`
-    (bilinear, antialiased), the middle `sz_crop` x `sz_crop` of it, exactly as torchvision does on Pillow's
-    images.
+    A store is identified by names and content of its images (`dcml_tune.data.contents`): if one of them changes, another
+    store is built; if the files are moved or touched, the store is used again. The kinds are:
+
+    - `full`: images in their own size.
+    - `small`: images whose shorter side exceeds `sz_resize` are resized to it.
+    - `evaluation`: the input of the network in evaluation. The shorter side is resized to `sz_resize` (bilinear,
+      antialiased), and the central `sz_crop` x `sz_crop` pixels are cut out, exactly as torchvision does with Pillow images.
 
     Args:
-        images: what to store.
-        directory: of all stores; it is made where it is missing.
+        images: images to store.
+        directory: directory of all stores; it is created if it does not exist.
         kind: see above.
         sz_resize: pixels.
         sz_crop: pixels.
-        skip_unreadable: leave out images that cannot be decoded; `kept` says which are there.
-        verify: read all pixels against their checksums, once for each state of the files (size and times of
-            change; those of a copy differ, so that a copy is read once more).
-        progress: is told how many images are decoded, of how many.
+        skip_unreadable: exclude images that cannot be decoded; `kept` lists the others.
+        verify: compare all pixels with their checksums, once per state of the files (size and times of change; those
+            of a copy differ, so that a copy is read once more).
+        progress: called with the number of decoded images and their total.
 
     Raises:
         UnreadableImageError: if images cannot be decoded and `skip_unreadable` is not set.
-        SettingError: if the store cannot be written: no room, no permission, a read-only disk; nothing is left
-            behind then.
+        SettingError: if the store cannot be written (disk full, no permission, read-only disk); no files remain.
     """
     wanted = Wanted.of(images, directory, Layout(kind, sz_resize, sz_crop))
     store = _ready(wanted, verify)
@@ -77,18 +77,18 @@ def open_or_build(
 
 @dataclass(frozen=True)
 class Inspection:
-    """What decoding all images of a list brings to light."""
+    """Result of decoding all images of a list."""
 
     kept: Indices
-    """Positions of the images that can be decoded."""
+    """Positions of the decodable images."""
     left_out: list[str]
-    """Names of the others, each with the reason."""
+    """Names of the other images, each with the reason."""
     departures: dict[str, int]
-    """How many had to be turned, scaled, ...; keys as in `decoding.DEPARTURES`."""
+    """Number of images by applied conversion; keys as in `decoding.DEPARTURES`."""
 
 
 def inspect(images: ImageList, progress: Progress | None = None) -> Inspection:
-    """Decode all images of a list, and write nothing."""
+    """Decode all images of a list without storing them."""
     found = map_threads(lambda i: attempt(lambda: images.decode(i).departures), len(images), progress or silent)
     kept = [i for i, each in enumerate(found) if not isinstance(each, str)]
     left_out = [f"{images.name(i)} ({each})" for i, each in enumerate(found) if isinstance(each, str)]
@@ -99,13 +99,13 @@ def inspect(images: ImageList, progress: Progress | None = None) -> Inspection:
 def needed_bytes(
     images: ImageList, directory: Path, opens: bool = True, /, *, kind: Kind, sz_resize: int, sz_crop: int
 ) -> int:
-    """Bytes that `open_or_build` would write; 0 where the store is there.
+    """Bytes that `open_or_build` would write; 0 if the store exists.
 
-    Reads the headers of the images, which this process then does not read again to build; opens none for an
-    `evaluation` store, whose images are all of one size. Images that cannot be read take nothing. Without `opens` no file
-    is opened at all: a store of files whose content is not known then counts as one that is not there.
+    The headers of the images are read, and cached for the build. For an `evaluation` store, whose images have one size, no
+    header is read. Unreadable images need no space. Without `opens` no file is opened, and a store of files with unknown
+    content counts as missing.
     """
-    # Where there is no directory there is no store either, and no file need be read to know that.
+    # Without a directory there is no store, and no file needs to be read.
     identity = identity_of(images, directory, opens=opens) if Path(directory).is_dir() else None
     wanted = Wanted(images, Path(directory), Layout(kind, sz_resize, sz_crop), identity or "")
     if identity is not None and isinstance(_open(wanted), ImageStore):
@@ -114,7 +114,7 @@ def needed_bytes(
 
 
 def _open(wanted: Wanted) -> ImageStore | str | None:
-    """The store, or what is wrong with it; None where there is none."""
+    """The store, or the description of its damage; None if there is none."""
     if not os.path.lexists(wanted.final):
         return None
     try:
@@ -127,13 +127,13 @@ def _open(wanted: Wanted) -> ImageStore | str | None:
 
 
 def _ready(wanted: Wanted, verify: bool) -> ImageStore | None:
-    """The store, if it can be used without reading more of it."""
+    """The store, if it can be used without further reading; else None."""
     store = _open(wanted)
     return store if isinstance(store, ImageStore) and (store.is_verified() or not verify) else None
 
 
 def _sound(wanted: Wanted, verify: bool) -> ImageStore | None:
-    """The store, if it is there and whole; a damaged one is told in the log."""
+    """The store, if it exists and is intact; else None. Damage is logged."""
     store = _open(wanted)
     if isinstance(store, ImageStore) and verify and not store.is_verified():
         store = _verified(store, wanted.images)
@@ -146,7 +146,7 @@ def _sound(wanted: Wanted, verify: bool) -> ImageStore | None:
 def _verified(store: ImageStore, images: ImageList) -> ImageStore | str:
     """The store, after its pixels were read, or which of them are damaged."""
     logger.info("%s: reading %s against their checksums", store.directory, readable_size(store.nbytes))
-    # Taken before reading: what is changed meanwhile makes the stamp void.
+    # Determined before reading: a later change invalidates the stamp.
     state = state_of(store.directory)
     if rows := store.damaged():
         names = [images.name(i) for i in store.kept[rows].tolist()]
@@ -161,9 +161,9 @@ def _verified(store: ImageStore, images: ImageList) -> ImageStore | str:
 
 
 def _alone(final: Path) -> AbstractContextManager[Any]:
-    """Take the lock under which a store is built, until the end of the block; says so when another has it."""
+    """Hold the lock of building a store during the block; waiting for another process is logged."""
     if not os.access(final.parent, os.W_OK | os.X_OK, effective_ids=True):
-        return nullcontext()  # nobody builds here, and a store that is whole can be read without the lock
+        return nullcontext()  # no process can build here, and reading needs no lock
     lock = FileLock(f"{final}.lock")
     try:
         return lock.acquire(blocking=False)

@@ -1,4 +1,4 @@
-"""A store that was built: its files, and what is read of them."""
+"""Reads a store: description, index and pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROW_BYTES = 5 * 8
 
 
 class Meta(Stored):
-    """meta.json: what a store says of itself."""
+    """meta.json: description of a store."""
 
     key: str
     version: Count
@@ -39,16 +39,16 @@ class Meta(Stored):
 
 
 class ImageStore:
-    """Decoded images of an image list; row r is image `kept[r]` of it.
+    """Decoded images of an image list; row r is image `kept[r]` of the list.
 
-    Opening reads the index alone. Passing a store to another process passes its directory.
+    Opening reads only the index. Pickling a store pickles its directory.
 
     Raises:
-        ValueError: if the files are not what the store's own description says.
+        ValueError: if the files do not match the description of the store.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Open a store that was built."""
+        """Open a store."""
         self.directory = directory
         self._meta: dict[str, Any] = read_checksummed(directory / META, Meta)
         index = (directory / INDEX).read_bytes()
@@ -57,14 +57,14 @@ class ImageStore:
             raise ValueError(f"{directory}: {PIXELS} or {INDEX} is not what was written")
         self._index: Indices = np.load(io.BytesIO(index), allow_pickle=False)
         self._refuse_impossible()
-        # Shape and place come from the description: the header of the file has no checksum.
+        # Shape and offset are those of the description, because the header of the file has no checksum.
         place: dict[str, Any] = {"offset": self._meta["offset"], "shape": tuple(self._meta["shape"])}
-        # Asking for the plain array spares each view the cost of numpy's memmap class.
+        # A plain array avoids the overhead of numpy's memmap class for each view.
         self._pixels: Pixels = np.asarray(np.memmap(pixels, np.uint8, mode="r", **place))
         _, self._starts, self._heights, self._widths, _ = self._index.T.tolist()
 
     def _refuse_impossible(self) -> None:
-        """An index that has its checksum may still name places outside of the pixels."""
+        """Check that the index refers to places within the pixels; its checksum does not guarantee this."""
         meta, index = self._meta, self._index
         size = math.prod(meta["shape"])
         axes = 4 if meta["kind"] == "evaluation" else 1
@@ -87,33 +87,33 @@ class ImageStore:
 
     @property
     def key(self) -> str:
-        """What the store was built from: images, kind, sizes and version; no two contents share it."""
+        """Unique name of the store: kind, sizes, and hash of images and version."""
         return self.directory.name
 
     @property
     def kind(self) -> Kind:
-        """What the pixels are: full size, shorter side `sz_resize`, or the squares of the evaluation."""
+        """Kind of the images: full size, shorter side limited to `sz_resize`, or squares for evaluation."""
         kind: Kind = self._meta["kind"]
         return kind
 
     @property
     def kept(self) -> Indices:
-        """R: positions in the image list of the images that could be read, ascending."""
+        """R: positions in the image list of the stored images, ascending."""
         return self._index[:, 0]
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The images that could not be read, each with the reason."""
+        """Names of the images that could not be decoded, each with the reason."""
         return tuple(self._meta["left_out"])
 
     @property
     def departures(self) -> dict[str, int]:
-        """How many of the images had to be turned, scaled, ...; keys as in `decoding.DEPARTURES`."""
+        """Number of images by applied conversion; keys as in `decoding.DEPARTURES`."""
         return dict(self._meta["departures"])
 
     @property
     def nbytes(self) -> int:
-        """Size on disk, in bytes, of the pixels."""
+        """Size of the pixels on disk, in bytes."""
         return int(self._meta["bytes"])
 
     @property
@@ -135,26 +135,26 @@ class ImageStore:
         return [self.image(row) for row in np.asarray(rows, dtype=np.int64).tolist()]
 
     def damaged(self) -> list[int]:
-        """Rows whose pixels are not what was written, or cannot be read; reads the whole store."""
+        """Rows whose pixels have changed or cannot be read. The whole store is read."""
         with (self.directory / PIXELS).open("rb") as file:
             found = map_threads(lambda row: self._crc_on_disk(file.fileno(), row), len(self))
         return [row for row, crc in enumerate(found) if crc != self._index[row, 4]]
 
     def is_verified(self) -> bool:
-        """Whether no file was changed since its pixels were last known to match their checksums."""
+        """Whether the files are unchanged since their pixels last matched their checksums."""
         try:
             return bool(read_checksummed(self.directory / STAMP) == state_of(self.directory))
         except (CorruptFileError, OSError):
             return False
 
     def is_of(self, facts: dict[str, Any]) -> bool:
-        """Whether the store says of itself what was asked for."""
+        """Whether the description of the store contains the given facts."""
         return all(self._meta.get(key) == value for key, value in facts.items())
 
     def _crc_on_disk(self, file: int, row: int) -> int | None:
-        """The checksum of what the disk holds now; None where it cannot be read.
+        """Checksum of the current pixels on disk; None if they cannot be read.
 
-        Reading the map instead would end the process at the first bad block.
+        Reading the memory map instead would kill the process at the first bad block.
         """
         nbytes = 3 * self._heights[row] * self._widths[row]
         start = self._starts[row] * (nbytes if self.kind == "evaluation" else 1)
@@ -165,9 +165,9 @@ class ImageStore:
 
 
 def state_of(directory: Path) -> dict[str, list[int]]:
-    """What changes with every change of the files.
+    """State of the files, which differs after each change.
 
-    The time of change of the inode is among it, because the time of modification can be set to any value.
+    It includes the change time of the inode, because the modification time can be set to any value.
     """
     stats = {name: (directory / name).stat() for name in (PIXELS, INDEX)}
     return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}

@@ -1,4 +1,4 @@
-"""The place of the stores: room for a new one, and what is said where it cannot be written."""
+"""Disk space of a new store, and the errors if it cannot be written."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dcml_tune.data.image_store.wanted import Wanted
 from dcml_tune.utils.errnos import CANNOT_WRITE, DISK_FULL
 from dcml_tune.utils.files import free_bytes, readable_size, size_of
 
-# Free space that a store leaves to others, in bytes.
+# Free space that must remain after a store is written, in bytes.
 RESERVE = 64 << 20
 
 
-# The last two: where the directory should be, or above it, there is a file.
+# The last two: the directory, or one of its parents, is a file.
 NO_PLACE = CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR}
 
 
 @contextmanager
 def writing(wanted: Wanted) -> Iterator[None]:
-    """Make the directory of all stores, and say in one line why it cannot be written."""
+    """Create the directory of all stores, and turn write errors inside the block into a SettingError."""
     try:
         wanted.directory.mkdir(parents=True, exist_ok=True)
         yield
@@ -37,9 +37,9 @@ def writing(wanted: Wanted) -> Iterator[None]:
 
 
 def make_room(need: int, wanted: Wanted) -> None:
-    """Refuse what the disk has no room for; a damaged store goes first where there is room for one only.
+    """Check the free disk space. A damaged store is removed first if the space is enough for one store only.
 
-    That helps only if no process, this one included, has it open.
+    Removing it frees space only if no process, including this one, has it open.
     """
     short = need + RESERVE - free_bytes(wanted.directory)
     if short > 0 and os.path.lexists(wanted.final) and size_of(wanted.final) >= short:
@@ -50,7 +50,7 @@ def make_room(need: int, wanted: Wanted) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, if it is there."""
+    """Remove a file or a directory, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -58,7 +58,7 @@ def remove(path: Path) -> None:
 
 
 def cannot_write(error: OSError, wanted: Wanted) -> SettingError:
-    """What to say of a directory that no store can be written to."""
+    """The error if a store cannot be written to its directory."""
     if error.errno in DISK_FULL:
         return no_room(needed(wanted), wanted, f" ({why(error)})")
     return SettingError(
@@ -68,7 +68,7 @@ def cannot_write(error: OSError, wanted: Wanted) -> SettingError:
 
 
 def no_room(need: int, wanted: Wanted, reason: str = "") -> SettingError:
-    """What to say of a store that would fill the disk."""
+    """The error if the disk has no space for a store."""
     there = next(path for path in (wanted.directory, *wanted.directory.parents) if path.is_dir())
     free = readable_size(free_bytes(there))
     smaller = ", or keep smaller images with --image-store small" if wanted.layout.kind == "full" else ""

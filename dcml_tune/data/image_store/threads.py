@@ -1,4 +1,4 @@
-"""Work on many images in threads."""
+"""Parallel work on images in threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dcml_tune.utils.errnos import SHORTAGE
 from dcml_tune.utils.machine import usable_cores
 
 Progress = Callable[[int, int], None]
-"""Is told how many are done, of how many."""
+"""Called with the number of finished items and their total."""
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def silent(done: int, total: int) -> None:
 
 
 def attempt(decode: Callable[[], T]) -> T | str:
-    """What a decoding gives, or why it fails. What the machine is short of is no fault of the image."""
+    """Result of a decoding, or the reason why it fails. Errors by shortage of resources are raised."""
     try:
         return decode()
     except MemoryError:
@@ -33,10 +33,10 @@ def attempt(decode: Callable[[], T]) -> T | str:
 
 
 def map_threads(function: Callable[[int], T], count: int, progress: Progress = silent) -> list[T]:
-    """Apply a function to 0 .. count - 1 in threads: Pillow and CRC-32 let go of the interpreter's lock."""
+    """Apply a function to 0 .. count - 1 in threads: Pillow and CRC-32 release the GIL."""
     done: list[T] = []
     with _pool() as pool:
-        # A part at a time, so that Ctrl-C does not wait for a hundred thousand images.
+        # In parts, so that Ctrl-C does not wait for a hundred thousand images.
         for start in range(0, count, 256):
             done += pool.map(function, range(start, min(start + 256, count)))
             progress(len(done), count)

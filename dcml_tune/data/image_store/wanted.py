@@ -1,4 +1,4 @@
-"""Which store is asked for, and where it lies."""
+"""The requested store: its identity and its directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dcml_tune.data.image_store.layout import VERSION, Layout
 
 @dataclass(frozen=True)
 class Wanted:
-    """The store that is asked for."""
+    """A requested store."""
 
     images: ImageList
     directory: Path
@@ -23,7 +23,7 @@ class Wanted:
 
     @classmethod
     def of(cls, images: ImageList, directory: Path, layout: Layout) -> Wanted:
-        """The store of a list as it is now."""
+        """The store of an image list in its current state."""
         assert len(images), "an image list without images"
         return cls(images, Path(directory), layout, identity_of(images, directory) or "")
 
@@ -34,16 +34,16 @@ class Wanted:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the store must say of itself."""
+        """Facts that the description of the store must contain."""
         return {"key": self.final.name, "version": VERSION, "kind": self.layout.kind, **self.layout.sizes}
 
 
 def identity_of(images: ImageList, directory: Path, *, opens: bool = True) -> str | None:
-    """Hash of the images and of how they are decoded; None if it cannot be known without opening a file.
+    """Hash of the images and of the version of decoding; None if files would have to be opened.
 
     Args:
         images: the list.
-        directory: of all stores; what is known of the files is kept there.
+        directory: directory of all stores, which also contains the hashes of files.
         opens: whether files may be opened.
     """
     known = contents(images, Path(directory), opens=opens)
