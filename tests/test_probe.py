@@ -10,9 +10,9 @@ import torch
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.search import __main__ as search
-from dcml_tune.search import gpu_probe as probing
 from dcml_tune.search.flags import parser, read_command_line
-from dcml_tune.search.gpu_probe import Choice, Measured, ProbeError, choose, full_division, measure, probe
+from dcml_tune.search.gpu_probe import Choice, Measured, ProbeError, choose, full_division, measure, probe, sharing
+from dcml_tune.search.gpu_probe.child import Child, child_process
 from dcml_tune.search.plan import given_plan
 from dcml_tune.utils.files import read_checksummed
 
@@ -86,7 +86,7 @@ def test_two_trials_are_measured_at_once():
 def test_a_trial_waits_until_all_are_ready():
     """It says that it is, and nothing more before it is told."""
     order = {"config": TINY.model_dump(mode="json"), "device": "cpu", "seconds": 0.1, "share": 0.5, "threads": 1}
-    with probing._child() as child:
+    with child_process() as child:
         child.tell(json.dumps(order))
         assert child.answer() == {"ready": True}
         assert select.select([child.process.stdout], [], [], 1.0)[0] == []
@@ -101,7 +101,7 @@ def test_an_interruption_leaves_no_process(monkeypatch):
         assert psutil.Process().children() != []
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(probing._Child, "answer", interrupted)
+    monkeypatch.setattr(Child, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         probe(TINY, device="cpu")
     assert psutil.Process().children() == []
@@ -124,7 +124,7 @@ def measured(rate, used=10):
 def test_only_what_fits_is_tried(used, most, asked, monkeypatch):
     """By the memory of one trial, and by how many there are to be."""
     tried = []
-    monkeypatch.setattr(probing, "measure", lambda config, count, **how: [
+    monkeypatch.setattr(sharing, "measure", lambda config, count, **how: [
         tried.append(count) or measured(1000, used)] + [measured(1000, used)] * (count - 1))  # fmt: skip
     assert probe(TINY, most=most).gpus_per_trial == 1 / asked[-1]
     assert tried == asked
@@ -138,7 +138,7 @@ def test_more_at_once_may_fail(monkeypatch):
             raise ProbeError("OutOfMemoryError: CUDA out of memory")
         return [measured(900)] * count
 
-    monkeypatch.setattr(probing, "measure", measure)
+    monkeypatch.setattr(sharing, "measure", measure)
     found = probe(TINY)
     assert found.gpus_per_trial == 0.5
     assert found.why.endswith("; 4 at once failed (OutOfMemoryError: CUDA out of memory)")
@@ -169,7 +169,7 @@ def test_a_resume_takes_what_was_measured(folder, tmp_path, capsys, monkeypatch)
     """The probe runs once; the record holds its number and its sentence."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     found = [Choice(0.25, "0.25 of a GPU each: 1, 2, 4 trials give more")]
-    monkeypatch.setattr(probing, "probe", lambda config, most: found.pop())
+    monkeypatch.setattr(sharing, "probe", lambda config, most: found.pop())
     words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s", *SMALL]
     words += ["--gpus-per-trial", "auto"]
     plan = given_plan(read_command_line(words))

@@ -1,1 +1,1 @@
-"""`python -m dcml_tune.search`: from a command line to a verdict."""
+"""`python -m dcml_tune.search`: search the settings of a data set, confirm the best one and score it."""

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from dcml_tune import data
 from dcml_tune.cli.quantities import seconds
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.trial import PAPER_LABEL, SEEDS, TrialConfig
+from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.paths import (
-    STORES,
     STUDY,
     TRIALS,
     absolute,
@@ -20,20 +19,17 @@ from dcml_tune.runs.paths import (
     writable,
 )
 from dcml_tune.runs.record import Record, refuse_existing
-from dcml_tune.runs.results import read_result
 from dcml_tune.search import checks
 from dcml_tune.search.budget import Budget
-from dcml_tune.search.confirmation import CONTROLS, Candidate, FoldSeed, candidates, confirmation_units
+from dcml_tune.search.confirmation import CONTROLS, Candidate, candidates, confirmation_units
 from dcml_tune.search.metrics import metric_names, scheduler_name
 from dcml_tune.search.request import MAY_CHANGE, Request
+from dcml_tune.search.trial_runs import TrialRuns
 from dcml_tune.utils import tracebacks
-from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.redaction import redact
 from search_spaces import load_space
-from trainables import Run
 from trainables.cluster import connect
 from trainables.known_trial import KnownTrial
-from trainables.run import RESULT_FILE, pack, run_of
 from trainables.schedulers import scheduler
 from trainables.searcher import Launching, OptunaSearcher, Sampling, StudyOptions, StudyStart
 from trainables.watchdog import TrialWatchdog
@@ -42,7 +38,6 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
     from dcml_tune.search.flags import CommandLine
-    from trainables.run import Role
 
 # The settings that select the images. A data set that cannot be read is refused before anything else is checked.
 _OF_DATA = ("dataset_dir", "train_classes", "ratio_classes", "allow_partial", "strict")
@@ -100,6 +95,7 @@ class Plan:
         shares: what each trial gets of the machine.
         measured: the measurement behind `--gpus-per-trial auto`, in words, or None.
         planned: number of trials.
+        runs: makes the dictionaries of trials and of later runs.
         units: folds and seeds of the confirmation; empty if nothing is confirmed.
         budget: of time and epochs.
         checkpoints: the disk space that checkpoints take.
@@ -145,6 +141,14 @@ class Plan:
         self.units, why_none = confirmation_units(self.base, nb_classes, flags.confirm, flags.folds, flags.seeds)
         self.earlier = checks.earlier_searches(request, images, self.metrics, self.space)
         self.lines = [*found.lines, *why_none, *self.earlier.lines]
+        self.runs = TrialRuns(
+            search=self.name,
+            output=self.output,
+            shares=self.shares,
+            metric=self.metric,
+            varied=tuple(self.space.domains),
+            first_seed=self.base.seed,
+        )
         if flags.prior:
             self.lines.append("prior: the published setting is the prior, strongest in the first trials")
 
@@ -201,7 +205,7 @@ class Plan:
             ),
             start=StudyStart(points=[self.published_point, *self.earlier.points], earlier=self.earlier.trials),
             launching=Launching(
-                run=self.run(),
+                run=self.runs.run(),
                 trials=self.trials,
                 infeasible_reason=self.data.cannot_train,
                 patience=self.config.patience,
@@ -242,56 +246,6 @@ class Plan:
         share = self.planned / (self.planned + runs) if searches else 1.0
         self.budget.begin_stage(share=share, elapsed_s=record.state.elapsed_s)
 
-    # -- the dictionaries from which Ray makes trials --------------------------------------------------
-
-    def run(self, **changes: Any) -> Run:
-        """Return how the trials of this search are run."""
-        shares = self.shares
-        return Run(
-            search=self.name,
-            stores=str(self.output / STORES),
-            threads=shares.threads_per_trial,
-            gpu_fraction=shares.gpus_per_trial or 1.0,
-            metric=self.metric,
-            varied=tuple(self.space.domains),
-            **changes,
-        )
-
     def candidates(self, trials: list[KnownTrial]) -> list[Candidate]:
         """Return the settings that can win: the best trials, and the controls."""
         return candidates(trials, {**self.space.published, **self.published_point}, max(1, self.config.confirm))
-
-    def confirm_run(self, candidate: Candidate, unit: FoldSeed) -> dict[str, Any]:
-        """Return the dictionary of a run that compares a setting on further held-out classes."""
-        key = f"confirm-{candidate.slug}-fold-{unit.fold}-seed-{unit.seed}"
-        run = self._run_of(key, "confirm", candidate)
-        return pack({**candidate.config, "fold": unit.fold, "seed": unit.seed}, run)
-
-    def final_run(self, candidate: Candidate, role: Role, number: int, until: int | None) -> dict[str, Any]:
-        """Return the dictionary of a run that trains a setting on all training classes and scores the test classes.
-
-        Args:
-            candidate: the setting.
-            role: of the run.
-            number: of its seed, from 0.
-            until: number of epochs; None: all of them.
-        """
-        seed = (self.base.seed + number) % SEEDS
-        key = f"final-{candidate.slug}" + (f"-seed-{seed}" if number else "")
-        if role == "untrained":
-            key = role
-        run = self._run_of(key, role, candidate, until=until)
-        return pack({**candidate.config, "val_share": 0.0, "seed": seed}, run)
-
-    def _run_of(self, key: str, role: Role, candidate: Candidate, **changes: Any) -> Run:
-        return self.run(key=key, role=role, setting=candidate.name, directory=str(self.trials / key), **changes)
-
-    def results(self, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Return key -> what the run measured, for the runs that completed."""
-        found = {}
-        for key in (run_of(each).key for each in runs):
-            try:
-                found[key] = read_result(self.trials / key / RESULT_FILE)
-            except CorruptFileError:
-                continue
-        return found

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from dcml_tune.config.errors import SettingError
-from dcml_tune.report import write_report
-from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.runs.record import all_records
 from dcml_tune.runs.study_file import impatient
-from dcml_tune.search.confirmation import CONTROLS, PUBLISHED, Candidate, Confirmation, FoldSeed, race
+from dcml_tune.search.confirmation import CONTROLS, Candidate, Confirmation, FoldSeed, race
 from dcml_tune.search.console import print_interruption, print_outcome, print_undelivered
 from dcml_tune.search.outcome import EXIT_INCOMPLETE, UNTRAINED, Final, Outcome, best_trial
+from dcml_tune.search.recording import record_verdict, try_to_write_report
 from dcml_tune.search.resume import end_abandoned
 from dcml_tune.search.stage import StageRunner
-from dcml_tune.search.verdict import TEST, verdict
 from dcml_tune.tracking import Tracker, environment_tags
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.utils import tracebacks
-from dcml_tune.utils.files import write_checksummed
 from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.signals import SearchStopped, signal_handled, signals_wait
 from trainables import DivideAndConquer
@@ -35,10 +29,6 @@ if TYPE_CHECKING:
     from trainables.run import Role
     from trainables.searcher import OptunaSearcher
     from trainables.tracking_callback import Progress
-
-log = logging.getLogger(__name__)
-
-VERDICT = "verdict.json"
 
 _DELIVER_S = {"end": 60.0, "interrupted": 8.0}  # longest wait for MLflow
 
@@ -91,11 +81,11 @@ class SearchRunner:
             for key, _ in pareto_front:
                 self.tracker.tags(f"{plan.name}/{key}", {"dcml.pareto": "no trial beats it in all metrics"})
             if plan.units or plan.scores_test:
-                self._write_report()  # it can be read while the other stages run
+                try_to_write_report(plan)  # it can be read while the other stages run
             trials = searcher.known()
             confirmation = self._confirm(plan.candidates(trials)) if best_trial(trials) is not None else None
             if plan.units and plan.scores_test:
-                self._write_report()
+                try_to_write_report(plan)
             final = self._score_test(confirmation) if confirmation is not None and plan.scores_test else {}
             outcome = Outcome(
                 trials=trials,
@@ -117,11 +107,11 @@ class SearchRunner:
     def _finish(self, outcome: Outcome) -> None:
         """Record the outcome on disk and in MLflow, write the report, and print both."""
         plan, confirmation = self.plan, outcome.confirmation
-        found = self._record_verdict(confirmation, outcome.final) if confirmation is not None else None
+        found = record_verdict(plan, self.record, self.tracker, outcome)
         self.tracker.end(plan.name, "FINISHED" if confirmation is not None else "FAILED", reason=outcome.reason)
         self.record.update(status=outcome.status, reason=outcome.reason)
         self.tracker.wait(_DELIVER_S["end"])
-        page = self._write_report(pictures=True)
+        page = try_to_write_report(plan, pictures=True)
         if page is not None:
             self.tracker.artifact(plan.name, page.parent, "report")
         undelivered = self.tracker.close(_DELIVER_S["end"])
@@ -129,39 +119,6 @@ class SearchRunner:
         if page is not None:
             print(f"open the report: {page.as_uri()}")
         print_undelivered(plan, undelivered)
-
-    def _record_verdict(self, confirmation: Confirmation, final: Final) -> dict[str, Any]:
-        """Reach the verdict; write it to disk and to MLflow."""
-        plan, winner = self.plan, confirmation.winner.name
-        runs = {name: each for name, each in final.items() if name != UNTRAINED}
-        measure = f"test/{plan.metric.rpartition('/')[2]}"
-        before = next((each.get(measure) for each in final.get(UNTRAINED, {}).values()), None)
-        key = "000" if winner == PUBLISHED else winner
-        found = verdict(confirmation, key, runs, {"validation": self.record.state.untrained, "test": before})
-        write_checksummed(plan.directory / VERDICT, found)
-        self.tracker.tags(plan.name, {"dcml.verdict": "\n".join(found["lines"]), "dcml.winner": key})
-        values = {
-            f"verdict/{'test' if each['on'] == TEST else 'held_out'}/{each['control'].replace(' ', '_')}": each[
-                "difference"
-            ]
-            for each in found["comparisons"]
-        }
-        self.tracker.metrics(plan.name, sum(result["epoch"] for result in confirmation.results.values()), values)
-        self.tracker.artifact(plan.name, plan.directory / VERDICT)
-        if (plan.output / LEDGER).exists():
-            self.tracker.artifact(plan.name, plan.output / LEDGER)
-        return found
-
-    def _write_report(self, *, pictures: bool = False) -> Path | None:
-        """Write the report of the search; returns its page. An error is logged, and the search continues."""
-        try:
-            return write_report(self.plan.directory, uri=self.plan.uri, pictures=pictures)
-        except Exception as error:
-            if isinstance(error, SettingError):
-                log.warning("the report could not be written: %s", error)
-            else:
-                tracebacks.warn(log, "the report could not be written", error)
-            return None
 
     def _interrupt(self, reason: str) -> int:
         """Shut the search down cleanly: its results are kept, and no MLflow run stays RUNNING."""
@@ -232,7 +189,7 @@ class SearchRunner:
                   flush=True)  # fmt: skip
 
         def results(runs: list[tuple[Candidate, FoldSeed]]) -> dict[tuple[str, FoldSeed], dict[str, Any]]:
-            wanted = [plan.confirm_run(*run) for run in runs]
+            wanted = [plan.runs.confirm_run(*run) for run in runs]
             known = self.stages.run_missing(wanted, why_over=plan.budget.out_of_time)
             pairs = zip(runs, wanted, strict=True)
             return {(c.name, unit): known[run_of(run).key] for (c, unit), run in pairs if run_of(run).key in known}
@@ -250,14 +207,14 @@ class SearchRunner:
     def _score_test(self, confirmation: Confirmation) -> Final:
         """Train winner and controls on all training classes; score them and the untrained network, each run once."""
         plan, winner = self.plan, confirmation.winner
-        runs: dict[tuple[str, int], dict[str, Any]] = {(UNTRAINED, 0): plan.final_run(winner, UNTRAINED, 0, None)}
+        runs: dict[tuple[str, int], dict[str, Any]] = {(UNTRAINED, 0): plan.runs.final_run(winner, UNTRAINED, 0, None)}
         for candidate in confirmation.candidates:
             if candidate.name != winner.name and candidate.name not in CONTROLS:
                 continue
             role = cast("Role", "final" if candidate.name == winner.name else candidate.name)
             for number in range(plan.config.final_seeds):
                 epochs = confirmation.epochs(candidate)
-                runs[candidate.name, number] = plan.final_run(candidate, role, number, epochs)
+                runs[candidate.name, number] = plan.runs.final_run(candidate, role, number, epochs)
         print("\nthe winner and its controls are trained on all training classes, and the test classes scored once by each",
               flush=True)  # fmt: skip
         known = self.stages.run_missing(list(runs.values()))

@@ -50,12 +50,12 @@ class StageRunner:
         self, runs: list[dict[str, Any]], why_over: Callable[[], str | None] = lambda: None
     ) -> dict[str, dict[str, Any]]:
         """Run what has no result yet, from this process or an earlier one; returns key -> what the run measured."""
-        plan, known = self.plan, self.plan.results(runs)
+        plan, known = self.plan, self.plan.runs.results(runs)
         missing = [run for run in runs if run_of(run).key not in known]
         if missing and why_over() is None:
             progress = self.new_progress(len(missing))
             self.run(progress, param_space=pack_list(missing), num_samples=1, why_over=why_over)
-            known = plan.results(runs)
+            known = plan.runs.results(runs)
             if reason := why_over():
                 progress.interrupt(reason)
         if why_over() is None:

@@ -1,0 +1,79 @@
+"""Record the verdict of a search, and write its report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.report import write_report
+from dcml_tune.runs.ledger import NAME as LEDGER
+from dcml_tune.search.confirmation import PUBLISHED
+from dcml_tune.search.outcome import UNTRAINED
+from dcml_tune.search.verdict import TEST, verdict
+from dcml_tune.utils import tracebacks
+from dcml_tune.utils.files import write_checksummed
+
+if TYPE_CHECKING:
+    from dcml_tune.runs.record import Record
+    from dcml_tune.search.outcome import Outcome
+    from dcml_tune.search.plan import Plan
+    from dcml_tune.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+VERDICT = "verdict.json"
+
+
+def record_verdict(plan: Plan, record: Record, tracker: Tracker, outcome: Outcome) -> dict[str, Any] | None:
+    """Reach the verdict, and write it to disk and to MLflow.
+
+    Args:
+        plan: of the search.
+        record: has the value of the untrained network on held-out classes.
+        tracker: of the search.
+        outcome: of the search.
+
+    Returns:
+        The verdict; None if no trial has a value.
+    """
+    confirmation = outcome.confirmation
+    if confirmation is None:
+        return None
+    winner = confirmation.winner.name
+    runs = {name: each for name, each in outcome.final.items() if name != UNTRAINED}
+    measure = f"test/{plan.metric.rpartition('/')[2]}"
+    untrained = next((each.get(measure) for each in outcome.final.get(UNTRAINED, {}).values()), None)
+    key = "000" if winner == PUBLISHED else winner
+    found = verdict(confirmation, key, runs, {"validation": record.state.untrained, "test": untrained})
+    write_checksummed(plan.directory / VERDICT, found)
+    tracker.tags(plan.name, {"dcml.verdict": "\n".join(found["lines"]), "dcml.winner": key})
+    epochs = sum(result["epoch"] for result in confirmation.results.values())
+    tracker.metrics(plan.name, epochs, {_metric_name(each): each["difference"] for each in found["comparisons"]})
+    tracker.artifact(plan.name, plan.directory / VERDICT)
+    if (plan.output / LEDGER).exists():
+        tracker.artifact(plan.name, plan.output / LEDGER)
+    return found
+
+
+def _metric_name(comparison: dict[str, Any]) -> str:
+    """Name of a comparison in MLflow, such as verdict/test/no_division."""
+    place = "test" if comparison["on"] == TEST else "held_out"
+    return f"verdict/{place}/{comparison['control'].replace(' ', '_')}"
+
+
+def try_to_write_report(plan: Plan, *, pictures: bool = False) -> Path | None:
+    """Write the report of the search; an error is logged, and the search continues.
+
+    Returns:
+        The page; None after an error.
+    """
+    try:
+        return write_report(plan.directory, uri=plan.uri, pictures=pictures)
+    except Exception as error:
+        if isinstance(error, SettingError):
+            log.warning("the report could not be written: %s", error)
+        else:
+            tracebacks.warn(log, "the report could not be written", error)
+        return None

@@ -1,0 +1,89 @@
+"""The dictionaries from which Ray makes the trials and the later runs of a search, and the results of those runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcml_tune.config.trial import SEEDS
+from dcml_tune.runs.paths import STORES, TRIALS
+from dcml_tune.runs.results import read_result
+from dcml_tune.utils.files import CorruptFileError
+from trainables import Run
+from trainables.run import RESULT_FILE, pack, run_of
+
+if TYPE_CHECKING:
+    from dcml_tune.search.confirmation import Candidate, FoldSeed
+    from trainables.resources import Shares
+    from trainables.run import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRuns:
+    """Makes the dictionaries of one search: the settings of a trial, and its `run` entry."""
+
+    search: str
+    """Name of the search."""
+    output: Path
+    """Directory of all searches."""
+    shares: Shares
+    """What each trial gets of the machine."""
+    metric: str
+    """By which epochs are compared."""
+    varied: tuple[str, ...]
+    """Names of the settings that vary."""
+    first_seed: int
+    """Seed of the first final run."""
+
+    @property
+    def directory(self) -> Path:
+        """Directory of the trials."""
+        return self.output / self.search / TRIALS
+
+    def run(self, **changes: Any) -> Run:
+        """Return how the trials of this search are run."""
+        return Run(
+            search=self.search,
+            stores=str(self.output / STORES),
+            threads=self.shares.threads_per_trial,
+            gpu_fraction=self.shares.gpus_per_trial or 1.0,
+            metric=self.metric,
+            varied=self.varied,
+            **changes,
+        )
+
+    def confirm_run(self, candidate: Candidate, unit: FoldSeed) -> dict[str, Any]:
+        """Return the dictionary of a run that compares a setting on further held-out classes."""
+        key = f"confirm-{candidate.slug}-fold-{unit.fold}-seed-{unit.seed}"
+        run = self._run_of(key, "confirm", candidate)
+        return pack({**candidate.config, "fold": unit.fold, "seed": unit.seed}, run)
+
+    def final_run(self, candidate: Candidate, role: Role, number: int, until: int | None) -> dict[str, Any]:
+        """Return the dictionary of a run that trains a setting on all training classes and scores the test classes.
+
+        Args:
+            candidate: the setting.
+            role: of the run.
+            number: of its seed, from 0.
+            until: number of epochs; None: all of them.
+        """
+        seed = (self.first_seed + number) % SEEDS
+        key = f"final-{candidate.slug}" + (f"-seed-{seed}" if number else "")
+        if role == "untrained":
+            key = role
+        run = self._run_of(key, role, candidate, until=until)
+        return pack({**candidate.config, "val_share": 0.0, "seed": seed}, run)
+
+    def _run_of(self, key: str, role: Role, candidate: Candidate, **changes: Any) -> Run:
+        return self.run(key=key, role=role, setting=candidate.name, directory=str(self.directory / key), **changes)
+
+    def results(self, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return key -> what the run measured, for the runs that completed."""
+        found = {}
+        for key in (run_of(each).key for each in runs):
+            try:
+                found[key] = read_result(self.directory / key / RESULT_FILE)
+            except CorruptFileError:
+                continue
+        return found
