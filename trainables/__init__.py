@@ -2,8 +2,8 @@
 
 import gc
 
-# While torch and its kin are imported, looking for garbage takes a second of a trial's start and finds hardly any. What
-# they leave behind stays to the end of the process, and is not looked at again.
+# Garbage collection during the imports of torch and others takes a second of a trial's start and finds hardly any garbage.
+# The imported objects live until the process ends, so they are frozen: later collections skip them.
 _collects = gc.isenabled()
 gc.disable()
 try:

@@ -1,4 +1,4 @@
-"""Ray: a local cluster of one's own, or a running one that is joined."""
+"""Connection to Ray: starts a local cluster, or joins a running one."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from trainables.ray_files import remove_old_sessions, secure_token, session_root
 def connect(address: str | None) -> str:
     """Start a local Ray cluster, or join a running one; returns the address of its dashboard, if it has one.
 
-    A local cluster is for this user of this machine alone: see docs/security.md.
+    Only this user of this machine can use a local cluster: see docs/security.md.
 
     Raises:
         SettingError: if no cluster answers at the address.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ray's own logs of results are not needed, and end a search when they cannot be written; signals are ours.
+    # Ray's result loggers are not needed, and abort a search when they cannot write. We handle signals ourselves.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # we say it in a line, and keep the text
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # Progress prints one line, and keeps the text
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():  # Ray itself would try for minutes
+    if host and port.isdigit():  # Ray itself retries for minutes
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except OSError as error:
@@ -40,8 +40,8 @@ def connect(address: str | None) -> str:
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"  # Ray sends its token to an address that is given only when told to
-        Config.initialize("")  # it has read its environment when it was imported
+        os.environ["RAY_AUTH_MODE"] = "token"  # without it, Ray sends no token to a given address
+        Config.initialize("")  # Ray read its environment when it was imported
     secure_token(make=address is None)
     logging.getLogger("ray").setLevel(logging.ERROR)
     for handler in logging.getLogger("ray").handlers:
@@ -68,8 +68,8 @@ def connect(address: str | None) -> str:
 def disconnect() -> None:
     """Leave the cluster; a local one ends.
 
-    Handles of Ray that are garbage are let go of before, and none while it shuts down: one that another thread collects in
-    that moment makes Ray 2.60 end the whole process.
+    Garbage is collected before the shutdown, and not during it: Ray 2.60 aborts the process if another thread finalises
+    an object reference while it shuts down.
     """
     import ray
 
@@ -82,10 +82,10 @@ def disconnect() -> None:
 
 
 def _listen_on_loopback() -> None:
-    """Have all of a local cluster listen on the loopback interface alone.
+    """Bind all processes of a local cluster to the loopback interface.
 
-    That is what Ray does on macOS and Windows; nothing but this variable, which it reads when it is imported, makes it
-    do so on Linux. With the value 1 other machines reach the cluster.
+    Ray does this by default on macOS and Windows. On Linux only this variable does it, and Ray reads it at its import.
+    With the value 1 other machines can reach the cluster.
     """
     from ray._private import ray_constants
 
@@ -96,7 +96,7 @@ def _listen_on_loopback() -> None:
 
 @contextmanager
 def _same_handler(number: int) -> Iterator[None]:
-    """Ray sets a handler of its own, which exits in the middle of things."""
+    """Restore the handler of a signal after the block: Ray installs its own, which exits at any point of the program."""
     handler = signal.getsignal(number)
     try:
         yield
@@ -105,7 +105,7 @@ def _same_handler(number: int) -> Iterator[None]:
 
 
 def cluster_size() -> tuple[int, int]:
-    """CPU cores and GPUs of the cluster that was joined."""
+    """Return the numbers of CPU cores and of GPUs of the cluster that was joined."""
     import ray
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]

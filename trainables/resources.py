@@ -1,4 +1,4 @@
-"""Fractional GPUs and cores: what a trial gets, and why."""
+"""Shares: the cores and the fraction of a GPU that each trial gets."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from dcml_tune.cli.quantities import invalid_share
 from dcml_tune.config.errors import SettingError
 from dcml_tune.utils.machine import usable_cores
 
-# Trials at once on a machine without a GPU; more would make the search blinder for little gain.
+# Concurrent trials on a machine without a GPU. With more, each draw knows fewer results, and little time is saved.
 _MOST_ON_CPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What each trial gets."""
+    """Resources of each trial."""
 
     concurrent: int
-    """Trials at once; 0: as many as the resources allow."""
+    """Number of concurrent trials; 0: as many as the resources allow."""
     cpus_per_trial: float
     gpus_per_trial: float
     threads_per_trial: int
     why: str
-    """A sentence for the head of a search."""
+    """The reason, as printed at the start of a search."""
 
     def tags(self) -> dict[str, str]:
-        """For MLflow: what a trial runs on, and how many of it."""
+        """Return tags for MLflow: the device of a trial, and its share of it."""
         on_gpu = self.gpus_per_trial > 0
         share = self.gpus_per_trial if on_gpu else self.cpus_per_trial
         return {"dcml.device": "GPU" if on_gpu else "CPU core", "dcml.device_share": f"{share:g}"}
 
 
 def cluster_address(given: str | None) -> str | None:
-    """The address of the cluster that --ray-address means; None for one of our own.
+    """Return the address of the cluster that --ray-address selects; None for a local cluster.
 
     Raises:
-        SettingError: if it names none. Ray's own `auto` would join whatever cluster it finds on this machine, also that of
-            another user, and send it the token.
+        SettingError: if it selects none. Ray's own `auto` joins any cluster that it finds on this machine, also that of
+            another user, and sends it the token.
     """
     if given is None or given == "local":
         return None
@@ -58,10 +58,10 @@ def share(
     cores: int | None = None,
     gpus: int | None = None,
 ) -> Shares:
-    """Divide the machine among trials.
+    """Divide the resources of the machine among trials.
 
     Raises:
-        SettingError: for a number of GPUs that cannot be, or is not there.
+        SettingError: for a number of GPUs that is not valid, or more than there are.
     """
     if gpus is None:
         import torch
@@ -85,7 +85,7 @@ def share(
 
 
 def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
-    """Refuse a number of GPUs a trial that cannot be.
+    """Check the number of GPUs per trial.
 
     Raises:
         SettingError: if it is negative, above 1 and not whole, or more than there are.

@@ -1,4 +1,4 @@
-"""The Optuna study of a search while it runs: a storage that waits for its file, and studies in a wider space."""
+"""The Optuna study of a running search: a storage that waits for its file, and the change to a wider space."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from search_spaces.space import SearchSpace
 
 
 class PatientStorage(RDBStorage):
-    """A storage whose file may be locked or unreadable for minutes; after that it stops the search, which can be resumed.
+    """A storage that waits minutes for a file that is locked or unreadable, then stops the search, which can be resumed.
 
-    Each call is a transaction of its own, and one that failed has changed nothing: it is called again.
+    Each call is one transaction. One that failed has changed nothing, so it is called again.
     """
 
     def __init__(self, url: str) -> None:
-        """Open the file, or make it."""
+        """Open or create the file."""
         self.file = study_file(url)
         super().__init__(url, engine_kwargs={"connect_args": {"timeout": BUSY_S}})
 
@@ -46,7 +46,7 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-# All that a study, or the cache that Optuna puts between, calls.
+# All methods that a study, or Optuna's cache in front of the storage, calls.
 for _name, _method in vars(RDBStorage).items():
     if callable(_method) and _name.startswith(
         ("create_", "_create_new", "delete_", "get_", "_get_", "set_", "_set_trial")
@@ -55,12 +55,12 @@ for _name, _method in vars(RDBStorage).items():
 
 
 def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.Study:
-    """Open the study, or make it; a damaged file is replaced by its copy.
+    """Open or create the study; a damaged file is replaced by its copy.
 
     Args:
         storage: SQLAlchemy address.
-        name: of the study.
-        directions: of each of a trial's values.
+        name: name of the study.
+        directions: direction of each value of a trial.
 
     Raises:
         SettingError: as `dcml_tune.runs.study_file.mend`.
@@ -72,9 +72,9 @@ def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.S
 
 
 def adapt_study(storage: str, name: str, space: SearchSpace) -> None:
-    """Write a study anew whose choices or scales are not those of the space: Optuna does not let them change.
+    """Rewrite a study whose choices or scales differ from those of the space: Optuna does not let them change.
 
-    A setting that did not vary before has the value of all trials then.
+    In earlier trials, a setting that did not vary then gets the value that all of them had.
 
     Raises:
         SettingError: as `open_study`.
@@ -99,14 +99,14 @@ def adapt_study(storage: str, name: str, space: SearchSpace) -> None:
 
 
 def study_file(storage: str) -> Path:
-    """The file of a study's address."""
+    """Return the file of a study's address."""
     file = sqlite_file(storage)
     assert file is not None, "studies are SQLite files"
     return file
 
 
 def _adapted(trial: FrozenTrial, space: SearchSpace) -> FrozenTrial:
-    """The trial with a value for each setting of the space; one that is being drawn is left as it is."""
+    """Return the trial with a value for each setting of the space; a trial that is being drawn stays unchanged."""
     made = copy.deepcopy(trial)
     if KEY in trial.user_attrs or trial.state.is_finished():
         for name, domain in space.domains.items():
@@ -118,7 +118,7 @@ def _adapted(trial: FrozenTrial, space: SearchSpace) -> FrozenTrial:
 
 
 def _mix(old: BaseDistribution | None, new: BaseDistribution) -> bool:
-    """Whether a study takes both for one setting."""
+    """Return whether both distributions of one setting can be in one study."""
     if isinstance(old, CategoricalDistribution) or isinstance(new, CategoricalDistribution):
         return old == new
     return type(old) is type(new) and getattr(old, "log", None) == getattr(new, "log", None)

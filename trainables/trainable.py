@@ -38,15 +38,15 @@ log = logging.getLogger(__name__)
 class DivideAndConquer(tune.Trainable):
     """A trial of the divide-and-conquer method.
 
-    The dictionary that Ray hands over holds the settings of TrialConfig, and under `run` those of `Run`.
+    Ray passes the dictionary that `trainables.run.pack` made.
 
-    With `Run.directory` a trial saves itself after each epoch, before it reports it, and goes on from what is there:
-    after a crash of this process, of the driver, or of the machine. The last epoch that was saved is reported again
-    first, because nobody knows whether its report arrived; who takes a report must take it twice.
+    With `Run.directory` a trial saves its state after each epoch, before it reports the result, and continues from that
+    state after a crash of this process, of the driver, or of the machine. It then reports the last saved epoch again,
+    because that report may not have arrived. So whatever takes reports must be idempotent.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Build the trainer, and go on where the trial was. This is the only step from untyped to typed."""
+        """Build the trainer, and continue from the saved state. Only here the untyped dictionary becomes a TrialConfig."""
         settings, self.run = unpack(config)
         self.directory = None if self.run.directory is None else Path(self.run.directory)
         self._again: dict[str, Any] | None = None
@@ -60,12 +60,12 @@ class DivideAndConquer(tune.Trainable):
         self._guarded(lambda: self._begin(TrialConfig(**settings)))
 
     def make_trainer(self, config: TrialConfig) -> Trainer:
-        """The trainer of a configuration; another subclass may have another."""
+        """Build the trainer of a configuration; a subclass may build another one."""
         name = f"{self.run.search}/{self.run.key}"
         return Trainer(config, stores=self.run.stores, metric=self.run.metric, name=name)
 
     def step(self) -> dict[str, Any]:
-        """Run one epoch; a trial that cannot go on ends here, with its reason, and without a retry."""
+        """Run one epoch. A trial that a retry cannot help ends here, with the reason of its failure."""
         if self._refused is not None:
             return self._failed(self._refused)
         if self._again is not None:
@@ -88,7 +88,7 @@ class DivideAndConquer(tune.Trainable):
             self._again = read_result(self.directory / RESULT_FILE)
             return
         except CorruptFileError:
-            pass  # the usual case: not scored yet
+            pass  # the usual case: the run has no result yet
         if self.trainer.is_saved(self.directory):
             try:
                 self._again = _result_of(self.trainer.load(self.directory), self.directory)
@@ -97,7 +97,7 @@ class DivideAndConquer(tune.Trainable):
                 self.trainer = self.make_trainer(config)
 
     def _guarded(self, work: Any) -> Any:
-        """Do some work; what another try would only repeat is kept as the reason why the trial fails."""
+        """Run a function; an error that a retry would only repeat becomes the reason why the trial fails."""
         try:
             return work()
         except (NonFiniteLossError, SettingError) as error:
@@ -112,7 +112,7 @@ class DivideAndConquer(tune.Trainable):
         return None
 
     def _epoch(self) -> dict[str, Any]:
-        # Step 0 of a trial's curves: what its network was worth before it was trained.
+        # Step 0 of the trial's curves: the measures of its network before training.
         before = {"untrained": self.trainer.untrained()} if self._compares() and self.trainer.epoch == 0 else {}
         measures: dict[str, Any] = self.trainer.run_epoch()
         until = self.run.until or self.trainer.config.nb_epochs
@@ -132,7 +132,7 @@ class DivideAndConquer(tune.Trainable):
         return {**self.trainer.test(**how), SCORED_BEFORE: self.trainer.test_scored_before}
 
     def _save(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Save the trial with the result of its last epoch, and only then report it."""
+        """Save the trial with the result of its last epoch, then return the result as the report."""
         result = {**result, "time_ms": int(time.time() * 1000)}
         if self._note is not None:
             result[NOTE], self._note = self._note, None
@@ -147,7 +147,7 @@ class DivideAndConquer(tune.Trainable):
         return result
 
     def _failed(self, reason: str | None) -> dict[str, Any]:
-        """The worst finite value: a missing or infinite one would leave scheduler and sampler waiting for ever."""
+        """Return the report of a failed trial, with the worst finite value: scheduler and sampler would wait for a finite one."""
         log.error("trial %s failed: %s", self.run.key, reason)
         epoch = self.trainer.epoch if hasattr(self, "trainer") else 0
         return {**self._worst(), FAILED: reason, "epoch": epoch, "done": True}
@@ -156,7 +156,7 @@ class DivideAndConquer(tune.Trainable):
         return {self.run.metric: 0.0, f"{self.run.metric}_best": 0.0}
 
     def _take(self, directory: Path) -> None:
-        """Be the only process that writes into the trial's directory."""
+        """Become the only process that writes to the trial's directory."""
         if not directory.parent.is_dir():
             raise FileNotFoundError(
                 f"{directory.parent} is not there on this node: --output-dir must lie on storage that all nodes share"
@@ -165,23 +165,23 @@ class DivideAndConquer(tune.Trainable):
         self._lock = take(directory)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the trainer's state, and its best model so far (for users of Ray's own checkpoints)."""
+        """Write the state of the trainer and its best model so far, for users of Ray's own checkpoints."""
         self.trainer.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
-        """Go on from what `save_checkpoint` wrote; Ray has the result of that epoch."""
+        """Continue from what `save_checkpoint` wrote; Ray has the result of that epoch."""
         self.trainer.load(Path(checkpoint))
         self._again = None
 
     def cleanup(self) -> None:
-        """Give back what the loader's processes hold, and the trial's directory."""
+        """End the loader's processes, and release the trial's directory."""
         if hasattr(self, "trainer"):
             self.trainer.loader.close()
         if hasattr(self, "_lock"):
             self._lock.release()
 
     def __repr__(self) -> str:
-        """What the Ray dashboard shows of the actor: data set and searched settings."""
+        """Text of the actor in the Ray dashboard: data set and searched settings."""
         if not hasattr(self, "trainer"):
             return type(self).__name__
         config = self.trainer.config
@@ -190,19 +190,19 @@ class DivideAndConquer(tune.Trainable):
 
 
 def _result_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The result that was saved with a trainer's state."""
+    """Return the result that was saved with the state of a trainer."""
     try:
         return with_numbers(facts.get("result", {}))
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {directory}: its result is none ({error})") from None
+        raise CheckpointError(f"checkpoint {directory}: its result is not valid ({error}); take another") from None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has a class of its own for the GPU, and a sentence for the CPU."""
+    """Return whether memory ran out: torch raises its own class for the GPU, and a RuntimeError for the CPU."""
     memory = (torch.cuda.OutOfMemoryError, MemoryError)
     return isinstance(error, memory) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
-# Ray's processes look for packages in the driver's working directory first. Finding this class in `dcml_tune`, they import
-# that first, and its `trainables` is the installed one.
+# Ray's processes search packages in the driver's working directory first. With this module name they import `dcml_tune`
+# first, which makes `trainables` the installed package.
 DivideAndConquer.__module__ = "dcml_tune"

@@ -1,4 +1,4 @@
-"""What is kept of each reclustering, and what an epoch's measures say of clusters and masks."""
+"""Division: the files of each reclustering; and the measures of clusters and masks of an epoch."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from dcml_tune.utils import checkpoint
 Indices = NDArray[np.int64]
 
 STEM = "division"
-"""Files of divisions are called by this and the number of epochs that were complete when the images were clustered."""
+"""Stem of the files of divisions; the number of epochs that were complete before the clustering follows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """A reclustering: which learner has which images, and the masks with which the learners begin."""
+    """A reclustering: the images of each learner, and the masks with which the learners start."""
 
     epoch: int
-    """Epochs that were complete."""
+    """Number of epochs that were complete."""
     partition: Indices
-    """Cluster of each image that trains; -1 for one that is left out."""
+    """Cluster of each training image; -1 for an image that is left out."""
     images: list[int]
-    """Of each cluster."""
+    """Number of images of each cluster."""
     classes: list[int]
-    """Of each cluster, that have images in it."""
+    """Number of classes of each cluster."""
     masks: Tensor
     """Learners x dimensions of the embedding, not rectified."""
 
     @classmethod
     def of(cls, epoch: int, partition: Indices, labels: Indices, masks: Tensor) -> Division:
-        """The division of an epoch: the cluster and the class of each image that trains, and the masks."""
+        """Build the division of an epoch from the cluster and the class of each training image, and the masks."""
         images, classes = cluster_sizes(partition, labels, len(masks))
         copied = masks.detach().to("cpu", copy=True)
         return cls(epoch=epoch, partition=partition.copy(), images=images, classes=classes, masks=copied)
 
     @property
     def name(self) -> str:
-        """Of its files, without what says of which kind they are."""
+        """Name of its files, without suffix."""
         return checkpoint.numbered(STEM, self.epoch)
 
     def files(self, directory: Path) -> list[Path]:
-        """Those that `save` wrote into a directory."""
+        """Return the files that `save` wrote to a directory."""
         return files(directory, self.name)
 
     def save(self, directory: Path) -> None:
-        """Write it into a directory, in the place of the one before: `NAME.safetensors` and `NAME.json`."""
-        # Small numbers: there is one of these every few epochs.
+        """Write `NAME.safetensors` and `NAME.json` to a directory, and remove the previous division."""
+        # int32 halves the file: there is one every few epochs.
         tensors = {"partition": torch.from_numpy(self.partition).to(torch.int32), "masks": self.masks}
         facts = {"epoch": self.epoch, "nb_clusters": len(self.masks), "images": self.images, "classes": self.classes}
         checkpoint.write(directory, self.name, tensors, facts)
@@ -60,12 +60,12 @@ class Division:
 
 
 def files(directory: Path, name: str) -> list[Path]:
-    """The files of a division that was saved into a directory."""
+    """Return the files of a division in a directory."""
     return sorted(directory.glob(f"{name}.*"))
 
 
 def cluster_sizes(partition: Indices, labels: Indices, clusters: int) -> tuple[list[int], list[int]]:
-    """How many images, and how many classes, each cluster has."""
+    """Return the numbers of images and of classes of each cluster."""
     kept = partition >= 0
     images = np.bincount(partition[kept], minlength=clusters)
     pairs = np.unique(np.stack([partition[kept], labels[kept]]), axis=1)
@@ -73,7 +73,7 @@ def cluster_sizes(partition: Indices, labels: Indices, clusters: int) -> tuple[l
 
 
 def cluster_measures(partition: Indices, labels: Indices, clusters: int) -> dict[str, float]:
-    """The share of images without a cluster; most and fewest images and classes of a cluster."""
+    """Return the share of images without a cluster; the most and fewest images and classes of a cluster."""
     images, classes = cluster_sizes(partition, labels, clusters)
     return {
         "clusters/left_out": float(np.mean(partition < 0)),
@@ -85,7 +85,7 @@ def cluster_measures(partition: Indices, labels: Indices, clusters: int) -> dict
 
 
 def mask_measures(masks: Tensor) -> dict[str, float]:
-    """Overlap, mean, standard deviation, and share of entries that the rectifier cuts off, of masks K x D."""
+    """Return overlap, mean, standard deviation, and the share of entries that the ReLU sets to 0, of masks (K, D)."""
     values = masks.detach()
     silent = (values <= 0).float().mean()
     found = torch.stack([mask_overlap(values), values.mean(), values.std(correction=0), silent]).tolist()

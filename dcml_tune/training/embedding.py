@@ -36,12 +36,12 @@ def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimat
 def embed_images(
     model: MaskedEmbedder, images: ImageList, config: TrialConfig, stores: Path, *, penultimate: bool = False
 ) -> tuple[Tensor, Indices]:
-    """Full embeddings, or penultimate features, of images, and their labels; the store of them is made if need be.
+    """Full embeddings, or penultimate features, of images, and their labels; their store is built if it is missing.
 
     Args:
-        model: on its device.
-        images: N of them.
-        config: says the sizes, and whether images that cannot be decoded are left out.
+        model: the model, on its device.
+        images: N images.
+        config: gives the sizes, and whether images that cannot be decoded are left out.
         stores: directory of the image stores.
         penultimate: as in `embed`.
 
@@ -57,7 +57,7 @@ def embed_images(
 
 
 def evaluation_store(images: ImageList, config: TrialConfig, stores: Path) -> ImageStore:
-    """The store of what the network sees of images in evaluation."""
+    """Open or build the store of images as the network sees them in evaluation."""
     return data.open_or_build(
         images,
         stores,

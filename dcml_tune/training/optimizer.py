@@ -13,9 +13,9 @@ from dcml_tune.models.embedder import MaskedEmbedder
 
 
 def build_optimizer(model: MaskedEmbedder, criterion: MetricLoss, config: TrialConfig) -> torch.optim.Optimizer:
-    """An optimiser with the groups backbone, embedding, loss (if it trains anything) and masks.
+    """Build an optimiser with the groups backbone, embedding, loss (if it has parameters) and masks.
 
-    The fused implementation reads no step count on the host, so a step waits for nothing.
+    The fused implementation reads no step count on the host, so a step does not synchronise with the device.
     """
     rate, decay = config.base_lr, config.weight_decay
     loss_rate = config.lr_alpha if config.criterion == "npairs" else config.lr_beta
@@ -43,7 +43,7 @@ def _group(name: str, module: nn.Module, rate: float, decay: float) -> dict[str,
 
 
 def replace_masks(optimizer: torch.optim.Optimizer, masks: nn.Parameter) -> None:
-    """Train these masks instead of the previous ones, with a state that starts anew."""
+    """Train these masks instead of the previous ones, without moments."""
     group = next(group for group in optimizer.param_groups if group["name"] == "masks")
     for old in group["params"]:
         optimizer.state.pop(old, None)
@@ -51,7 +51,7 @@ def replace_masks(optimizer: torch.optim.Optimizer, masks: nn.Parameter) -> None
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as tensors named PARAMETER:FIELD."""
+    """Return the optimiser's state as tensors named PARAMETER:FIELD."""
     return {
         f"{name}:{field}": value
         for group in optimizer.param_groups
@@ -61,7 +61,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Take the state that `moments` gave; parameters without any start anew."""
+    """Load the state that `moments` returned; other parameters start without moments."""
     parameters = {
         name: parameter
         for group in optimizer.param_groups

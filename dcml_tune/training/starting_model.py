@@ -16,29 +16,29 @@ from dcml_tune.utils import checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model that a training goes on with."""
+    """A trained model that a training continues."""
 
     path: Path
     model: MaskedEmbedder
     epoch: int
     """Epochs completed when it was saved."""
     division: tuple[Indices, Indices] | None
-    """Which images trained it, and the cluster of each; None if nothing is known of it."""
+    """Rows of the images that trained it, and the cluster of each; None if unknown."""
     names: str | None = None
-    """A hash of the names of the images from which these are; None if it is not known."""
+    """Hash of the names of the images that the rows refer to; None if unknown."""
 
 
 def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> TrainedModel:
-    """The model that a training of some configuration is to go on with.
+    """Load the model that a training continues, and check it against the configuration.
 
     Args:
-        path: as `model.load` takes it.
-        config: of the training.
+        path: directory, as `dcml_tune.models.load` takes it.
+        config: configuration of the training.
         restart: as `Trainer.start_from`.
 
     Raises:
-        CheckpointError: if no model there is whole.
-        SettingError: if it is of another network, or was trained as long as this configuration trains.
+        CheckpointError: if no valid model is there.
+        SettingError: if it is another network, or was trained for at least as many epochs as this configuration trains.
     """
     if path.is_file():
         raise SettingError(

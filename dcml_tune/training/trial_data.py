@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialData:
-    """What a trial looks at, as rows of the stores of a data set's training classes."""
+    """The images of a trial, as rows of the stores of a data set's training classes."""
 
     dataset: data.DataSet
     images: ImageList
@@ -26,9 +26,9 @@ class TrialData:
     labels: Indices
     """Class of each image, 0 .. number of classes - 1."""
     train: Indices
-    """Rows that train."""
+    """Rows of the images that train."""
     validation: Indices | None
-    """Rows that are held out; None when nothing is."""
+    """Rows of the images that are held out; None when there are none."""
     gallery: Indices | None
     """Rows of the gallery that held-out queries are searched in; None: each other."""
     ks: tuple[int, ...]
@@ -39,12 +39,12 @@ class TrialData:
 
     @classmethod
     def open(cls, config: TrialConfig, stores: Path, *, verify: bool = False) -> TrialData:
-        """Open the image stores of a trial, or build them where they are missing.
+        """Open the image stores of a trial; missing ones are built.
 
         Args:
-            config: says which data set, which share is held out, and the sizes of the images.
+            config: gives the data set, the share that is held out, and the sizes of the images.
             stores: directory of the image stores, shared by all trials of a node.
-            verify: compare the stored images with their checksums, and build anew what is damaged.
+            verify: compare the stored images with their checksums, and rebuild damaged stores.
 
         Raises:
             SettingError: for a data set that is missing, unreadable, or too small for the settings.
@@ -72,7 +72,7 @@ class TrialData:
             gallery=dataset.tests[0].gallery is not None,
         )
         labels = np.unique(images.labels, return_inverse=True)[1].astype(np.int64)
-        # Only now, so that the choice of the held-out classes does not depend on them.
+        # After the split, so that the choice of the held-out classes does not depend on unreadable images.
         matched = remains.matched(dataset.train.labels, images.labels)
 
         def kept(rows: Indices) -> Indices:
@@ -95,7 +95,7 @@ class TrialData:
 
     @staticmethod
     def needed_bytes(config: TrialConfig, stores: Path) -> int:
-        """Bytes on disk that `open` and the scoring of the test classes are going to take; 0 for what is there."""
+        """Return the bytes on disk that `open` and the scoring of the test classes will need; existing stores count 0."""
         dataset, sizes = data.load(config), {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
         train = sum(data.needed_bytes(dataset.train, stores, kind=kind, **sizes) for kind in _kinds(config))
         opens = config.protocol == "paper"
@@ -103,16 +103,16 @@ class TrialData:
         return train + sum(tests)
 
     def identity(self, config: TrialConfig) -> data.Identity:
-        """What tells the images that trials are trained, compared and scored on from others."""
+        """Return fingerprints of the images that trials are trained, compared and scored on."""
         stores = self.views.directory.parent
         return data.Identity.of(self.dataset, stores, opens_test=config.protocol == "paper")
 
     def notes(self, config: TrialConfig) -> list[str]:
-        """What a user must know of the training images: which cannot be decoded, and what was done to others."""
+        """Return lines for the user: which training images cannot be decoded, and how others were converted."""
         return remains.of_train(config, self.dataset, self.originals).lines
 
     def split(self, config: TrialConfig) -> str:
-        """What trains, what epochs are compared on, and how the original's way is had: one line."""
+        """Return one line: what trains, what epochs are compared on, and which flags select the original's protocol."""
         trains, all_classes = len(np.unique(self.labels[self.train])), len(np.unique(self.labels))
         line = f"{trains:,} classes ({len(self.train):,} images) train"
         if config.protocol == "paper":
@@ -126,7 +126,7 @@ class TrialData:
         )
 
     def cannot_train(self, config: TrialConfig) -> str | None:
-        """Why the classes that train are too few for some settings, or None.
+        """Return why the classes that train are too few for some settings, or None.
 
         Every cluster needs two classes, and a batch what its sampler asks for.
         """
