@@ -1,4 +1,4 @@
-"""`python -m dcml_tune.data DATASET --dataset-dir D`: is a copy whole? Builds the image stores ahead of a search."""
+"""`python -m dcml_tune.data DATASET --dataset-dir D`: checks a copy and builds the image stores of a search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Seen = dict[ImageList, ImageStore | Inspection]
 
-# The settings that say which images there are, and how they are stored.
+# The settings that select the images and the form in which they are stored.
 _SETTINGS = (
     "dataset_dir", "train_classes", "ratio_classes", "allow_partial", "skip_unreadable", "strict", "image_store",
     "sz_resize", "sz_crop", "val_share", "protocol",
@@ -43,7 +43,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Check, say what was found, and build."""
+    """Check the copy, build the stores, and print the result."""
     arguments = parser().parse_args(argv)
     from dcml_tune import data
     from dcml_tune.data.datasets.official_counts import COUNTS, counts
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 
 def _refusals(config: TrialConfig) -> list[str]:
-    """Why a search would not take this copy, before an image is decoded."""
+    """The reasons why a search would reject this copy before it decodes images."""
     from dcml_tune import data
 
     try:
@@ -83,7 +83,7 @@ def _refusals(config: TrialConfig) -> list[str]:
 
 
 def _problems(config: TrialConfig, dataset: DataSet, seen: Seen, sides: list[Remains]) -> list[str]:
-    """What a search would refuse, with the remedy; the functions that decide are those of a search."""
+    """The errors that a search would report, found with the functions that a search uses."""
     from dcml_tune import data
     from dcml_tune.data.image_store import unreadable
 
@@ -101,7 +101,7 @@ def _problems(config: TrialConfig, dataset: DataSet, seen: Seen, sides: list[Rem
 
 
 def _decode(dataset: DataSet) -> Seen:
-    """Decode every image, and write nothing."""
+    """Decode all images without storing them."""
     from dcml_tune import data
 
     lists = [("training images", dataset.train), *(("test images", images) for images in dataset.test_lists)]
@@ -109,7 +109,7 @@ def _decode(dataset: DataSet) -> Seen:
 
 
 def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Seen:
-    """Build the stores of a search's images; returns what was seen of them."""
+    """Build the image stores of a search, and return the store of each list."""
     from dcml_tune import data
     from dcml_tune.runs.paths import writable
     from dcml_tune.utils.files import free_bytes, readable_size
@@ -130,12 +130,12 @@ def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Seen:
         report = _progress(f"image store {number} of {len(wanted)}")
         found[images] = data.open_or_build(
             images, stores, kind=kind, skip_unreadable=True, progress=report, **sizes
-        )  # training images have two stores, of which one is enough to know
+        )  # training images have two stores; either one is enough for the messages
     return found
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
-    """Says how far something is: on a terminal all the time, else at its end."""
+    """A function that prints progress: continuously on a terminal, else once at the end."""
 
     def report(done: int, total: int) -> None:
         if sys.stderr.isatty():

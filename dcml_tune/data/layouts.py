@@ -1,7 +1,7 @@
-"""The layouts in which copies of the published data sets are about: one table. docs/data-sets.md describes each.
+"""Table of the directory layouts of published data sets. docs/data-sets.md describes each.
 
-People have the archives as they were unpacked, copies from Kaggle, exports of Hugging Face, and the layout of the original
-code. `data/copies.py` looks for them.
+Copies come from the unpacked archives, from Kaggle, from exports of Hugging Face, or have the layout of the original code.
+`data/copies.py` searches for them.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ Parts = Mapping[str, Path]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way in which a data set lies on disks."""
+    """A directory layout of a data set."""
 
     key: str
-    """By which the reader of the data set knows it."""
+    """Name of the layout, for the reader of the data set."""
     title: str
-    """What it looks like, for people."""
+    """Description of the layout, for messages."""
     parts: Mapping[str, tuple[str, ...]]
-    """What a copy consists of: paths below its folder by what they are, each with its other spellings."""
+    """Required parts of a copy: the alternative paths of each, relative to the folder of the copy."""
     known_by: tuple[str, ...] = ()
-    """Parts of which each tells that a folder is such a copy, complete or not; none: all together do."""
+    """Parts each of which identifies a copy, complete or not; if empty, only all parts together identify one."""
     extras: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What is used where it is there."""
+    """Optional parts."""
     holds: Callable[[Path, Parts], bool] = lambda base, parts: True
-    """Whether the parts of a folder are those of this data set: names such as `train` are not telling."""
+    """Whether the parts of a folder belong to this data set: names such as `train` are ambiguous."""
     remedy: str = "complete the copy"
-    """How to get what is missing."""
+    """How to get missing parts."""
 
 
 def _at(name: str, *places: str) -> tuple[str, ...]:
-    """A file in one of several folders."""
+    """Alternative paths of a file in several folders."""
     return tuple(f"{place}/{name}" if place else name for place in places)
 
 
 def _of_classes(dataset: str, part: str) -> Callable[[Path, Parts], bool]:
-    """Whether a part holds classes of a data set."""
+    """A function that checks whether a part contains classes of a data set."""
     return lambda base, parts: image_folder.holds_classes(dataset, parts[part])
 
 
 def _is_own_or_of_cub(base: Path, parts: Parts) -> bool:
-    """Whether `images` is the original code's, with any folders in it, or holds birds."""
+    """Whether `images` lies in the original code's folder, with any content, or contains classes of CUB."""
     return base.name == OWN["cub"] or image_folder.holds_classes("cub", parts["images"])
 
 
 def _is_partition_of_inshop(base: Path, parts: Parts) -> bool:
-    """Whether the list is that of In-Shop: other benchmarks have one of this name."""
+    """Whether the list is that of In-Shop: other benchmarks have a list of the same name."""
     lines = read_lines(parts["list"])[:10]
     return any(line.split()[-1] in ("train", "query", "gallery") for line in lines)
 
 
 def _has_items_of_inshop(base: Path, parts: Parts) -> bool:
-    """Whether there is a folder an item on each side."""
+    """Whether each side has folders of items."""
     return all(any(name.startswith("id_") for name in image_folder.class_folders(side)) for side in parts.values())
 
 
 def _by_classes(dataset: str) -> tuple[Layout, ...]:
-    """The layouts of any data set whose classes are known by their numbers or names."""
+    """The layouts that are common to all data sets whose classes have known numbers or names."""
     return (
         Layout(
             key="split folders",
@@ -79,10 +79,10 @@ def _by_classes(dataset: str) -> tuple[Layout, ...]:
 
 
 OWN = {"cub": "cub-200-2011", "cars": "cars196", "sop": "sop", "inshop": "in-shop", "vid": "vehicle-id/VehicleID_V1.0"}
-"""Where the original code has each data set below its directory. Among several copies this one is taken."""
+"""Folder of each data set in the original code. Among several copies the one in this folder is used."""
 
 SPLIT_IN = {"inshop": "list_eval_partition.txt", "vid": "the lists of train_test_split"}
-"""What alone says the published split, where the classes do not."""
+"""Files that define the published split of data sets whose classes do not."""
 
 _DEVKIT = ("devkit", "", "car_devkit/devkit", "devkit/devkit")
 _VEHICLE_LISTS = ("train_test_split", "", "VehicleID_V1.0/train_test_split", "VehicleID/train_test_split")
@@ -173,4 +173,4 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         ),
     ),
 }
-"""The layouts of each data set; where a folder fits several, the first is taken."""
+"""The layouts of each data set; if a folder matches several, the first one is used."""

@@ -123,7 +123,7 @@ else:
 
 
 class _Batches(_DatasetOfBatches):
-    """Whole batches, by what was ordered."""
+    """A data set whose items are complete batches, indexed by their order."""
 
     def __init__(self, store: ImageStore, transform: TrainTransform) -> None:
         self.store, self.transform = store, transform
@@ -135,7 +135,7 @@ class _Batches(_DatasetOfBatches):
 
 
 class _Orders(_SamplerOfOrders):
-    """The orders of the current epoch; torch asks for them anew each time its loader is iterated."""
+    """The orders of the current epoch; torch iterates over them in each epoch."""
 
     current: list[Order] = []  # noqa: RUF012
 
