@@ -87,11 +87,7 @@ def mine(
         same_BB = same_class(labels, embeddings.device)
         if name == "distanceweighted":
             weights_BB = distance_weights(
-                distances_BB,
-                same_BB,
-                dim=embeddings.shape[1],
-                cutoff=cutoff,
-                nonzero_loss_cutoff=nonzero_loss_cutoff,
+                distances_BB, same_BB, dim=embeddings.shape[1], cutoff=cutoff, nonzero_loss_cutoff=nonzero_loss_cutoff
             )
             scores_BB = weights_BB + _gumbel_like(weights_BB, generator)
             return _deal(pairs, scores_BB, np.where(pairs.positives_of > 0, pairs.mean_positives, 0), generator)
