@@ -1,6 +1,8 @@
 """`python -m dcml_tune.train DATASET`: one setting, with the same trainer and tracking as a search, and no Ray.
 
-Its defaults are the original's, and it takes the original's flags, so that a command of the original runs as it stands.
+Its defaults are the original's, and it takes the original's flags, so that a command of the original runs unchanged.
+
+Above 250 lines because the command line, the run and its resume are one story.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Progress: the callback on the driver that shows trials, records them in MLflow, and keeps the best models."""
+"""Progress: the callback on the driver that shows trials, records them in MLflow, and keeps the best models.
+
+Above 250 lines because every hook of Ray has its method here, beside what it records.
+"""
 
 from __future__ import annotations
 
