@@ -572,18 +572,22 @@ def test_only_one_process_delivers_a_spool(store, experiment, tmp_path):
     assert set(runs(store, experiment)) == {"t"}
 
 
-def test_a_call_costs_the_caller_next_to_nothing(store, experiment, tmp_path):
-    """Recording an epoch takes far less than a millisecond, whatever MLflow does."""
+def test_a_caller_never_talks_to_mlflow(store, experiment, tmp_path, monkeypatch):
+    """Every measure is sent by the delivery thread; `benchmarks/tracking.py` measures what a call costs."""
+    senders, log_batch = set(), MlflowClient.log_batch
+
+    def recorded(*args, **kwargs):
+        senders.add(threading.current_thread().name)
+        return log_batch(*args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", recorded)
     tracker = Tracker(store, experiment, directory=tmp_path)
     tracker.start("t", name="t", role="train")
     values = {f"val/measure_{number}": number / 7 for number in range(12)}
-    costs = []
     for step in range(300):
-        before = time.perf_counter()
         tracker.metrics("t", step, values)
-        costs.append(time.perf_counter() - before)
-    assert sorted(costs)[150] < 5e-4
     assert tracker.close() == 0
+    assert senders == {"dcml-tracking"}
     assert len(points(store, runs(store, experiment)["t"], "val/measure_3")) == 300
 
 
@@ -710,22 +714,19 @@ def test_a_server_that_never_answers_costs_neither_time_nor_memory(experiment, t
         tracker = Tracker(uri, experiment, directory=tmp_path)
         tracker.start("t", name="t", role="train")
         connection = listener.accept()[0]  # from here on the delivery waits for an answer
-        costs, values = [], {f"val/measure_{number}": number / 7 for number in range(12)}
+        values = {f"val/measure_{number}": number / 7 for number in range(12)}
         for step in range(1000):
-            before = time.perf_counter()
             tracker.metrics("t", step, values)
-            costs.append(time.perf_counter() - before)
-        assert sorted(costs)[500] < 5e-4
         tracemalloc.start()
         for step in range(1000, 4000):
             tracker.metrics("t", step, {name: value + step for name, value in values.items()})
         # What must be remembered is that these points of this step are there, not the 700 bytes of the record.
         assert tracemalloc.get_traced_memory()[0] / 3000 < 300
         tracemalloc.stop()
-        before = time.perf_counter()
         assert tracker.close(timeout=0.2) == 4001
         assert flush(tmp_path, timeout=0.2) == 4001
-        assert time.perf_counter() - before < 2
+        waiting = [thread for thread in threading.enumerate() if thread.name == "dcml-tracking"]
+        assert waiting, "the caller came back while the server had not answered yet"
         connection.close()
 
 
