@@ -168,7 +168,7 @@ def test_an_error_that_nobody_expected_is_one_line_with_a_file(tmp_path, case):
     code = f"""
 import os
 from pathlib import Path
-from dcml_tune import tracebacks
+from dcml_tune.utils import tracebacks
 from dcml_tune.cli.parser import run_command
 
 def main(argv):
