@@ -1,5 +1,6 @@
 """The study's file is locked, unreadable, damaged, missing: real files, and real processes that hold them."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 
 import optuna
@@ -318,7 +320,7 @@ def test_a_study_that_may_not_be_read_is_refused(search):
     code += "import dcml_tune.utils.files, optuna\n"
     code += "os.getuid() or os.setuid(65534)\ntry: print(study_file.mend(Path(sys.argv[1]), 's'))\n"
     code += "except Exception as error: print(type(error).__name__, error)"
-    for parent in [search, *search.parents[:3]]:
+    for parent in itertools.takewhile(lambda each: each != Path(tempfile.gettempdir()), [search, *search.parents]):
         parent.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", code, str(search / "optuna.db")], capture_output=True, text=True, check=False
