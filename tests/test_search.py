@@ -160,6 +160,7 @@ def test_a_search_never_opens_a_test_image(folder, tmp_path):
     assert all(1e-5 <= trial.params["base_lr"] <= 1e-3 for trial in study.trials)
 
 
+@pytest.mark.slow
 def test_a_budget_ends_a_search(folder, tmp_path):
     """Of epochs: with status 0, as it was asked for; the reason is said."""
     images = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, *TINY, *ALONE, "--final", "none"]

@@ -61,6 +61,7 @@ def test_a_search_on_a_published_data_set(name, make, measures, tmp_path):
     assert not [metric for metric in found["000"].data.metrics if metric.startswith("test")]
 
 
+@pytest.mark.slow
 def test_a_search_by_the_papers_protocol(folder, tmp_path):
     """Trials are chosen on the test classes, and every place says so; nothing is retrained, and nothing is called test."""
     words = ["folder", "--dataset-dir", folder, "--output-dir", tmp_path, "--protocol", "paper"]
@@ -90,6 +91,7 @@ def test_a_search_without_anything_to_compare_on_is_refused(folder, tmp_path):
     assert "--protocol paper" in done.stderr
 
 
+@pytest.mark.slow
 def test_any_setting_can_vary(folder, tmp_path):
     """Losses, samplers, initialisations and truth values are searched by naming them in a space."""
     space = tmp_path / "space.py"
