@@ -99,3 +99,14 @@ def test_shares_that_cannot_be(options, words):
     """Value and remedy are in the message."""
     with pytest.raises(SettingError, match=words):
         share(num_samples=20, cores=8, gpus=8, **options)
+
+
+def test_a_wrong_data_set_is_refused_before_torch_is_imported(tmp_path):
+    """Common mistakes are refused in a fraction of a second."""
+    code = (
+        "import sys\nfrom dcml_tune.config.errors import SettingError\nimport dcml_tune.search.__main__ as s\n"
+        f"try: s.main(['emojy', '--output-dir', {str(tmp_path)!r}])\n"
+        "except SettingError: print(sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -52,10 +52,11 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
 
 def _search(command_line: CommandLine, trainable: type[DivideAndConquer] | None) -> int:
     """Check a search, print its plan and run it; returns the exit code."""
+    plan = _checked(command_line)
+
     from dcml_tune.search.console import plan_text
     from dcml_tune.search.runner import SearchRunner
 
-    plan = _checked(command_line)
     print(plan_text(plan), flush=True)
     return EXIT_OK if command_line.config.dry_run else SearchRunner(plan, trainable).run()
 
@@ -76,15 +77,20 @@ def _repeat(command_line: CommandLine, name: str) -> int:
 
 def _checked(command_line: CommandLine) -> Plan:
     """Return the checked plan of a new, resumed or extended search."""
-    from dcml_tune.search.plan import given_plan
-    from dcml_tune.search.resume import resumed_plan
-
     config = command_line.config
     if config.resume is not None and config.extend is not None:
         raise SettingError("--resume and --extend: give only one of them; --extend resumes the search, too")
     if config.resume is not None or config.extend is not None:
+        from dcml_tune.search.resume import resumed_plan
+
         return resumed_plan(command_line)
-    return given_plan(command_line)
+    from dcml_tune.search.early_checks import checked_settings
+
+    settings = checked_settings(command_line)  # before the imports of torch and Ray, which take seconds
+
+    from dcml_tune.search.plan import given_plan
+
+    return given_plan(command_line, settings)
 
 
 if __name__ == "__main__":

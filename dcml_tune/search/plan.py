@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune import data
 from dcml_tune.cli.quantities import seconds
-from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.paths import (
     STUDY,
     TRIALS,
     absolute,
     new_directory,
-    output_directory,
     study_address,
     writable,
 )
@@ -22,6 +19,7 @@ from dcml_tune.runs.record import Record, refuse_existing
 from dcml_tune.search import checks
 from dcml_tune.search.budget import Budget
 from dcml_tune.search.confirmation import CONTROLS, Candidate, candidates, confirmation_units
+from dcml_tune.search.early_checks import checked_settings
 from dcml_tune.search.metrics import metric_names, scheduler_name
 from dcml_tune.search.request import MAY_CHANGE, Request
 from dcml_tune.search.trial_runs import TrialRuns
@@ -39,28 +37,21 @@ if TYPE_CHECKING:
 
     from dcml_tune.search.flags import CommandLine
 
-# The settings that select the images. A data set that cannot be read is refused before anything else is checked.
-_OF_DATA = ("dataset_dir", "train_classes", "ratio_classes", "allow_partial", "strict")
 
-
-def given_plan(command_line: CommandLine) -> Plan:
+def given_plan(command_line: CommandLine, settings: dict[str, Any] | None = None) -> Plan:
     """Return the plan of a new search.
 
     Args:
         command_line: names the data set.
+        settings: what `early_checks.checked_settings` returned, if it was called before.
 
     Raises:
         SettingError: for anything that cannot work.
     """
     config = command_line.config
-    if config.dataset is None:
-        raise SettingError("DATASET is not given; give one, such as emoji or folder, or --resume NAME")
-    output = output_directory(config.output_dir)
-    if config.name is not None:
-        refuse_existing(new_directory(output, config.name))
-    settings = command_line.checked_settings()
-    of_data = {name: value for name, value in settings.items() if name in _OF_DATA}
-    data.load(TrialConfig(dataset=config.dataset, **of_data))
+    if settings is None:
+        settings = checked_settings(command_line)
+    assert config.dataset is not None, "checked_settings refuses it"
     space = load_space(config.dataset, config.space)
     if settings.get("dataset_dir"):
         settings["dataset_dir"] = str(absolute("--dataset-dir", settings["dataset_dir"]))
