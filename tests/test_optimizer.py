@@ -1,5 +1,7 @@
 """Learning rates and weight decays of the optimiser's groups."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -81,3 +83,18 @@ def test_learning_rates_decay_in_steps():
     config = TrialConfig(lr_step=3, lr_gamma=0.5, nb_epochs=20)
     assert [EpochPlan.at(epoch, config).lr_factor for epoch in range(8)] == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
     assert EpochPlan.at(99, TrialConfig(lr_step="inf")).lr_factor == 1
+
+
+def test_learning_rates_decay_by_a_cosine():
+    """From 1 in the first epoch, one half in the middle, above 0 in the last; as torch's schedule."""
+    config = TrialConfig(lr_decay="cosine", nb_epochs=8)
+    found = [EpochPlan.at(epoch, config).lr_factor for epoch in range(8)]
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
+    for factor in found:
+        assert factor == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert (found[0], found[4]) == (1, pytest.approx(0.5))
+    assert all(before > after > 0 for before, after in pairwise(found))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from dcml_tune.config.schedule import EpochPlan
@@ -55,6 +57,15 @@ def test_without_reclustering_nothing_is_frozen():
     assert plans(**alone, stop_recluster=True) == plans(**alone)
 
 
+def test_the_backbone_is_frozen_in_the_warm_up():
+    """With or without division, beside the epochs of mod_epoch_freeze; nothing else changes."""
+    assert [p.backbone_frozen for p in plans(warmup_epochs=2, nb_epochs=4)] == [True, True, False, False]
+    settings = {"nb_clusters": 4, "mod_epoch": 2, "mod_epoch_freeze": 1, "nb_epochs": 9}
+    cold, warm = plans(**settings), plans(**settings, warmup_epochs=4)
+    assert [p.epoch for p in warm if p.backbone_frozen] == [0, 1, 2, 3, 4, 6, 8]
+    assert [replace(p, backbone_frozen=False) for p in warm] == [replace(p, backbone_frozen=False) for p in cold]
+
+
 def test_full_embedding_from_the_start():
     """Allowed without a hierarchy, as in the original: all clusters give batches, no mask is trained."""
     found = plans(hierarchy_method="none", nb_clusters=3, force_full_embedding_epoch=0, nb_epochs=3)
@@ -69,6 +80,7 @@ def test_full_embedding_from_the_start():
         ({"nb_clusters": 32, "nb_epochs": 8}, ["nb_epochs=8", "10"]),
         ({"nb_clusters": 8, "force_full_embedding_epoch": 6}, ["force_full_embedding_epoch=6"]),
         ({"mod_epoch_freeze": 2}, ["mod_epoch_freeze=2", "mod_epoch=2"]),
+        ({"warmup_epochs": 4, "nb_epochs": 4}, ["warmup_epochs=4", "nb_epochs=4", "never trains"]),
         ({"batch_size": 30}, ["batch_size=30", "num_samples_per_class=4"]),
         ({"batch_size": 20, "num_replicas": 2}, ["batch_size=20", "num_samples_per_class=4 times num_replicas=2"]),
         ({"batch_size": 24, "num_replicas": 5}, ["batch_size=24", "num_replicas=5"]),

@@ -239,9 +239,9 @@ PART_OF_A_RECIPE = {
     "masks_sum_for_full_emb", "masks_normalize_before_sum", "criterion", "margin", "beta", "nu", "lr_beta", "soft_loss",
     "alpha", "lr_alpha", "masking_lambda", "sampler", "cutoff", "batch_sampler", "batch_size", "num_samples_per_class",
     "small_class_action", "num_replicas", "nb_epochs", "nb_clusters", "mod_epoch", "mod_epoch_freeze",
-    "freeze_without_division", "force_full_embedding_epoch", "hierarchy_method", "stop_recluster", "reassign_random",
+    "freeze_without_division", "warmup_epochs", "force_full_embedding_epoch", "hierarchy_method", "stop_recluster", "reassign_random",
     "clustering_method", "penultimate_for_clusters", "optimizer", "base_lr", "emb_lr_mult", "mask_lr_mult",
-    "mask_wd_mult", "weight_decay", "lr_step", "lr_gamma", "amp",
+    "mask_wd_mult", "weight_decay", "lr_decay", "lr_step", "lr_gamma", "amp",
 }  # fmt: skip
 
 

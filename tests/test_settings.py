@@ -47,6 +47,7 @@ TRIPLET = {"criterion": "triplet"}
 SUM = {"masks_sum_for_full_emb": True}
 SLOW = {"nb_clusters": 2, "mod_epoch": 2}
 DECAY = {"lr_step": 1}
+COSINE = {"lr_decay": "cosine"}
 
 # Setting, the other settings that it needs, and the values of which each must give another training.
 CASES = [
@@ -98,6 +99,7 @@ CASES = [
     ("mod_epoch", {"nb_clusters": 2}, [1, 2]),
     ("mod_epoch_freeze", SLOW, [0, 1]),
     ("freeze_without_division", {"nb_clusters": 1, "mod_epoch": 2, "mod_epoch_freeze": 1}, [False, True]),
+    ("warmup_epochs", {}, [0, 1, 3]),
     ("force_full_embedding_epoch", {"nb_clusters": 2}, [3, 2, None]),
     ("hierarchy_method", {}, ["top_bot", "none", "bot_top"]),
     ("stop_recluster", {"nb_clusters": 2}, [False, True]),
@@ -111,12 +113,14 @@ CASES = [
     ("mask_lr_mult", {}, [1.0, 100.0]),
     ("mask_wd_mult", {"weight_decay": 0.1}, [0.0, 1.0]),
     ("weight_decay", {}, [1e-3, 0.1]),
+    ("lr_decay", {}, ["step", "cosine"]),
     ("lr_step", {}, [None, 1]),
     ("lr_gamma", DECAY, [0.5, 0.1]),
     ("seed", {}, [1, 2]),
 ]  # fmt: skip
 
 ONE = {"nb_clusters": 1}
+SHORT = {"nb_clusters": 1, "nb_epochs": 1, "force_full_embedding_epoch": None}
 FIXED = {"fixed_mask": True}
 SEMIHARD = {"criterion": "triplet_semihard"}
 FULL = {"hierarchy_method": "none", "force_full_embedding_epoch": 0}
@@ -159,6 +163,11 @@ IDLE = [
     ]],
     ("num_samples_per_class", {"batch_sampler": "randombatch"}, [4, 2]),
     ("lr_gamma", {}, [0.5, 0.1]),
+    ("lr_gamma", {**COSINE, **DECAY}, [0.5, 0.1]),
+    ("lr_step", COSINE, [None, 1]),
+    ("lr_decay", SHORT, ["step", "cosine"]),
+    ("lr_step", SHORT, [None, 1]),
+    ("lr_gamma", {**SHORT, **DECAY}, [0.5, 0.1]),
     ("freeze_without_division", {}, [False, True]),
     ("mod_epoch", {**ONE, "mod_epoch_freeze": 0}, [2, 3]),
     ("val_share", {"protocol": "paper"}, [0.2, 0.1]),

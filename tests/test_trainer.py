@@ -117,6 +117,27 @@ def test_frozen_backbone_and_masks_stay(config, tmp_path):
     assert torch.equal(after["masks"], torch.ones(1, 16))
 
 
+def test_only_the_backbone_is_frozen_in_the_warm_up(config, tmp_path):
+    """Embedding layer, masks and beta train, also after a division; then the backbone trains, too."""
+    settings = {"warmup_epochs": 2, "nb_clusters": 2, "lr_beta": 0.1, "force_full_embedding_epoch": None}
+    trainer = Trainer(config.changed(arch="test_resnet", **settings), stores=tmp_path / "store")
+
+    def tensors():
+        found = {**trainer.model.state_dict(), "beta": trainer.criterion.state_dict()["beta"]}
+        return {name: value.clone() for name, value in found.items()}
+
+    start = tensors()
+    assert run(trainer, 2)["phase/backbone_frozen"] == 1.0
+    warm = tensors()
+    assert all(torch.equal(start[name], warm[name]) for name in start if name.startswith("backbone"))
+    assert warm["masks"].shape == (2, 16)
+    assert not torch.equal(warm["masks"], torch.ones(2, 16))
+    assert not any(torch.equal(start[name], warm[name]) for name in ("embedding.weight", "embedding.bias", "beta"))
+    assert run(trainer, 3)["phase/backbone_frozen"] == 0.0
+    trained = tensors()
+    assert not any(torch.equal(warm[name], trained[name]) for name in dict(trainer.model.named_parameters()))
+
+
 def test_training_learns(config, tmp_path):
     """A few epochs raise the recall on training-like data above that of the first epoch's network."""
     trainer = Trainer(

@@ -86,6 +86,15 @@ def _backbone_trains(config: TrialConfig) -> str | None:
     )
 
 
+def _backbone_trains_after_the_warm_up(config: TrialConfig) -> str | None:
+    if config.warmup_epochs < config.nb_epochs:
+        return None
+    return (
+        f"warmup_epochs={config.warmup_epochs}: must be less than nb_epochs={config.nb_epochs}, "
+        "else the backbone never trains; lower it or raise nb_epochs"
+    )
+
+
 def _replicas_divide_the_batch(config: TrialConfig) -> str | None:
     if config.batch_size % config.num_replicas == 0 and config.images_per_batch >= 2:
         return None
@@ -181,6 +190,7 @@ _RULES: tuple[Callable[[TrialConfig], str | None], ...] = (
     _full_embedding_from_the_start_divides_nothing,
     _training_outlasts_the_division,
     _backbone_trains,
+    _backbone_trains_after_the_warm_up,
     _replicas_divide_the_batch,
     _samples_per_class_divide_the_batch,
     _batch_holds_two_classes,

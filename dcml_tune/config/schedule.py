@@ -5,6 +5,7 @@ Source: TPAMI 2021, algorithm 1 and section 3.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dcml_tune.config.trial import TrialConfig
@@ -29,7 +30,7 @@ class EpochPlan:
     full_embedding: bool
     """The full embedding is trained; the masks are not."""
     lr_factor: float
-    """Factor of the step decay, for every learning rate."""
+    """Factor of the decay, for every learning rate; above 0 in every epoch of a training."""
 
     @classmethod
     def at(cls, epoch: int, config: TrialConfig) -> EpochPlan:
@@ -61,9 +62,10 @@ class EpochPlan:
             recluster=due and max(clusters, before) > 1 and not (config.stop_recluster and final),
             divide=changes and clusters > before,
             merge=changes and clusters < before,
-            backbone_frozen=freezes and not stopped and epoch % config.mod_epoch < config.mod_epoch_freeze,
+            backbone_frozen=epoch < config.warmup_epochs
+            or (freezes and not stopped and epoch % config.mod_epoch < config.mod_epoch_freeze),
             full_embedding=phase is not None and epoch >= phase,
-            lr_factor=1.0 if config.lr_step is None else config.lr_gamma ** (epoch // config.lr_step),
+            lr_factor=_lr_factor(epoch, config),
         )
 
     @property
@@ -90,6 +92,16 @@ def milestones(config: TrialConfig) -> tuple[int, int, int]:
     if phase is None or phase == 0 or phase >= last:
         phase = (min(division, last) + last) // 2
     return min(division, phase), phase, (phase + last) // 2
+
+
+def _lr_factor(epoch: int, config: TrialConfig) -> float:
+    """Factor of the learning rates in an epoch.
+
+    Source of the cosine: Loshchilov and Hutter, SGDR, ICLR 2017, equation 5, without restarts.
+    """
+    if config.lr_decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(epoch / config.nb_epochs, 1.0)))
+    return 1.0 if config.lr_step is None else config.lr_gamma ** (epoch // config.lr_step)
 
 
 def _clusters(epoch: int, config: TrialConfig) -> int:

@@ -205,6 +205,9 @@ class TrialConfig(BaseModel):
     """Number of epochs after each reclustering in which the backbone is frozen."""
     freeze_without_division: bool = False
     """Freeze the backbone in the same epochs also when nb_clusters is 1, as a fair control without division."""
+    warmup_epochs: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Number of epochs at the beginning in which the backbone is frozen, in addition to those of mod_epoch_freeze. The
+    embedding layer, the masks and the parameters of the loss train; clusters divide as in other epochs."""
     force_full_embedding_epoch: Annotated[Annotated[int, Field(ge=0, le=1_000_000)] | None, Never] = None
     """First epoch of the full-embedding phase, which trains the embedding as a whole; None: no such phase."""
     hierarchy_method: Literal["top_bot", "none", "bot_top"] = "top_bot"
@@ -237,6 +240,9 @@ class TrialConfig(BaseModel):
     """Weight decay of the masks, as a multiple of weight_decay."""
     weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 1e-3
     """Weight decay of the backbone and the embedding layer."""
+    lr_decay: Literal["step", "cosine"] = "step"
+    """Decay of the learning rates over the epochs. step: by lr_gamma every lr_step epochs. cosine: half a cosine, from the
+    full rates in the first epoch towards 0 after nb_epochs."""
     lr_step: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, Never] = None
     """Number of epochs between decays of the learning rates; None: no decay. The original reads it and ignores it."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -104,6 +104,8 @@ def _of_schedule(config: TrialConfig) -> list[Rule]:
     single = config.nb_clusters == 1
     freezes = config.mod_epoch_freeze > 0 and (not single or config.freeze_without_division)
     return [
+        (("lr_decay", "lr_step", "lr_gamma"), config.nb_epochs == 1, "nb_epochs=1 leaves no epoch for a decay"),
+        (("lr_step", "lr_gamma"), config.lr_decay == "cosine", "lr_decay=cosine decays without steps"),
         (("lr_gamma",), config.lr_step is None, "lr_step=None never decays the learning rate"),
         (("freeze_without_division",), not single or config.mod_epoch_freeze == 0,
          "it acts only when nb_clusters=1 and mod_epoch_freeze > 0"),
