@@ -70,7 +70,7 @@ CASES = [
         "init_method",
         {},
         [None, "pt_splitted", "xavier_uniform_1", "xavier_uniform_2", "xavier_normal_1", "kaiming_normal_fan_in",
-         "kaiming_normal_fan_out", "trunc_normal"],
+         "kaiming_normal_fan_out", "trunc_normal", "pca"],
     ),
     ("masking_init", {}, ["ones", "normal"]),
     ("mask_relu", {"masking_init": "normal"}, [True, False]),

@@ -19,13 +19,13 @@ BASE = {
 ACCEPTED = [
     {}, {"val_share": 0.7}, {"protocol": "paper"}, {"fold": 4}, {"sz_crop": 8}, {"hierarchy_method": "none"},
     {"init_method": "pt_splitted"}, {"nb_clusters": 1}, {"nb_clusters": 8, "mod_epoch": 1}, {"seed": 2**32 - 1},
-    {"ratio_classes": 0.3}, {"force_full_embedding_epoch": 3}, {"small_class_action": "smaller_batch", "batch_size": 40},
+    {"init_method": "pca"}, {"ratio_classes": 0.3}, {"force_full_embedding_epoch": 3}, {"small_class_action": "smaller_batch", "batch_size": 40},
 ]  # fmt: skip
 REFUSED = [
     {"dataset_dir": "/nowhere"}, {"train_classes": 1}, {"train_classes": 3}, {"train_classes": 5}, {"train_classes": 1000},
     {"val_share": 0.9}, {"ratio_classes": 0.01}, {"ratio_classes": 0.1}, {"fold": 5}, {"sz_resize": 31}, {"album": "x"},
     {"arch": "nope"}, {"arch": "alexnet"}, {"weights": "/missing.pth"}, {"weights": "missing.pth"}, {"init_method": "x"},
-    {"batch_size": 7}, {"num_samples_per_class": 1}, {"nb_epochs": 2}, {"nb_clusters": 3}, {"nb_clusters": 16, "mod_epoch": 1},
+    {"init_method": "pca", "sz_embedding": 4096}, {"batch_size": 7}, {"num_samples_per_class": 1}, {"nb_epochs": 2}, {"nb_clusters": 3}, {"nb_clusters": 16, "mod_epoch": 1},
     {"mod_epoch_freeze": 2}, {"force_full_embedding_epoch": 0}, {"force_full_embedding_epoch": 2}, {"backend": "faiss-gpu"},
     {"masks_normalize_before_sum": "l1"}, {"fixed_mask": True, "sz_embedding": 2, "nb_clusters": 4},
 ]  # fmt: skip

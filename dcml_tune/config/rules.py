@@ -20,6 +20,7 @@ INIT_METHODS = (
     "kaiming_normal_fan_in",
     "kaiming_normal_fan_out",
     "trunc_normal",
+    "pca",
 )
 """Values of `init_method`; GAIN stands for a number."""
 

@@ -138,7 +138,9 @@ class TrialConfig(BaseModel):
     init_method: str | None = None
     """Initialisation of the embedding layer, separately for each cluster's slice of it. One of pt_default (PyTorch's own,
     the default), pt_splitted (the same), xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in,
-    kaiming_normal_fan_out (both with gain 1), trunc_normal (standard deviation 0.1)."""
+    kaiming_normal_fan_out (both with gain 1), trunc_normal (standard deviation 0.1). Or pca, for the whole layer: it
+    subtracts the mean of the pretrained features of the images that train, and projects onto their principal directions;
+    with as many dimensions as features it keeps all of them."""
     masking_init: Literal["ones", "normal"] = "ones"
     """Initial values of the masks. ones: all 1. normal: drawn from a normal distribution with mean 0.9 and standard
     deviation 0.7."""

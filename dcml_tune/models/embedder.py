@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.backbones import Backbone, build
+from dcml_tune.models.fitting import refuse_unfit
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.stored import Finite, Scalar, Stored
@@ -48,8 +49,7 @@ class MaskedEmbedder(nn.Module):
         """Build the model. Its random initialisation depends on `config.seed` only.
 
         Raises:
-            SettingError: if the backbone is unknown, its weights are not on this machine, or it has its own pooling and
-                `features_pooling` is `max`.
+            SettingError: if the backbone is unknown, its weights are not on this machine, or it does not fit the settings.
         """
         super().__init__()
         self.config = config
@@ -59,11 +59,10 @@ class MaskedEmbedder(nn.Module):
             self.backbone: Backbone = build(
                 config.arch, weights=config.weights, sz_crop=config.sz_crop, frozen_statistics=frozen_statistics
             )
+            refuse_unfit(config, self.backbone)
             self.embedding = nn.Linear(self.backbone.dim, config.sz_embedding)
             _initialise(self.embedding, config)
             self.masks = nn.Parameter(self._first_masks(), requires_grad=not config.fixed_mask)
-        if self.backbone.pooled and config.features_pooling == "max":
-            raise SettingError(f"features_pooling=max: {config.arch} pools by itself; leave it at avg")
         mean, std = torch.tensor(self.backbone.mean), torch.tensor(self.backbone.std)
         self.register_buffer("scale", (1 / (255 * std))[:, None, None], persistent=False)
         self.register_buffer("shift", (-mean / std)[:, None, None], persistent=False)
@@ -238,10 +237,11 @@ def best_model(trial: Path) -> Path | None:
 def _initialise(layer: nn.Linear, config: TrialConfig) -> None:
     """Initialise the embedding layer by `init_method`, the slice of each cluster as a separate layer, as in the original.
 
-    Gains are those of a linear layer. Biases are torch's default, and 0.1 for trunc_normal.
+    Gains are those of a linear layer. Biases are torch's default, and 0.1 for trunc_normal. `pca` needs images: it is done
+    by `dcml_tune.training.pca_start`.
     """
     method = config.init_method or "pt_default"
-    if method == "pt_default":
+    if method in ("pt_default", "pca"):
         return
     sizes = [len(part) for part in np.array_split(np.arange(layer.out_features), config.nb_clusters)]
     slices = [nn.Linear(layer.in_features, size) for size in sizes if size]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.models import backbones
+from dcml_tune.models.fitting import refuse_unfit
 from dcml_tune.runs.paths import STORES
 from dcml_tune.training.trial_data import TrialData
 from dcml_tune.utils.files import free_bytes, readable_size
@@ -74,9 +75,10 @@ def model_bytes(config: TrialConfig) -> int:
     """Size of the model of a trial, in 32-bit floats.
 
     Raises:
-        SettingError: if its backbone cannot be built.
+        SettingError: if its backbone cannot be built, or does not fit the other settings.
     """
     backbone = backbones.build(config.arch, weights=config.weights, sz_crop=config.sz_crop, frozen_statistics=False)
+    refuse_unfit(config, backbone)
     return 4 * (sum(p.numel() for p in backbone.parameters()) + (backbone.dim + 1) * config.sz_embedding)
 
 

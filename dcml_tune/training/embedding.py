@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +24,25 @@ def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimat
     Returns:
         Unit vectors, rows x D or rows x F, float32, on the model's device.
     """
+    of_features = partial(torch.nn.functional.normalize, dim=1) if penultimate else model.embed
+    return _in_batches(model, views, rows, of_features)
+
+
+def penultimate_features(model: MaskedEmbedder, views: ImageStore, rows: Indices) -> Tensor:
+    """Penultimate features of rows of an evaluation store, not normalised: rows x F, float32, on the model's device."""
+    return _in_batches(model, views, rows, lambda features: features)
+
+
+def _in_batches(
+    model: MaskedEmbedder, views: ImageStore, rows: Indices, of_features: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Apply a function to the penultimate features of each batch, in evaluation mode."""
     device = model.masks.device
     to_device = ToDevice(device)
     model.eval()
-    parts = []
+    batches = evaluation_batches(views, rows, EVALUATION_BATCH.get(device.type, 64))
     with torch.inference_mode():
-        for images in evaluation_batches(views, rows, EVALUATION_BATCH.get(device.type, 64)):
-            features = model.penultimate(to_device(images))
-            parts.append(torch.nn.functional.normalize(features, dim=1) if penultimate else model.embed(features))
-        return torch.cat(parts)
+        return torch.cat([of_features(model.penultimate(to_device(images))) for images in batches])
 
 
 def embed_images(

@@ -87,7 +87,8 @@ class Evaluator:
     def untrained(self, *, is_untrained: bool) -> dict[str, float]:
         """Measures of the penultimate features of the untrained network on the classes that trials are compared on.
 
-        All trials of a search have the same ones, so they are cached beside the image stores.
+        All trials of a search have the same ones, so they are cached beside the image stores. They do not depend on the
+        embedding layer, so not on `init_method` either.
 
         Args:
             is_untrained: the model has the weights that it started from; it must, where nothing is cached.

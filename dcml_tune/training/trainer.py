@@ -29,6 +29,7 @@ from dcml_tune.training.divisions import Division, cluster_measures, mask_measur
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.evaluator import Evaluator
 from dcml_tune.training.optimizer import replace_masks
+from dcml_tune.training.pca_start import initialise_by_pca
 from dcml_tune.training.seeding import epoch_seed, epoch_seeded
 from dcml_tune.training.starting_model import TrainedModel
 from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState, copied_to_cpu
@@ -98,6 +99,8 @@ class Trainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.train_step = step = TrainStep(config, int(self.data.labels.max()) + 1, self.device)
         self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
+        if config.init_method == "pca":
+            initialise_by_pca(self.model, self.data)
         self.loader = self._loader()
         self._evaluator = Evaluator(
             model=self.model,
