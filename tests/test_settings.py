@@ -44,6 +44,9 @@ BASE = {
 BETA = {"lr_beta": 0.1}
 NPAIRS = {"criterion": "npairs"}
 TRIPLET = {"criterion": "triplet"}
+MULTI_SIMILARITY = {"criterion": "multi_similarity"}
+SUPCON = {"criterion": "supcon"}
+CONTRASTIVE = {"criterion": "contrastive"}
 SUM = {"masks_sum_for_full_emb": True}
 SLOW = {"nb_clusters": 2, "mod_epoch": 2}
 DECAY = {"lr_step": 1}
@@ -78,7 +81,12 @@ CASES = [
     ("masks_freeze_one_cluster", SLOW, [True, False]),
     ("masks_sum_for_full_emb", {}, [False, True]),
     ("masks_normalize_before_sum", {**SUM, "masking_init": "normal", "seed": 3}, [None, "l1"]),
-    ("criterion", {}, ["margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs"]),
+    (
+        "criterion",
+        {},
+        ["margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs", "multi_similarity", "supcon",
+         "contrastive"],
+    ),
     ("margin", {}, [0.2, 0.1]),
     ("beta", {}, [1.2, 1.0]),
     ("nu", BETA, [0.0, 1.0]),
@@ -86,6 +94,13 @@ CASES = [
     ("soft_loss", TRIPLET, [False, True]),
     ("alpha", NPAIRS, [1.0, 4.0]),
     ("lr_alpha", NPAIRS, [1.0, 100.0]),
+    ("ms_alpha", MULTI_SIMILARITY, [2.0, 0.01, 20.0]),
+    ("ms_beta", MULTI_SIMILARITY, [50.0, 30.0, 160.0]),
+    ("ms_base", MULTI_SIMILARITY, [0.5, 0.4, 0.9]),
+    ("ms_epsilon", MULTI_SIMILARITY, [0.1, 0.0, 2.5]),
+    ("supcon_temperature", SUPCON, [0.1, 0.01, 0.2]),
+    ("contrastive_pos_margin", CONTRASTIVE, [0.0, 0.2]),
+    ("contrastive_neg_margin", CONTRASTIVE, [1.0, 0.5]),
     ("masking_lambda", {}, [0.0, 1.0]),
     ("sampler", {}, ["distanceweighted", "easypeasy", "HPHN", "EPHN", "EPSHN", "HPSHN", "RPSHN", "RPHN"]),
     ("cutoff", {"sampler": "easypeasy"}, [0.01, 1.3]),
@@ -152,6 +167,16 @@ IDLE = [
     ("lr_beta", SEMIHARD, [0.0, 0.1]),
     ("beta", SEMIHARD, [1.2, 1.0]),
     ("soft_loss", {}, [False, True]),
+    *[(name, criterion, values) for criterion in (MULTI_SIMILARITY, SUPCON, CONTRASTIVE) for name, values in [
+        ("sampler", ["distanceweighted", "HPHN"]), ("cutoff", [0.5, 0.1]), ("margin", [0.2, 0.1]), ("beta", [1.2, 1.0]),
+        ("nu", [0.0, 1.0]), ("lr_beta", [0.0, 0.1]), ("soft_loss", [False, True]), ("alpha", [1.0, 2.0]),
+        ("lr_alpha", [1.0, 2.0]),
+    ]],
+    *[(name, NPAIRS, values) for name, values in [
+        ("ms_alpha", [2.0, 1.0]), ("ms_beta", [50.0, 40.0]), ("ms_base", [0.5, 0.4]), ("ms_epsilon", [0.1, 0.2]),
+        ("supcon_temperature", [0.1, 0.2]), ("contrastive_pos_margin", [0.0, 0.1]),
+        ("contrastive_neg_margin", [1.0, 0.9]),
+    ]],
     ("margin", NPAIRS, [0.2, 0.1]),
     ("margin", {**SEMIHARD, "soft_loss": True}, [0.2, 0.1]),
     ("small_class_action", {"batch_sampler": "balanced_old"}, ["sample_other", "duplicate"]),

@@ -24,6 +24,9 @@ LOSSES = [
     {"criterion": "triplet_all"},
     {"criterion": "npairs"},
     {"criterion": "kantorov_margin"},
+    {"criterion": "multi_similarity"},
+    {"criterion": "supcon"},
+    {"criterion": "contrastive"},
 ]
 
 

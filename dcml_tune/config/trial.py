@@ -18,7 +18,10 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from dcml_tune.config.errors import SettingError, invalid_setting
 from dcml_tune.config.rules import broken_rule
 
-Criterion = Literal["margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs"]
+Criterion = Literal[
+    "margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs", "multi_similarity", "supcon",
+    "contrastive",
+]  # fmt: skip
 Sampler = Literal["distanceweighted", "easypeasy", "HPHN", "EPHN", "EPSHN", "HPSHN", "RPSHN", "RPHN"]
 BatchSampler = Literal["adaptbalanced", "balanced_old", "npairs", "randombatch"]
 Backend = Literal["auto", "faiss", "faiss-gpu", "torch", "sklearn"]
@@ -173,6 +176,20 @@ class TrialConfig(BaseModel):
     """Initial scale of the similarities in the N-pairs loss."""
     lr_alpha: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Learning rate of alpha. It is absolute, not a multiple of base_lr."""
+    ms_alpha: Annotated[float, Field(gt=0, le=1e4)] = 2.0
+    """Scale of the similarities of positives in the multi-similarity loss."""
+    ms_beta: Annotated[float, Field(gt=0, le=1e4)] = 50.0
+    """Scale of the similarities of negatives in the multi-similarity loss."""
+    ms_base: Annotated[float, Field(ge=-1, le=1)] = 0.5
+    """Cosine similarity that separates positives from negatives in the multi-similarity loss."""
+    ms_epsilon: Annotated[float, Field(ge=0, le=4)] = 0.1
+    """Tolerance of the miner of the multi-similarity loss, in cosine similarity; above 2 it keeps all pairs."""
+    supcon_temperature: Annotated[float, Field(ge=1e-4, le=100)] = 0.1
+    """Divisor of the cosine similarities in the supervised contrastive loss."""
+    contrastive_pos_margin: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Euclidean distance up to which positive pairs have no contrastive loss."""
+    contrastive_neg_margin: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Euclidean distance from which on negative pairs have no contrastive loss."""
     masking_lambda: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Weight of the overlap of the masks in the loss."""
     sampler: Sampler = "easypeasy"

@@ -9,6 +9,14 @@ from collections.abc import Collection
 
 from dcml_tune.config.trial import SAMPLED_CRITERIA, TrialConfig
 
+OWN_SETTINGS: dict[str, tuple[str, ...]] = {
+    "npairs": ("alpha", "lr_alpha"),
+    "multi_similarity": ("ms_alpha", "ms_beta", "ms_base", "ms_epsilon"),
+    "supcon": ("supcon_temperature",),
+    "contrastive": ("contrastive_pos_margin", "contrastive_neg_margin"),
+}
+"""Settings that act with a single criterion."""
+
 Rule = tuple[tuple[str, ...], bool, str]
 """Names of settings, whether they have no effect, and why."""
 
@@ -78,12 +86,12 @@ def _of_loss(config: TrialConfig) -> list[Rule]:
             config.sampler not in ("distanceweighted", "easypeasy"),
             f"sampler={config.sampler} has no cutoff",
         ),
-        (("alpha", "lr_alpha"), criterion != "npairs", f"criterion={criterion} has no alpha"),
+        *[(names, criterion != owner, f"only criterion={owner} uses it") for owner, names in OWN_SETTINGS.items()],
         (("nu", "lr_beta"), criterion != "margin", f"criterion={criterion} has no beta"),
         (("beta",), criterion != "margin" and not drawn, f"criterion={criterion} has no beta"),
         (("nu",), config.lr_beta == 0, "lr_beta=0 trains no beta"),
         (("soft_loss",), not criterion.startswith("triplet"), f"criterion={criterion} has no soft form"),
-        (("margin",), criterion in ("npairs", "kantorov_margin"), f"criterion={criterion} has no margin"),
+        (("margin",), not criterion.startswith(("margin", "triplet")), f"criterion={criterion} does not use it"),
         (
             ("margin",),
             criterion.startswith("triplet") and config.soft_loss and not drawn,

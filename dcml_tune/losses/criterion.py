@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcml_tune.config.trial import SAMPLED_CRITERIA, TrialConfig
-from dcml_tune.losses import functional
+from dcml_tune.losses import functional, pair_losses
 from dcml_tune.losses.miners import mine
 
 
@@ -64,6 +64,20 @@ class MetricLoss(nn.Module):
                 return functional.triplet_all_loss(embeddings, labels, margin=config.margin, soft=config.soft_loss)
             case "npairs":
                 return functional.npairs_loss(embeddings, labels, alpha=self.alpha)
+            case "multi_similarity":
+                return pair_losses.multi_similarity_loss(
+                    embeddings,
+                    labels,
+                    alpha=config.ms_alpha,
+                    beta=config.ms_beta,
+                    base=config.ms_base,
+                    epsilon=config.ms_epsilon,
+                )
+            case "supcon":
+                return pair_losses.supcon_loss(embeddings, labels, temperature=config.supcon_temperature)
+            case "contrastive":
+                margins = {"pos_margin": config.contrastive_pos_margin, "neg_margin": config.contrastive_neg_margin}
+                return pair_losses.contrastive_loss(embeddings, labels, **margins)
             case _:
                 return functional.kantorov_margin_loss(embeddings, labels)
 
