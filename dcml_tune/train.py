@@ -26,6 +26,7 @@ from dcml_tune.tracking.uris import add_flag, tracking_uri
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.signals import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
+from dcml_tune.utils.stored import printable, printable_lines
 
 if TYPE_CHECKING:
     from dcml_tune.tracking import Tracker
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     resumes = arguments.resume is not None
     run = _Run.resumed(arguments, output, argv) if resumes else _Run.new(arguments, output)
     for line in run.head():
-        print(line, flush=True)
+        print(printable_lines(line), flush=True)
     return run.run()
 
 
@@ -201,7 +202,7 @@ class _Run:
             tracker.close(10.0)
             raise
         if reason:
-            print(f"{status.lower()}: {reason}", file=sys.stderr)
+            print(f"{status.lower()}: {printable(reason)}", file=sys.stderr)
         if status == "INTERRUPTED" and self.arguments.save_model:
             words = ["--resume", self.name, "--output-dir", str(self.output)]
             print(f"go on with:\n  {command('dcml_tune.train', *words)}", file=sys.stderr)

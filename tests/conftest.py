@@ -21,3 +21,14 @@ def folder(tmp_path_factory):
             pixels = np.clip(base + rng.normal(0, 40, base.shape), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).resize((48, 40), Image.Resampling.NEAREST).save(directory / f"{image}.png")
     return root
+
+
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other on a busy machine take four times as long as one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -46,6 +46,12 @@ def test_the_last_table_shows_all(progress):
     assert progress.live.table(most=40).caption is None
 
 
+def test_control_characters_do_not_reach_the_terminal(progress):
+    """They may stand in the reason of a failure, which is text of a library or of a file name."""
+    progress.rows["003"].reason = "x\x1b[31m"
+    assert next(iter(progress.live.table(most=5).columns[-1].cells)) == "running: x\\x1b[31m"
+
+
 def test_each_reclustering_is_an_artifact(progress, tmp_path):
     """Its files are recorded with the result that names them; measures of masks are curves. A second report adds nothing."""
     division = Division.of(2, np.array([0, 1, 1]), np.array([5, 5, 6]), torch.ones(2, 4))

@@ -1,11 +1,10 @@
 """An MLflow store that will not take what is recorded is refused ahead: real databases, and servers of a few lines."""
 
 import http.server
-import os
-import sqlite3
 import threading
 
 import pytest
+from broken_files import dangling, directory, execute, fifo
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.tracking import Tracker
@@ -18,30 +17,6 @@ def template(tmp_path_factory):
     output = tmp_path_factory.mktemp("store")
     Tracker.open(output, "s").close()
     return output / "mlflow.db"
-
-
-def execute(*statements):
-    def change(file):
-        with sqlite3.connect(file) as connection:
-            for statement in statements:
-                connection.execute(statement)
-
-    return change
-
-
-def directory(file):
-    file.unlink()
-    file.mkdir()
-
-
-def fifo(file):
-    file.unlink()
-    os.mkfifo(file)
-
-
-def dangling(file):
-    file.unlink()
-    file.symlink_to("/nothing/at/all")
 
 
 def another(file):

@@ -16,13 +16,7 @@ from dcml_tune.utils.checkpoint import CheckpointError
 SMALL = {"dataset": "emoji", "weights": "none", "sz_embedding": 16}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other on a busy machine take four times as long as one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=4, seed=0):

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 from trainables.trial_lock import take
 
@@ -22,10 +21,8 @@ def start(directory):
 def test_the_next_process_replaces_one_that_is_busy(tmp_path):
     """The old one ends by itself, in the middle of what it does; only then does the new one have the directory."""
     old = start(tmp_path)
-    began = time.monotonic()
     new = take(tmp_path)
     assert old.wait(5) == 75
-    assert time.monotonic() - began < 30
     new.release()
 
 

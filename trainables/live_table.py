@@ -16,6 +16,7 @@ from dcml_tune.cli.quantities import brief
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.study import first_best
+from dcml_tune.utils.stored import printable
 from trainables.known_trial import KnownTrial
 from trainables.run import Role
 
@@ -178,9 +179,8 @@ class LiveTable:
         for key, row in shown:
             cells = [row.shown(name) for name in varied]
             state = row.state + (f": {row.reason}" if row.reason else "")
-            table.add_row(
-                key, *cells, f"{row.epoch}/{row.epochs}", row.phase, _percent(row.last), _percent(row.best), state
-            )
+            cells += [f"{row.epoch}/{row.epochs}", row.phase, _percent(row.last), _percent(row.best), state]
+            table.add_row(*map(printable, [key, *cells]))
         return table
 
     def _shown(self, most: int | None) -> list[tuple[str, TrialRow]]:

@@ -2,6 +2,9 @@
 
 Every number on a command line is read by one of these types, so that infinity, NaN, empty text and numbers outside of
 their bounds are refused before anything runs. The bounds of a trial's settings are in `dcml_tune.config.trial`.
+
+`pydantic.ByteSize` does not read the sizes: it accepts a number without a unit, so that `20` would be 20 bytes, and refuses
+the exponents (`1e3GB`) that recorded searches may hold.
 """
 
 from __future__ import annotations

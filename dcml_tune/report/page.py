@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from jinja2 import Environment, StrictUndefined
 
 from dcml_tune.utils.redaction import redact
-from dcml_tune.utils.stored import printable
+from dcml_tune.utils.stored import printable_lines
 
 NOTHING = "\N{EN DASH}"
 """Placeholder for a missing number."""
@@ -90,7 +90,7 @@ def _shown(value: Any) -> Any:
     """A value as it is put into the page: text without passwords and control characters."""
     if not isinstance(value, str) or value.startswith("data:"):
         return value
-    return "\n".join(map(printable, redact(value).split("\n")))
+    return printable_lines(redact(value))
 
 
 def percent(value: float | None, digits: int = 1) -> str:

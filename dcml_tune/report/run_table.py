@@ -82,7 +82,7 @@ def print_table(rows: list[Row], columns: list[str], *, as_json: bool, as_csv: b
     from rich.table import Table
 
     terminal = sys.stdout.isatty()
-    table = Table(*columns, box=box.HEAVY_HEAD if terminal else box.SIMPLE_HEAD)
+    table = Table(*map(printable, columns), box=box.HEAVY_HEAD if terminal else box.SIMPLE_HEAD)
     for each in cells:
         table.add_row(*(printable(redact(cell)) for cell in each))
     console = Console(width=None if terminal else 10_000, highlight=False, markup=False, emoji=False)

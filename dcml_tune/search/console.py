@@ -20,6 +20,7 @@ from dcml_tune.search.outcome import Final, Outcome, best_trial
 from dcml_tune.search.resume import resume_command
 from dcml_tune.tracking import compare_url, ui_command
 from dcml_tune.utils.files import free_bytes, readable_size
+from dcml_tune.utils.stored import printable, printable_lines
 from search_spaces.published import RESULTS
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def plan_text(plan: Plan) -> str:
     if plan.record is not None:
         state = plan.record.state
         lines.append(f"  resumed: {state.ended} trials have ended, after {state.elapsed_s / 60:.1f} min")
-    return "\n".join(lines)
+    return printable_lines("\n".join(lines))
 
 
 def _later_stages(plan: Plan) -> list[str]:
@@ -88,7 +89,7 @@ def print_outcome(plan: Plan, outcome: Outcome, verdict: dict[str, Any] | None, 
     """
     for trial in outcome.trials:
         if trial.state == "failed":
-            print(f"trial {trial.key} failed: {trial.reason}")
+            print(printable(f"trial {trial.key} failed: {trial.reason}"))
     best = best_trial(outcome.trials)
     if outcome.confirmation is None or best is None or verdict is None:
         print("\nno trial completed; the reasons are listed above")
@@ -97,13 +98,13 @@ def print_outcome(plan: Plan, outcome: Outcome, verdict: dict[str, Any] | None, 
     _print_best(plan, outcome, best)
     print("verdict:")
     for line in [*verdict["lines"], *_test_lines(outcome.final, winner.name), *_published_lines(plan)]:
-        print(f"  {line}")
+        print(printable(f"  {line}"))
     _print_commands(plan, outcome, winner, tracker)
 
 
 def print_interruption(record: Record, reason: str) -> None:
     """Print to standard error why a search was interrupted, and the command that resumes it."""
-    print(f"\ninterrupted: {reason}\nno result is lost; resume the search with:\n  {resume_command(record)}",
+    print(f"\ninterrupted: {printable(reason)}\nno result is lost; resume the search with:\n  {resume_command(record)}",
           file=sys.stderr)  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def _print_best(plan: Plan, outcome: Outcome, best: KnownTrial) -> None:
     early = f"; ended early: {outcome.ended_early}" if outcome.ended_early else ""
     print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
           f"{run} of {full} epochs run{early}): {best.key}")  # fmt: skip
-    print("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in plan.space.domains))
+    print(printable("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in plan.space.domains)))
     print(f"  {plan.metric} {100 * (best.best or 0):.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
     if outcome.pareto_front:
         print("Pareto-optimal trials (the first metric decides which are confirmed):")

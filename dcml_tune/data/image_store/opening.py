@@ -19,7 +19,7 @@ from dcml_tune.data.image_store.headers import needed
 from dcml_tune.data.image_store.layout import Kind, Layout
 from dcml_tune.data.image_store.reader import META, STAMP, ImageStore, state_of
 from dcml_tune.data.image_store.room import writing
-from dcml_tune.data.image_store.threads import Progress, attempt, map_threads, silent
+from dcml_tune.data.image_store.threads import OnProgress, attempt, map_threads, silent
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
 from dcml_tune.utils.errnos import CANNOT_WRITE, SHORTAGE
 from dcml_tune.utils.files import readable_size, write_checksummed
@@ -36,7 +36,7 @@ def open_or_build(
     sz_crop: int,
     skip_unreadable: bool = False,
     verify: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> ImageStore:
     """Open the store of some images, or build it if there is none. One process builds, others wait.
 
@@ -87,7 +87,7 @@ class Inspection:
     """Number of images by applied conversion; keys as in `decoding.DEPARTURES`."""
 
 
-def inspect(images: ImageList, progress: Progress | None = None) -> Inspection:
+def inspect(images: ImageList, progress: OnProgress | None = None) -> Inspection:
     """Decode all images of a list without storing them."""
     found = map_threads(lambda i: attempt(lambda: images.decode(i).departures), len(images), progress or silent)
     kept = [i for i, each in enumerate(found) if not isinstance(each, str)]

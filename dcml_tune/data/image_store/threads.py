@@ -10,7 +10,7 @@ from dcml_tune.data.image_list import why
 from dcml_tune.utils.errnos import SHORTAGE
 from dcml_tune.utils.machine import usable_cores
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with the number of finished items and their total."""
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def attempt(decode: Callable[[], T]) -> T | str:
         return why(error)
 
 
-def map_threads(function: Callable[[int], T], count: int, progress: Progress = silent) -> list[T]:
+def map_threads(function: Callable[[int], T], count: int, progress: OnProgress = silent) -> list[T]:
     """Apply a function to 0 .. count - 1 in threads: Pillow and CRC-32 release the GIL."""
     done: list[T] = []
     with _pool() as pool:
