@@ -1,0 +1,149 @@
+"""Which objective predicts the test classes? Settings of a wide space of `emoji`, trained in full.
+
+    python benchmarks/objective.py [--settings 26] [--seeds 2] [--epochs 6] [--jobs 2] [--output runs/objective]
+    python benchmarks/objective.py --table [--output runs/objective]
+
+**This benchmark reads the test classes to judge objectives**, after every epoch of every training. No other program of
+this project reads them for that purpose, and no setting may be taken from it: it is there to choose the defaults of
+--metric and --val-share, and whether a trial counts by its best or its last epoch.
+
+Each setting trains four times with each seed: with a fifth of the training classes held out (two folds), with a third
+held out, and on all training classes, as the final stage of a search does. The last of these gives what is to be
+predicted, the mean over the seeds of the test measures after the last epoch. objective_table.py computes the rest.
+
+Each finished training is a line of a file. One that is there is not run again, so that a stopped benchmark goes on;
+`--table` prints what the file has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+from objective_settings import Drawn, settings
+from objective_table import PARTS, Record, show
+
+MEASURES = ("recall_at_1", "map_at_r")
+
+
+class Training(NamedTuple):
+    """One training of a setting."""
+
+    setting: Drawn
+    part: str
+    """Which classes are held out: a key of `PARTS`."""
+    seed: int
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """What tells it from the others of the file."""
+        return self.setting.number, self.part, self.seed
+
+
+def train(training: Training, output: Path, stores: Path) -> Record:
+    """Train, and measure held-out and test classes after each epoch; the ledger of the test classes lies in `output`."""
+    import torch
+
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.training.trainer import NonFiniteLossError, Trainer
+
+    torch.set_num_threads(1)
+    (number, name, chosen), part, seed = training
+    share, fold = PARTS[part]
+    record = Record(number=number, name=name, settings=chosen, part=part, seed=seed, curves={}, minutes=0.0, failed="")
+    config = TrialConfig(**{**chosen, "val_share": share, "fold": fold, "seed": seed})
+    label = f"objective/{number:03d}, {part}, seed {seed}"
+    start = time.perf_counter()
+    trainer = Trainer(config, stores=stores, ledger=output / "test-ledger.jsonl", name=label)
+    try:
+        while trainer.epoch < config.nb_epochs:
+            _add(record, {**trainer.run_epoch(), **trainer.test()})
+    except NonFiniteLossError as error:
+        record["failed"] = str(error)
+    record["minutes"] = (time.perf_counter() - start) / 60
+    return record
+
+
+def _add(record: Record, measures: dict[str, float]) -> None:
+    for side in ("val", "test"):
+        for name in MEASURES:
+            if f"{side}/{name}" in measures:
+                record["curves"].setdefault(f"{side}/{name}", []).append(measures[f"{side}/{name}"])
+
+
+def trainings(drawn: Sequence[Drawn], seeds: int) -> list[Training]:
+    """All trainings: those of the first seed come first, so that a table can be made early."""
+    return [Training(each, part, seed) for seed in range(1, seeds + 1) for each in drawn for part in PARTS]
+
+
+def read(file: Path) -> list[Record]:
+    """The trainings that have ended; a line that was cut off is none."""
+    found: list[Record] = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def append(file: Path, record: Record) -> None:
+    """Add the line of a training."""
+    text = file.read_bytes() if file.exists() else b""
+    torn = "\n" if text and not text.endswith(b"\n") else ""
+    with file.open("a") as out:
+        out.write(f"{torn}{json.dumps(record)}\n")
+
+
+def run(missing: Sequence[Training], jobs: int, output: Path, stores: Path) -> Iterator[Record]:
+    """Run trainings, some at once in processes of one thread each; yields each when it has ended."""
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        waiting = [pool.submit(train, each, output, stores) for each in missing]
+        for future in as_completed(waiting):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, and print the table."""
+    arguments = _arguments(argv)
+    output = arguments.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / f"{arguments.epochs}-epochs.jsonl"
+    if not arguments.table:
+        drawn = settings(output / f"{arguments.epochs}-epochs-settings.jsonl", arguments.settings, arguments.epochs)
+        there = {(each["number"], each["part"], each["seed"]) for each in read(file)}
+        missing = [each for each in trainings(drawn, arguments.seeds) if each.key not in there]
+        start = time.perf_counter()
+        for count, record in enumerate(run(missing, arguments.jobs, output, output.parent / "store"), 1):
+            append(file, record)
+            left = (len(missing) - count) * (time.perf_counter() - start) / count / 60
+            done = record["failed"] or f"{record['minutes']:.1f} minutes"
+            line = f"{count} of {len(missing)}: setting {record['number']}, {record['part']}, seed {record['seed']}: {done}"
+            print(f"{line}; {left:.0f} minutes left", file=sys.stderr, flush=True)
+    show(read(file), resamples=arguments.resamples)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", type=int, default=26)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--resamples", type=int, default=2000, help="of the settings, for the intervals")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--output", type=Path, default=Path("runs/objective"))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
