@@ -1,14 +1,18 @@
 """What the settings of embedding, masks and pooling make of the model."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.models.embedder import MaskedEmbedder, load
+from dcml_tune.training.step import TrainStep
 
 
 def model(**settings):
@@ -98,6 +102,49 @@ def test_max_pooling_is_the_largest_of_the_map():
         features = made.backbone(images)
         assert features.shape[2:] == (2, 2)
         torch.testing.assert_close(made.penultimate(images), of(features, dim=(2, 3)))
+
+
+def test_sum_of_mean_and_largest_and_generalised_mean():
+    """avg+max adds both; gem is the mean of powers, and the mean itself at an exponent of 1."""
+    images = torch.rand(2, 3, 64, 64)
+    summed, gem = (model(features_pooling=pooling).eval() for pooling in ("avg+max", "gem"))
+    maps = gem.backbone(images)
+    torch.testing.assert_close(summed.penultimate(images), maps.mean((2, 3)) + maps.amax((2, 3)))
+    assert gem.pooling.p.tolist() == [3.0]
+    clamped = maps.clamp(min=1e-6).double()
+    expected = torch.stack([sum(v**3 for v in row.flatten()) / 4 for row in clamped.flatten(0, 1)]).view(2, -1) ** (
+        1 / 3
+    )
+    torch.testing.assert_close(gem.penultimate(images), expected.float())
+    with torch.no_grad():
+        gem.pooling.p.fill_(1.0)
+    torch.testing.assert_close(gem.penultimate(images), clamped.mean((2, 3)).float())
+
+
+def test_the_exponent_is_trained_with_the_backbone_and_saved(tmp_path):
+    """At its rate, without weight decay; where the backbone is frozen it stays; a loaded model has it."""
+    settings = {"arch": "test_resnet", "weights": "none", "sz_resize": 64, "sz_crop": 64, "sz_embedding": 8}
+    config = TrialConfig(
+        **settings, features_pooling="gem", sampler="HPHN", base_lr=0.01, weight_decay=0.1, nb_epochs=4, warmup_epochs=1
+    )
+    step = TrainStep(config, 4, torch.device("cpu"))
+    group = next(group for group in step.optimizer.param_groups if group["name"] == "pooling")
+    assert (group["lr"], group["weight_decay"], group["param_names"]) == (0.01, 0.0, ["pooling.p"])
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for epoch, moves in ((0, False), (1, True)):
+        plan = EpochPlan.at(epoch, config)
+        step.set_trainable(plan)
+        step.update(images, np.arange(8) // 2, 0, plan, torch.Generator().manual_seed(0))
+        assert (step.model.pooling.p.item() != 3.0) == moves
+    step.model.save(tmp_path)
+    assert torch.equal(load(tmp_path).pooling.p, step.model.pooling.p)
+
+
+@pytest.mark.parametrize("pooling", ["max", "avg+max", "gem"])
+def test_a_network_that_pools_by_itself_takes_no_other_pooling(pooling):
+    """The message names both."""
+    with pytest.raises(SettingError, match=rf"features_pooling={re.escape(pooling)}: test_vit pools by itself"):
+        model(arch="test_vit", features_pooling=pooling)
 
 
 def test_merged_masks_are_means_of_pairs():

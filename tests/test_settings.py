@@ -65,7 +65,7 @@ CASES = [
     ("sz_crop", {"sz_resize": 40}, [32, 40]),
     ("album", {}, [None, "Geom", "GeomColor", "ColorHeavy"]),
     ("arch", {}, ["test_resnet", "test_convnext"]),
-    ("features_pooling", {"sz_resize": 64, "sz_crop": 64}, ["avg", "max"]),
+    ("features_pooling", {"sz_resize": 64, "sz_crop": 64}, ["avg", "max", "avg+max", "gem"]),
     ("features_dropout_prob", {}, [0.0, 0.5]),
     ("bn_learnable", {}, [False, True]),
     ("sz_embedding", {}, [8, 16]),

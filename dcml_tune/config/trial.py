@@ -129,8 +129,9 @@ class TrialConfig(BaseModel):
     weights: str = "pretrained"
     """Weights of the backbone. pretrained: trained on ImageNet; they must be on this machine, nothing is downloaded.
     none: random. Otherwise the path of a file of weights."""
-    features_pooling: Literal["avg", "max"] = "avg"
-    """Global pooling of the backbone's feature map."""
+    features_pooling: Literal["avg", "max", "avg+max", "gem"] = "avg"
+    """Global pooling of the backbone's feature map. avg+max: the sum of both. gem: the generalised mean, whose exponent
+    begins at 3 and is trained at the rate of the backbone, without weight decay."""
     features_dropout_prob: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Dropout probability of the penultimate features."""
     bn_learnable: bool = False

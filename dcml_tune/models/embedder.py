@@ -20,6 +20,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.backbones import Backbone, build
 from dcml_tune.models.fitting import refuse_unfit
+from dcml_tune.models.pooling import pooling
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.stored import Finite, Scalar, Stored
@@ -60,6 +61,7 @@ class MaskedEmbedder(nn.Module):
                 config.arch, weights=config.weights, sz_crop=config.sz_crop, frozen_statistics=frozen_statistics
             )
             refuse_unfit(config, self.backbone)
+            self.pooling = pooling(config.features_pooling)
             self.embedding = nn.Linear(self.backbone.dim, config.sz_embedding)
             _initialise(self.embedding, config)
             self.masks = nn.Parameter(self._first_masks(), requires_grad=not config.fixed_mask)
@@ -80,8 +82,7 @@ class MaskedEmbedder(nn.Module):
         with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16):
             features = self.backbone(images)
         if not self.backbone.pooled:
-            pool = F.adaptive_max_pool2d if self.config.features_pooling == "max" else F.adaptive_avg_pool2d
-            features = pool(features.float(), 1).flatten(1)
+            features = self.pooling(features.float())
         return F.dropout(features.float(), self.config.features_dropout_prob, self.training)
 
     def embed(self, features: Tensor, learner: int | None = None) -> Tensor:

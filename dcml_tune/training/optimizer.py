@@ -13,7 +13,7 @@ from dcml_tune.models.embedder import MaskedEmbedder
 
 
 def build_optimizer(model: MaskedEmbedder, criterion: MetricLoss, config: TrialConfig) -> torch.optim.Optimizer:
-    """Build an optimiser with the groups backbone, embedding, loss (if it has parameters) and masks.
+    """Build an optimiser with the groups backbone, pooling and loss (if they have parameters), embedding, and masks.
 
     The fused implementation reads no step count on the host, so a step does not synchronise with the device.
     """
@@ -21,6 +21,7 @@ def build_optimizer(model: MaskedEmbedder, criterion: MetricLoss, config: TrialC
     loss_rate = config.lr_alpha if config.criterion == "npairs" else config.lr_beta
     groups: list[dict[str, Any]] = [
         _group("backbone", model.backbone, rate, decay),
+        _group("pooling", model.pooling, rate, 0.0),
         _group("embedding", model.embedding, rate * config.emb_lr_mult, decay),
         _group("loss", criterion, loss_rate, 0.0),
         {"name": "masks", "params": [model.masks], "param_names": ["masks"]}

@@ -75,6 +75,7 @@ class TrainStep:
         config = self.config
         self.model.train()
         self.model.backbone.requires_grad_(not plan.backbone_frozen)
+        self.model.pooling.requires_grad_(not plan.backbone_frozen)
         single = plan.nb_clusters == 1 and config.masks_freeze_one_cluster
         self.model.masks.requires_grad_(not (plan.full_embedding or config.fixed_mask or single))
         for group in self.optimizer.param_groups:
