@@ -47,9 +47,13 @@ TRIPLET = {"criterion": "triplet"}
 MULTI_SIMILARITY = {"criterion": "multi_similarity"}
 SUPCON = {"criterion": "supcon"}
 CONTRASTIVE = {"criterion": "contrastive"}
+PROXY_ANCHOR = {"criterion": "proxy_anchor"}
+SOFTMAX = {"criterion": "normalized_softmax"}
+ARCFACE = {"criterion": "arcface"}
 SUM = {"masks_sum_for_full_emb": True}
 SLOW = {"nb_clusters": 2, "mod_epoch": 2}
 DECAY = {"lr_step": 1}
+FEW = {"num_samples_per_class": 1}  # which losses of proxies allow
 COSINE = {"lr_decay": "cosine"}
 
 # Setting, the other settings that it needs, and the values of which each must give another training.
@@ -85,7 +89,7 @@ CASES = [
         "criterion",
         {},
         ["margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs", "multi_similarity", "supcon",
-         "contrastive"],
+         "contrastive", "proxy_anchor", "normalized_softmax", "arcface"],
     ),
     ("margin", {}, [0.2, 0.1]),
     ("beta", {}, [1.2, 1.0]),
@@ -101,6 +105,12 @@ CASES = [
     ("supcon_temperature", SUPCON, [0.1, 0.01, 0.2]),
     ("contrastive_pos_margin", CONTRASTIVE, [0.0, 0.2]),
     ("contrastive_neg_margin", CONTRASTIVE, [1.0, 0.5]),
+    ("pa_alpha", PROXY_ANCHOR, [32.0, 16.0, 64.0]),
+    ("pa_delta", PROXY_ANCHOR, [0.1, 0.05, 0.2]),
+    ("softmax_temperature", SOFTMAX, [0.05, 0.1]),
+    ("arcface_margin", ARCFACE, [28.6, 15.0, 30.0]),
+    ("arcface_scale", ARCFACE, [64.0, 16.0, 220.0]),
+    ("proxy_lr_mult", {**SOFTMAX, **FEW}, [100.0, 5.0, 0.0]),
     ("masking_lambda", {}, [0.0, 1.0]),
     ("sampler", {}, ["distanceweighted", "easypeasy", "HPHN", "EPHN", "EPSHN", "HPSHN", "RPSHN", "RPHN"]),
     ("cutoff", {"sampler": "easypeasy"}, [0.01, 1.3]),
@@ -167,7 +177,7 @@ IDLE = [
     ("lr_beta", SEMIHARD, [0.0, 0.1]),
     ("beta", SEMIHARD, [1.2, 1.0]),
     ("soft_loss", {}, [False, True]),
-    *[(name, criterion, values) for criterion in (MULTI_SIMILARITY, SUPCON, CONTRASTIVE) for name, values in [
+    *[(name, criterion, values) for criterion in (MULTI_SIMILARITY, SUPCON, CONTRASTIVE, ARCFACE) for name, values in [
         ("sampler", ["distanceweighted", "HPHN"]), ("cutoff", [0.5, 0.1]), ("margin", [0.2, 0.1]), ("beta", [1.2, 1.0]),
         ("nu", [0.0, 1.0]), ("lr_beta", [0.0, 0.1]), ("soft_loss", [False, True]), ("alpha", [1.0, 2.0]),
         ("lr_alpha", [1.0, 2.0]),
@@ -175,7 +185,13 @@ IDLE = [
     *[(name, NPAIRS, values) for name, values in [
         ("ms_alpha", [2.0, 1.0]), ("ms_beta", [50.0, 40.0]), ("ms_base", [0.5, 0.4]), ("ms_epsilon", [0.1, 0.2]),
         ("supcon_temperature", [0.1, 0.2]), ("contrastive_pos_margin", [0.0, 0.1]),
-        ("contrastive_neg_margin", [1.0, 0.9]),
+        ("contrastive_neg_margin", [1.0, 0.9]), ("pa_alpha", [32.0, 16.0]), ("pa_delta", [0.1, 0.2]),
+        ("softmax_temperature", [0.05, 0.1]), ("arcface_margin", [28.6, 20.0]), ("arcface_scale", [64.0, 32.0]),
+        ("proxy_lr_mult", [100.0, 10.0]),
+    ]],
+    *[(name, PROXY_ANCHOR, values) for name, values in [
+        ("softmax_temperature", [0.05, 0.1]), ("arcface_margin", [28.6, 20.0]), ("arcface_scale", [64.0, 32.0]),
+        ("supcon_temperature", [0.1, 0.2]), ("margin", [0.2, 0.1]), ("sampler", ["distanceweighted", "HPHN"]),
     ]],
     ("margin", NPAIRS, [0.2, 0.1]),
     ("margin", {**SEMIHARD, "soft_loss": True}, [0.2, 0.1]),

@@ -27,6 +27,9 @@ LOSSES = [
     {"criterion": "multi_similarity"},
     {"criterion": "supcon"},
     {"criterion": "contrastive"},
+    {"criterion": "proxy_anchor"},
+    {"criterion": "normalized_softmax"},
+    {"criterion": "arcface"},
 ]
 
 

@@ -117,7 +117,7 @@ def _samples_per_class_divide_the_batch(config: TrialConfig) -> str | None:
 
 def _batch_holds_two_classes(config: TrialConfig) -> str | None:
     samples = config.num_samples_per_class
-    if config.batch_sampler == "randombatch" or config.images_per_batch >= 2 * samples:
+    if config.batch_sampler == "randombatch" or config.images_per_batch >= 2 * samples or not config.needs_pairs:
         return None
     return (
         f"batch_size={config.batch_size}: must hold at least two classes of num_samples_per_class="
@@ -126,11 +126,11 @@ def _batch_holds_two_classes(config: TrialConfig) -> str | None:
 
 
 def _batch_holds_positive_pairs(config: TrialConfig) -> str | None:
-    if config.batch_sampler == "randombatch" or config.num_samples_per_class >= 2:
+    if config.batch_sampler == "randombatch" or config.num_samples_per_class >= 2 or not config.needs_pairs:
         return None
     return (
         f"num_samples_per_class={config.num_samples_per_class}: must be at least 2, else there is no "
-        "positive pair in a batch; raise it"
+        f"positive pair in a batch, which criterion={config.criterion} needs; raise it"
     )
 
 

@@ -20,7 +20,7 @@ from dcml_tune.config.rules import broken_rule
 
 Criterion = Literal[
     "margin", "kantorov_margin", "triplet", "triplet_semihard", "triplet_all", "npairs", "multi_similarity", "supcon",
-    "contrastive",
+    "contrastive", "proxy_anchor", "normalized_softmax", "arcface",
 ]  # fmt: skip
 Sampler = Literal["distanceweighted", "easypeasy", "HPHN", "EPHN", "EPSHN", "HPSHN", "RPSHN", "RPHN"]
 BatchSampler = Literal["adaptbalanced", "balanced_old", "npairs", "randombatch"]
@@ -28,6 +28,9 @@ Backend = Literal["auto", "faiss", "faiss-gpu", "torch", "sklearn"]
 
 SAMPLED_CRITERIA: frozenset[str] = frozenset({"margin", "triplet"})
 """Losses of triplets that `sampler` chooses. The others use the whole batch."""
+
+PROXY_CRITERIA: frozenset[str] = frozenset({"proxy_anchor", "normalized_softmax", "arcface"})
+"""Losses that compare images with a trained proxy of each class. They need no positive pair in a batch."""
 
 PAPER_LABEL = "paper protocol: epochs and trials are chosen on the test classes"
 """Label of all results of `protocol=paper`, wherever they are shown."""
@@ -191,6 +194,16 @@ class TrialConfig(BaseModel):
     """Euclidean distance up to which positive pairs have no contrastive loss."""
     contrastive_neg_margin: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Euclidean distance from which on negative pairs have no contrastive loss."""
+    pa_alpha: Annotated[float, Field(gt=0, le=1e4)] = 32.0
+    """Scale of the similarities in the Proxy-Anchor loss."""
+    pa_delta: Annotated[float, Field(ge=0, le=2)] = 0.1
+    """Margin of the Proxy-Anchor loss, as a cosine similarity."""
+    softmax_temperature: Annotated[float, Field(ge=1e-4, le=100)] = 0.05
+    """Divisor of the cosine similarities in the normalised softmax loss."""
+    arcface_margin: Annotated[float, Field(ge=0, le=90)] = 28.6
+    """Margin of the ArcFace loss, in degrees."""
+    arcface_scale: Annotated[float, Field(gt=0, le=1e4)] = 64.0
+    """Scale of the similarities in the ArcFace loss."""
     masking_lambda: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Weight of the overlap of the masks in the loss."""
     sampler: Sampler = "easypeasy"
@@ -254,6 +267,8 @@ class TrialConfig(BaseModel):
     """Learning rate of the backbone."""
     emb_lr_mult: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Learning rate of the embedding layer, as a multiple of base_lr."""
+    proxy_lr_mult: Annotated[float, Field(ge=0, le=1e6)] = 100.0
+    """Learning rate of the proxies, as a multiple of base_lr. They have no weight decay."""
     mask_lr_mult: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Learning rate of the masks, as a multiple of base_lr."""
     mask_wd_mult: Annotated[float, Field(ge=0, le=1e6)] = 0.0
@@ -309,6 +324,11 @@ class TrialConfig(BaseModel):
     def held_out_share(self) -> float:
         """Share of the training classes that are held out: `val_share`, or 0 with `protocol=paper`."""
         return 0.0 if self.protocol == "paper" else self.val_share
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the loss needs positive and negative pairs in a batch; losses of proxies do not."""
+        return self.criterion not in PROXY_CRITERIA
 
     @property
     def images_per_batch(self) -> int:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dcml_tune.config.trial import SAMPLED_CRITERIA, TrialConfig
+from dcml_tune.config.trial import PROXY_CRITERIA, SAMPLED_CRITERIA, TrialConfig
 
 OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "npairs": ("alpha", "lr_alpha"),
     "multi_similarity": ("ms_alpha", "ms_beta", "ms_base", "ms_epsilon"),
     "supcon": ("supcon_temperature",),
     "contrastive": ("contrastive_pos_margin", "contrastive_neg_margin"),
+    "proxy_anchor": ("pa_alpha", "pa_delta"),
+    "normalized_softmax": ("softmax_temperature",),
+    "arcface": ("arcface_margin", "arcface_scale"),
 }
 """Settings that act with a single criterion."""
 
@@ -87,6 +90,7 @@ def _of_loss(config: TrialConfig) -> list[Rule]:
             f"sampler={config.sampler} has no cutoff",
         ),
         *[(names, criterion != owner, f"only criterion={owner} uses it") for owner, names in OWN_SETTINGS.items()],
+        (("proxy_lr_mult",), criterion not in PROXY_CRITERIA, f"criterion={criterion} has no proxies"),
         (("nu", "lr_beta"), criterion != "margin", f"criterion={criterion} has no beta"),
         (("beta",), criterion != "margin" and not drawn, f"criterion={criterion} has no beta"),
         (("nu",), config.lr_beta == 0, "lr_beta=0 trains no beta"),

@@ -177,7 +177,8 @@ def _npairs(classes: _Classes, number: int, config: TrialConfig, rng: np.random.
     """
     paired = np.flatnonzero(classes.sizes > 1)
     chosen = rng.integers(len(paired), size=(number, config.images_per_batch // config.num_samples_per_class))
-    chosen[:, :2] = _choose(len(paired), 2, number, rng)
+    different = min(2, chosen.shape[1])  # a batch of a loss of proxies may have a single class
+    chosen[:, :different] = _choose(len(paired), different, number, rng)
     return classes.draw(paired[chosen], np.full(chosen.shape, config.num_samples_per_class))
 
 

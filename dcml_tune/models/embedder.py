@@ -87,12 +87,14 @@ class MaskedEmbedder(nn.Module):
 
     def embed(self, features: Tensor, learner: int | None = None) -> Tensor:
         """Embeddings B x D of unit length from penultimate features B x F."""
-        z_BD = self.embedding(features)
+        z_BD, factors = self.embedding(features), self.factors(learner)
+        return F.normalize(z_BD if factors is None else z_BD * factors, dim=1)
+
+    def factors(self, learner: int | None = None) -> Tensor | None:
+        """The factors D of the embeddings of one learner or (None) of full ones; None if these are not multiplied."""
         if learner is not None:
-            z_BD = z_BD * self.effective_masks()[learner]
-        elif self.config.masks_sum_for_full_emb:
-            z_BD = z_BD * self._sum_of_masks()
-        return F.normalize(z_BD, dim=1)
+            return self.effective_masks()[learner]
+        return self._sum_of_masks() if self.config.masks_sum_for_full_emb else None
 
     def effective_masks(self) -> Tensor:
         """The factors K x D of the embedding: masks, rectified unless `mask_relu` is off."""

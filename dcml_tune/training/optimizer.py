@@ -13,23 +13,28 @@ from dcml_tune.models.embedder import MaskedEmbedder
 
 
 def build_optimizer(model: MaskedEmbedder, criterion: MetricLoss, config: TrialConfig) -> torch.optim.Optimizer:
-    """Build an optimiser with the groups backbone, pooling and loss (if they have parameters), embedding, and masks.
+    """Build an optimiser with the groups backbone, embedding, masks; pooling, loss, proxies if they have parameters.
 
     The fused implementation reads no step count on the host, so a step does not synchronise with the device.
     """
     rate, decay = config.base_lr, config.weight_decay
-    loss_rate = config.lr_alpha if config.criterion == "npairs" else config.lr_beta
     groups: list[dict[str, Any]] = [
         _group("backbone", model.backbone, rate, decay),
         _group("pooling", model.pooling, rate, 0.0),
         _group("embedding", model.embedding, rate * config.emb_lr_mult, decay),
-        _group("loss", criterion, loss_rate, 0.0),
+        _of_loss(criterion, config),
         {"name": "masks", "params": [model.masks], "param_names": ["masks"]}
         | {"lr": rate * config.mask_lr_mult, "weight_decay": decay * config.mask_wd_mult},
     ]
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, fused=True)
+
+
+def _of_loss(criterion: MetricLoss, config: TrialConfig) -> dict[str, Any]:
+    if criterion.proxies is not None:
+        return _group("proxies", criterion.proxies, config.base_lr * config.proxy_lr_mult, 0.0)
+    return _group("loss", criterion, config.lr_alpha if config.criterion == "npairs" else config.lr_beta, 0.0)
 
 
 def _group(name: str, module: nn.Module, rate: float, decay: float) -> dict[str, Any]:

@@ -27,11 +27,13 @@ class TrainStep:
         optimizer: Adam or AdamW over the parameters of both.
     """
 
-    def __init__(self, config: TrialConfig, nb_classes: int, device: torch.device) -> None:
-        """Build the model, the loss and the optimiser for labels 0 .. nb_classes - 1."""
+    def __init__(
+        self, config: TrialConfig, nb_classes: int, device: torch.device, trained: NDArray[np.int64] | None = None
+    ) -> None:
+        """Build the model, the loss and the optimiser for labels 0 .. nb_classes - 1, or for those that train."""
         self.config, self.device = config, device
         self.model = MaskedEmbedder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.criterion = MetricLoss(config, nb_classes).to(device)
+        self.criterion = MetricLoss(config, nb_classes, trained).to(device)
         self.optimizer = build_optimizer(self.model, self.criterion, config)
         self._to_device = ToDevice(device)
 
@@ -50,8 +52,9 @@ class TrainStep:
         Returns:
             (2,) loss and mask overlap, detached, on the device.
         """
-        z_BD = self.model(self._to_device(images), None if plan.full_embedding else learner)
-        metric = self.criterion(z_BD, torch.from_numpy(labels), generator)
+        own = None if plan.full_embedding else learner
+        z_BD = self.model(self._to_device(images), own)
+        metric = self.criterion(z_BD, torch.from_numpy(labels), generator, self.model.factors(own))
         overlap = self._overlap(plan)
         loss = metric + self.config.masking_lambda * overlap
         self.optimizer.zero_grad()

@@ -97,7 +97,8 @@ class Trainer:
         self.metric = metric or f"{config.compared_on}/recall_at_1"
         self.data = TrialData.open(config, stores)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.train_step = step = TrainStep(config, int(self.data.labels.max()) + 1, self.device)
+        nb_classes, trained = int(self.data.labels.max()) + 1, np.unique(self._labels)
+        self.train_step = step = TrainStep(config, nb_classes, self.device, trained)
         self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
         if config.init_method == "pca":
             initialise_by_pca(self.model, self.data)
@@ -311,7 +312,7 @@ class Trainer:
     def start_from(self, given: TrainedModel, *, restart: bool = False) -> None:
         """Continue with a trained model, at the epoch after that of its checkpoint and with its masks, as the original.
 
-        The optimiser starts without moments. If the model's division is of the same images, the learners keep it until
+        The optimiser starts without moments, and the loss with new parameters. If the model's division is of the same images, the learners keep it until
         the next reclustering; otherwise the images are clustered now.
 
         Args:
