@@ -17,7 +17,7 @@ Ranges:
     mask_lr_mult    1 to 1000: holds 100 of the sample command and 1, the flag's default
 """
 
-from search_spaces.reference_point import MASK_DOMAINS, MASK_REASONS
+from search_spaces.reference_point import DIVISION_CONDITIONS, MASK_DOMAINS, MASK_REASONS
 from search_spaces.space import Choice, Int, SearchSpace
 
 SPACE = SearchSpace(
@@ -52,4 +52,5 @@ SPACE = SearchSpace(
         **MASK_REASONS,
     },
     references="no published results",
+    conditions=DIVISION_CONDITIONS,
 )

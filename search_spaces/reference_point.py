@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from search_spaces.published import as_text
-from search_spaces.space import Choice, Float, Int, SearchSpace
+from search_spaces.space import Choice, Float, Int, SearchSpace, When
 
 _SAMPLE_COMMAND: dict[str, Any] = {
     "sz_embedding": 512,
@@ -45,6 +45,9 @@ MASK_REASONS = {
     "mask_lr_mult": "published: 100 and, as the flag's default, 1",
 }
 
+DIVISION_CONDITIONS = {name: When("nb_clusters", above=1) for name in ("mod_epoch", "masking_lambda", "mask_lr_mult")}
+"""With one cluster there is no division, and the only mask is not trained."""
+
 
 def published_space(dataset: str, *, nb_clusters: int, choices: Iterable[int], why: str) -> SearchSpace:
     """The search space of a published data set.
@@ -65,4 +68,5 @@ def published_space(dataset: str, *, nb_clusters: int, choices: Iterable[int], w
             **MASK_REASONS,
         },
         references=as_text(dataset),
+        conditions=DIVISION_CONDITIONS,
     )

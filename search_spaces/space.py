@@ -5,35 +5,38 @@ The module is slightly long because the class is one idea: a space, what is left
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import optuna
 
 from dcml_tune.cli.parser import typed
 from dcml_tune.config.errors import SettingError, unknown_name
-from dcml_tune.config.rules import broken_rule
 from dcml_tune.config.trial import IMAGE_DEFAULTS, TrialConfig
-from dcml_tune.config.unused import unused_reasons
 from search_spaces.checks import SpaceError, check_domain, check_value
-from search_spaces.combinations import Explored, explore
-from search_spaces.constant import MAY_NOT_VARY
+from search_spaces.combinations import OpenError, Problem
+from search_spaces.conditions import Conditions, When, as_conditions, check_conditions, meant
 from search_spaces.domains import Choice, Domain, Float, Int
+from search_spaces.rules import InfeasibleReason, feasibility_rules, unused_lines, why_nothing_works
 
-__all__ = ["Choice", "Domain", "Float", "InfeasibleReason", "Int", "SearchSpace"]
-
-InfeasibleReason = Callable[[TrialConfig], str | None]
-"""A function that returns why a configuration cannot work on a data set, or None."""
-
-
-_FEW = 500  # combinations; if there are more, no remedy is searched for
+__all__ = ["Choice", "Domain", "Float", "InfeasibleReason", "Int", "SearchSpace", "When"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """The domains of a search on a data set, the reasons for them, and the published point."""
+    """The domains of a search on a data set, the reasons for them, and the published point.
+
+    Example:
+        >>> SearchSpace(
+        ...     name="emoji",
+        ...     published={"nb_clusters": 4, "mod_epoch": 1, "masking_lambda": 0.01},
+        ...     domains={"nb_clusters": Choice([1, 2, 4]), "masking_lambda": Float(0.001, 1, log=True)},
+        ...     conditions={"masking_lambda": When("nb_clusters", above=1)},
+        ... ).active({"nb_clusters": 1})
+        ['nb_clusters']
+    """
 
     name: str
     """Name of the data set."""
@@ -45,16 +48,24 @@ class SearchSpace:
     """The reason for each domain."""
     references: str = ""
     """Published results on the data set, as text."""
+    conditions: Conditions = field(default_factory=dict)
+    """Settings that vary only where a condition holds, with a condition or a tuple of conditions that must all hold. A
+    condition looks at a setting that is sampled earlier, or that does not vary. Where it does not hold, a trial has the
+    published value; if the published value is for another criterion, it has the default."""
 
     def __post_init__(self) -> None:
         known = list(TrialConfig.model_fields)
-        for setting in [*self.published, *self.domains, *self.why]:
+        conditions = as_conditions(self.conditions)
+        for setting in [*self.published, *self.domains, *self.why, *conditions]:
             if setting not in known:
                 raise SpaceError(self.name, unknown_name("setting", str(setting), known), setting)
         for setting, value in self.published.items():
             check_value(self.name, setting, value)
         for setting, domain in self.domains.items():
             check_domain(self.name, setting, domain)
+        conditions = {setting: each for setting, each in conditions.items() if setting in self.domains and each}
+        object.__setattr__(self, "conditions", conditions)
+        check_conditions(self.name, conditions, self.domains, self.unvaried)
 
     def widened(self, **domains: Domain) -> SearchSpace:
         """A copy with other or additional domains."""
@@ -80,118 +91,137 @@ class SearchSpace:
                 raise SettingError(
                     f"--space: {name} of every trial was {self.published[name]} and is {value} now; put it back, or start a new search"
                 )
-        return replace(self, domains=wider.domains, why=wider.why)
+        return replace(self, domains=wider.domains, why=wider.why, conditions=wider.conditions)
 
     def restricted(self, fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None = None) -> SearchSpace:
         """The space of one search: without the settings that are fixed, and without choices that can never work.
 
+        A setting whose conditions never hold does not vary, either.
+
         Raises:
             SettingError: if no setting is left to vary, or no combination of values can work.
         """
-        domains = {name: domain for name, domain in self.domains.items() if name not in fixed}
-        space = replace(self, published={**self.published, **fixed}, domains=domains)
-        if not domains:
+        space = self._with_fixed(fixed)
+        if not space.domains:
             raise SettingError(
                 f"search space {self.name}: every setting that varies is fixed by a flag; leave one of them out, "
                 "or use `python -m dcml_tune.train` for a single setting"
             )
-        explored = space._explored(infeasible_reason)
-        working = [point for point, reason in explored.found if reason is None]
-        if not explored.is_whole:
+        problem = space.problem(infeasible_reason)
+        try:
+            point = problem.solution()
+        except OpenError:
             return space
-        if not working:
-            raise SettingError(space._why_nothing_works(explored, fixed, infeasible_reason))
-        for name, domain in domains.items():
-            if isinstance(domain, Choice) and name in explored.names:
-                domains[name] = Choice(value for value in domain.values if any(p[name] == value for p in working))
+        if point is None:
+            raise SettingError(why_nothing_works(space, problem, fixed, infeasible_reason))
+        domains = {name: each for name in space.domains if (each := _what_works(problem, name, point)) is not None}
         return replace(space, domains=domains)
 
+    def _with_fixed(self, fixed: dict[str, Any]) -> SearchSpace:
+        """The space without the settings that are fixed, and without those whose conditions they break."""
+        published, domains = {**self.published, **fixed}, dict[str, Domain]()
+        conditions: Conditions = {}
+        for name, domain in self.domains.items():
+            if name in fixed:
+                continue
+            left = [each for each in self.conditions.get(name, ()) if each.setting in domains]
+            resolved = [each for each in self.conditions.get(name, ()) if each.setting not in domains]
+            values = {each.setting: published.get(each.setting, self.unvaried(each.setting)) for each in resolved}
+            if all(each.holds(values[each.setting]) for each in resolved):
+                domains[name] = domain
+                conditions[name] = tuple(left)
+            elif self.is_for_another_criterion(name, values):
+                published.pop(name, None)
+        return replace(self, published=published, domains=domains, conditions=conditions)
+
+    # -- one trial -------------------------------------------------------------------------------------
+
     def suggest(self, trial: optuna.Trial, infeasible_reason: InfeasibleReason | None = None) -> dict[str, Any]:
-        """Sample the settings that vary, mostly in combinations that can work.
+        """Sample the settings that vary in a trial, mostly in combinations that can work.
 
         A whole number is sampled between the smallest and the largest that work with the settings sampled before it.
 
         Raises:
             SettingError: if the sampled settings cannot work together.
         """
-        explored = self._explored(infeasible_reason)
-        working = [point for point, reason in explored.found if reason is None and explored.is_whole]
+        problem = self.problem(infeasible_reason)
         chosen: dict[str, Any] = {}
         for name, domain in self.domains.items():
-            if isinstance(domain, Int) and name in explored.names:
-                fitting = [
-                    p[name] for p in working if all(p.get(other, value) == value for other, value in chosen.items())
-                ]
-                domain = Int(min(fitting), max(fitting), domain.log) if fitting else domain
+            if not self.varies(name, chosen):
+                continue
+            if isinstance(domain, Int):
+                domain = _narrowed(problem, name, domain, chosen)
             chosen[name] = domain.suggest(trial, name)
         if reason := self.refusal(chosen, infeasible_reason):
             raise SettingError(reason)
         return chosen
 
-    def _explored(self, infeasible_reason: InfeasibleReason | None) -> Explored[str | None]:
-        """For each combination of values why it cannot work, or None."""
+    def varies(self, name: str, chosen: Mapping[str, Any]) -> bool:
+        """Whether a setting varies in a trial with the chosen settings: all its conditions hold."""
+        conditions = self.conditions.get(name, ())
+        return all(
+            each.holds(chosen[each.setting] if each.setting in chosen else self.fallback(each.setting, chosen))
+            for each in conditions
+        )
 
-        def look(config: TrialConfig) -> str | None:
-            return broken_rule(config) or (infeasible_reason(config) if infeasible_reason is not None else None)
+    def active(self, settings: Mapping[str, Any]) -> list[str]:
+        """The settings that vary in a trial with these settings, in the order of sampling."""
+        return [name for name in self.domains if self.varies(name, settings)]
 
-        return explore(self._settings(), self.domains, look)
+    def whole(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a trial: published ones, chosen ones, and those that do not vary with the chosen ones."""
+        others = {name: self.fallback(name, chosen) for name in self.domains if name not in chosen}
+        return {**self.published, **others, **chosen}
 
-    def _settings(self) -> dict[str, Any]:
+    def fallback(self, name: str, chosen: Mapping[str, Any]) -> Any:
+        """The value of a setting in a trial that does not vary it: the published value, or the default."""
+        if self.is_for_another_criterion(name, chosen):
+            return _default(self._dataset, name)
+        return self.unvaried(name)
+
+    def is_for_another_criterion(self, name: str, chosen: Mapping[str, Any]) -> bool:
+        """Whether the published value of a setting is for another criterion than that of a trial."""
+        if "criterion" not in chosen:
+            return False
+        return meant("criterion", chosen["criterion"]) != meant("criterion", self.unvaried("criterion")) and any(
+            each.setting == "criterion" and not each.holds(chosen["criterion"])
+            for each in self.conditions.get(name, ())
+        )
+
+    def unvaried(self, name: str) -> Any:
+        """The value of a setting if it does not vary: the published value, or the default."""
+        return self.published[name] if name in self.published else _default(self._dataset, name)
+
+    @property
+    def _dataset(self) -> str:
+        return str(self.published.get("dataset", self.name))
+
+    # -- what can work ---------------------------------------------------------------------------------
+
+    def problem(self, infeasible_reason: InfeasibleReason | None = None, **changes: Any) -> Problem:
+        """The combinations that can work, as a constraint satisfaction problem.
+
+        Args:
+            infeasible_reason: returns why a configuration cannot work on the data, or None.
+            changes: other values of settings that do not vary.
+        """
+        settings = {**self.settings(), **changes}
+        rules = feasibility_rules(infeasible_reason)
+        return Problem(settings, self.domains, self.conditions, self.fallback, rules)
+
+    def settings(self) -> dict[str, Any]:
         """All settings of the published point, which may break rules."""
-        dataset = self.published.get("dataset", self.name)
         defaults = {name: setting.default for name, setting in TrialConfig.model_fields.items()}
         published = {name: typed(name, value) for name, value in self.published.items()}
-        return {**defaults, **IMAGE_DEFAULTS.get(dataset, {}), "dataset": dataset, **published}
-
-    def _why_nothing_works(
-        self, explored: Explored[str | None], fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None
-    ) -> str:
-        """The message if no combination works. If one change of a fixed setting would help, the smallest is the remedy."""
-        by_data = [(point, reason) for point, reason in explored.found if self.refusal(point) is None]
-        _, reason = min(by_data or explored.found, key=lambda each: each[0].get("nb_clusters", 0))
-        remedy = ""
-        for name, value in self._changes(fixed) if len(explored.found) <= _FEW else ():
-            changed = replace(self, published={**self.published, name: value})
-            point = next(
-                (point for point, refused in changed._explored(infeasible_reason).found if refused is None), None
-            )
-            if point is not None:
-                reason, remedy = self.refusal(point, infeasible_reason), f"; it works with {name}={value}"
-                break
-        if all(refused == reason for _, refused in explored.found):  # it holds for all values of the other settings
-            return f"{reason}{remedy}"
-        varied = ", ".join(f"{name} ({self.domains[name]})" for name in explored.names)
-        return f"search space {self.name}: no combination of {varied} can work: {reason}{remedy}"
-
-    def _changes(self, fixed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Changes of one setting that does not vary: small changes first, and settings fixed by flags first."""
-        settings = self._settings()
-        names = [*fixed, *(name for name in self.published if name not in fixed)]
-        for step in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128):
-            for name in names:
-                value = settings[name]
-                if (
-                    name in self.domains
-                    or name in MAY_NOT_VARY
-                    or not isinstance(value, int)
-                    or isinstance(value, bool)
-                ):
-                    continue
-                for changed in (value + step, value - step):
-                    with suppress(SettingError):
-                        yield name, typed(name, changed)
+        return {**defaults, **IMAGE_DEFAULTS.get(self._dataset, {}), "dataset": self._dataset, **published}
 
     def refusal(self, chosen: dict[str, Any], infeasible_reason: InfeasibleReason | None = None) -> str | None:
         """Why the published point with the chosen settings cannot work, or None."""
         try:
-            config = TrialConfig(**{**self.published, **chosen, "dataset": self.published.get("dataset", self.name)})
+            config = TrialConfig(**{**self.whole(chosen), "dataset": self._dataset})
         except SettingError as error:
             return str(error)
         return infeasible_reason(config) if infeasible_reason is not None else None
-
-    def unvaried(self, name: str) -> Any:
-        """The value of a setting if it does not vary: the published value, or the default."""
-        return self.published.get(name, getattr(TrialConfig(dataset=self.published.get("dataset", self.name)), name))
 
     def published_point(self, infeasible_reason: InfeasibleReason | None = None) -> tuple[dict[str, Any], list[str]]:
         """The published values of the settings that vary, and a line for each value that had to be changed.
@@ -202,8 +232,11 @@ class SearchSpace:
         Raises:
             SettingError: if no point can work.
         """
-        point, lines = {}, []
+        point: dict[str, Any] = {}
+        lines = []
         for name, domain in self.domains.items():
+            if not self.varies(name, point):
+                continue
             published = self.unvaried(name)
             point[name] = domain.nearest(published)
             if point[name] != published:
@@ -213,34 +246,23 @@ class SearchSpace:
         reason = self.refusal(point, infeasible_reason)
         if reason is None:
             return point, lines
-        for found, refused in self._explored(infeasible_reason).found:
-            if refused is None and self.refusal({**point, **found}, infeasible_reason) is None:
-                moved = [
-                    f"{name} from {point[name]} to {value}" for name, value in found.items() if value != point[name]
-                ]
-                return {**point, **found}, [*lines, f"trial 0: {', '.join(moved)}: {reason}"]
-        raise SettingError(f"the published setting cannot work here: {reason}")
+        found = self.problem(infeasible_reason).nearest()
+        if found is None or self.refusal(found, infeasible_reason) is not None:
+            raise SettingError(f"the published setting cannot work here: {reason}")
+        moved = [
+            f"{name} from {point[name]} to {value}" for name, value in found.items() if point.get(name, value) != value
+        ]
+        return found, [*lines, f"trial 0: {', '.join(moved)}: {reason}"]
 
     def unused_settings(self) -> list[str]:
         """One line for each setting that varies but has no effect, for all values of the other settings."""
-
-        def look(config: TrialConfig) -> dict[str, str] | None:
-            return None if broken_rule(config) else unused_reasons(config)
-
-        explored = explore(self._settings(), self.domains, look)
-        found = [each for _, each in explored.found if each is not None]
-        if not found or not explored.is_whole:
-            return []
-        return [
-            f"{name} varies and has no effect: {found[0][name]}"
-            for name in self.domains
-            if all(name in each for each in found)
-        ]
+        return unused_lines(self)
 
     def as_json(self) -> dict[str, Any]:
         """The space as plain data, which `from_json` reads."""
         domains = {name: {"kind": type(each).__name__, **vars(each)} for name, each in self.domains.items()}
-        return {**vars(self), "domains": domains}
+        conditions = {name: [when.as_json() for when in each] for name, each in self.conditions.items()}
+        return {**vars(self), "domains": domains, "conditions": conditions}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> SearchSpace:
@@ -255,10 +277,56 @@ class SearchSpace:
                 name: kinds[each["kind"]](**{key: value for key, value in each.items() if key != "kind"})
                 for name, each in facts["domains"].items()
             }
-            return cls(**{**facts, "domains": domains})
+            conditions = {
+                name: tuple(When(**when) for when in each) for name, each in facts.get("conditions", {}).items()
+            }
+            return cls(**{**facts, "domains": domains, "conditions": conditions})
         except (KeyError, TypeError, AttributeError) as error:
             raise SettingError(f"the recorded search space is not valid ({type(error).__name__}: {error})") from None
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """For each setting that varies its name, its domain, and the reason."""
-        return [(name, str(domain), self.why.get(name, "")) for name, domain in self.domains.items()]
+        """For each setting that varies its name, its domain with its conditions, and the reason."""
+        return [
+            (name, str(domain) + self._only_when(name), self.why.get(name, "")) for name, domain in self.domains.items()
+        ]
+
+    def _only_when(self, name: str) -> str:
+        found = " and ".join(map(str, self.conditions.get(name, ())))
+        return f", with {found}" if found else ""
+
+
+@cache
+def _default(dataset: str, name: str) -> Any:
+    return getattr(TrialConfig(dataset=dataset), name)
+
+
+def _what_works(problem: Problem, name: str, known: dict[str, Any]) -> Domain | None:
+    """What is left of a domain: choices that can work; None if it never varies.
+
+    Args:
+        problem: of the space.
+        name: of the setting.
+        known: a combination that works.
+    """
+    domain = problem.domains[name]
+    if not isinstance(domain, Choice):
+        return domain if name in known or _works(problem, {}, (name,)) else None
+    left = [value for value in domain.values if value == known.get(name) or _works(problem, {name: value})]
+    return Choice(left) if left else None
+
+
+def _works(problem: Problem, given: dict[str, Any], must_vary: tuple[str, ...] = ()) -> bool:
+    """Whether a combination can work; also true where that was not decided."""
+    try:
+        return problem.solution(given, must_vary) is not None
+    except OpenError:
+        return True
+
+
+def _narrowed(problem: Problem, name: str, domain: Int, chosen: dict[str, Any]) -> Int:
+    """The whole numbers from the smallest to the largest that work with what was chosen; all of them if none does."""
+    try:
+        ends = problem.ends(name, chosen)
+    except OpenError:
+        return domain
+    return domain if ends is None else Int(*ends, domain.log)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,18 +37,20 @@ class KnownTrial:
     reason: str | None
 
     @classmethod
-    def of(cls, trial: FrozenTrial, published: Mapping[str, Any], reasons: Mapping[str, Any]) -> KnownTrial:
+    def of(
+        cls, trial: FrozenTrial, whole: Callable[[Mapping[str, Any]], dict[str, Any]], reasons: Mapping[str, Any]
+    ) -> KnownTrial:
         """Build it from a trial of the study.
 
         Args:
             trial: a trial that has a key.
-            published: settings of everything that does not vary.
+            whole: returns all settings of a trial, given those that were sampled.
             reasons: attributes of the study; Optuna does not change a trial that has ended, so some reasons are here.
         """
         key = trial.user_attrs[KEY]
         return cls(
             key=key,
-            config={**published, **trial.params},
+            config=whole(trial.params),
             curve=dict(trial.intermediate_values),
             state=_STATES[trial.state],
             reason=trial.user_attrs.get(REASON) or reasons.get(f"{REASON}/{key}"),

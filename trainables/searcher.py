@@ -167,7 +167,7 @@ class OptunaSearcher(Searcher):
     def known(self) -> list[KnownTrial]:
         """Return the trials that were launched, in that order."""
         trials, reasons = self.study.get_trials(deepcopy=False), self.study.user_attrs
-        found = [KnownTrial.of(trial, self.space.published, reasons) for trial in trials if KEY in trial.user_attrs]
+        found = [KnownTrial.of(trial, self.space.whole, reasons) for trial in trials if KEY in trial.user_attrs]
         return sorted(found, key=lambda trial: by_launch(trial.key))
 
     def pareto_front(self) -> list[tuple[str, list[float]]]:
@@ -283,7 +283,7 @@ class OptunaSearcher(Searcher):
     def _packed(self, key: str, sampled: dict[str, Any]) -> dict[str, Any]:
         trials = self.launching.trials
         run = replace(self.launching.run, key=key, directory=None if trials is None else str(trials / key))
-        return pack({**self.space.published, **sampled}, run)
+        return pack(self.space.whole(sampled), run)
 
     def _values(self, trial: FrozenTrial) -> list[float]:
         """Return the value of a trial in each metric, from what the study has now."""

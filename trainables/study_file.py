@@ -106,11 +106,13 @@ def study_file(storage: str) -> Path:
 
 
 def _adapted(trial: FrozenTrial, space: SearchSpace) -> FrozenTrial:
-    """Return the trial with a value for each setting of the space; a trial that is being drawn stays unchanged."""
+    """Return the trial with a value for each setting that varies in it; a trial that is being drawn stays unchanged."""
     made = copy.deepcopy(trial)
     if KEY in trial.user_attrs or trial.state.is_finished():
         for name, domain in space.domains.items():
             value, drawn = trial.params.get(name, space.unvaried(name)), domain.distribution()
+            if name not in trial.params and not space.varies(name, made.params):
+                continue
             if domain.holds(value) and not _mix(trial.distributions.get(name), drawn):
                 made.distributions = {**made.distributions, name: drawn}
                 made.params = {**made.params, name: value}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.config.unused import unused_reasons
 from dcml_tune.runs.paths import named_directory
 from dcml_tune.runs.record import Record
 from dcml_tune.runs.study import KEY, read_study
@@ -111,13 +112,13 @@ class _Sorted:
     @classmethod
     def of(cls, record: Record, space: SearchSpace, infeasible_reason: InfeasibleReason | None) -> _Sorted:
         """Sort the trials of a search; failed ones, and those without an end, are ignored."""
-        made, published = cls(), record.asked["space"]["published"]
+        made, whole = cls(), _settings_of(record)
         for frozen in read_study(record.directory):
             if KEY not in frozen.user_attrs or frozen.state not in (TrialState.COMPLETE, TrialState.PRUNED):
                 continue
-            config = TrialConfig(**{**published, **frozen.params})
-            chosen = {name: getattr(config, name) for name in space.domains}
-            held = all(domain.holds(chosen[name]) for name, domain in space.domains.items())
+            config = TrialConfig(**whole(frozen.params))
+            chosen = {name: getattr(config, name) for name in space.active(config.model_dump())}
+            held = all(space.domains[name].holds(value) for name, value in chosen.items())
             if not held or space.refusal(chosen, infeasible_reason):
                 made.outside += 1
                 continue
@@ -144,15 +145,26 @@ class _Sorted:
 
 def _differences(config: TrialConfig, space: SearchSpace, chosen: dict[str, Any]) -> set[str]:
     """Return the settings in which an earlier trial differs from the trial that it would be here."""
-    here = TrialConfig(**{**space.published, **chosen}).model_dump()
-    return {name for name, value in config.model_dump().items() if here[name] != value} - _IRRELEVANT
+    here = TrialConfig(**space.whole(chosen))
+    idle = unused_reasons(config).keys() & unused_reasons(here).keys()
+    there = config.model_dump().items()
+    return {name for name, value in there if getattr(here, name) != value} - _IRRELEVANT - idle
+
+
+def _settings_of(record: Record) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that returns all settings of a trial of an earlier search, given those that were sampled."""
+    facts = record.asked["space"]
+    try:
+        return SearchSpace.from_json(facts).whole
+    except SettingError:  # its space is one that this version does not accept
+        return lambda sampled: {**facts["published"], **sampled}
 
 
 def _trial(frozen: FrozenTrial, chosen: dict[str, Any], space: SearchSpace, search: str) -> FrozenTrial:
     return optuna.trial.create_trial(
         state=frozen.state,
         params=chosen,
-        distributions={name: domain.distribution() for name, domain in space.domains.items()},
+        distributions={name: space.domains[name].distribution() for name in chosen},
         values=frozen.values,
         intermediate_values=frozen.intermediate_values,
         user_attrs={EARLIER: f"{search}/{frozen.user_attrs[KEY]}"},

@@ -28,11 +28,8 @@ _LARGEST_GAIN = 1000
 
 
 def broken_rule(config: TrialConfig) -> str | None:
-    """The message of the first rule that `config` breaks, or None if it keeps all of them.
-
-    Every rule is evaluated, also after one is broken: `search_spaces.combinations` records which settings are read.
-    """
-    messages = [rule(config) for rule in _RULES]
+    """The message of the first rule that `config` breaks, or None if it keeps all of them."""
+    messages = (rule(config) for rule in RULES)
     return next((message for message in messages if message is not None), None)
 
 
@@ -185,7 +182,7 @@ def _init_method_is_known(config: TrialConfig) -> str | None:
     )
 
 
-_RULES: tuple[Callable[[TrialConfig], str | None], ...] = (
+RULES: tuple[Callable[[TrialConfig], str | None], ...] = (
     _clusters_are_a_power_of_two,
     _full_embedding_follows_the_division,
     _full_embedding_from_the_start_divides_nothing,

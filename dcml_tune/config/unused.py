@@ -5,7 +5,7 @@ Commands name them before anything runs, so that no setting is ignored in silenc
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from dcml_tune.config.trial import PROXY_CRITERIA, SAMPLED_CRITERIA, TrialConfig
 
@@ -47,14 +47,10 @@ def unused_settings(config: TrialConfig, given: Collection[str] | None = None) -
 def unused_reasons(config: TrialConfig) -> dict[str, str]:
     """The settings that have no effect whatever their value is, with the reason."""
     found: dict[str, str] = {}
-    for names, does_nothing, why in _rules(config):
+    for names, does_nothing, why in (rule for group in GROUPS for rule in group(config)):
         for name in names if does_nothing else ():
             found.setdefault(name, why)
     return found
-
-
-def _rules(config: TrialConfig) -> list[Rule]:
-    return [*_of_masks(config), *_of_loss(config), *_of_batches(config), *_of_schedule(config), *_of_data(config)]
 
 
 def _of_masks(config: TrialConfig) -> list[Rule]:
@@ -136,3 +132,7 @@ def _of_data(config: TrialConfig) -> list[Rule]:
         (("allow_partial",), config.dataset in ("emoji", "folder"), f"{config.dataset} has no published counts"),
         (("strict",), config.dataset == "emoji", "emoji has no classes with a single image"),
     ]
+
+
+GROUPS: tuple[Callable[[TrialConfig], list[Rule]], ...] = (_of_masks, _of_loss, _of_batches, _of_schedule, _of_data)
+"""The rules, in groups; `search_spaces` evaluates a group as soon as the settings that it reads have values."""

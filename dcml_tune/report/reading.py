@@ -61,11 +61,9 @@ def read_search_data(directory: Path, uri: str) -> SearchData:
     record = _record(directory)
     problems: list[str] = []
     frozen = _attempt(lambda: read_study(directory), problems, "The Optuna study") or []
-    published = {**record.asked["settings"], **record.asked["space"]["published"]}
+    whole = _settings_of(record)
     known = [trial for trial in frozen if KEY in trial.user_attrs]
-    found = _attempt(
-        lambda: [_trial(each, published) for each in known if each.state.name in _STATES], problems, "A trial"
-    )
+    found = _attempt(lambda: [_trial(each, whole) for each in known if each.state.name in _STATES], problems, "A trial")
     return SearchData(
         directory=directory,
         record=record,
@@ -93,11 +91,23 @@ def _record(directory: Path) -> Record:
         raise SettingError(str(error).removeprefix("--resume ")) from None
 
 
-def _trial(frozen: FrozenTrial, published: dict[str, Any]) -> Trial:
+def _settings_of(record: Record) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that returns all settings of a trial, given those that were sampled."""
+    from search_spaces.space import SearchSpace  # imports optuna, which is slow to import
+
+    given, facts = record.asked["settings"], record.asked["space"]
+    try:
+        space = SearchSpace.from_json(facts)
+    except SettingError:  # a report also shows a search whose space this version does not accept
+        return lambda sampled: {**given, **facts["published"], **sampled}
+    return lambda sampled: {**given, **space.whole(sampled)}
+
+
+def _trial(frozen: FrozenTrial, whole: Callable[[dict[str, Any]], dict[str, Any]]) -> Trial:
     return Trial(
         key=frozen.user_attrs[KEY],
         settings=dict(frozen.params),
-        config=TrialConfig(**{**published, **frozen.params}),
+        config=TrialConfig(**whole(frozen.params)),
         curve={epoch: value for epoch, value in frozen.intermediate_values.items() if epoch > 0},
         state=_STATES[frozen.state.name],
         frozen=frozen,

@@ -70,6 +70,7 @@ class SpaceFacts(Stored):
     domains: dict[str, dict[str, Scalar | list[Scalar]]]
     why: dict[str, str] = Field(default_factory=dict)
     references: str = ""
+    conditions: dict[str, list[dict[str, Scalar | list[Scalar]]]] = Field(default_factory=dict)
 
 
 class SettingFacts(Stored):

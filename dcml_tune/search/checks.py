@@ -73,7 +73,7 @@ def checked_settings(request: Request) -> CheckedSettings:
 def _without_division(space: SearchSpace) -> TrialConfig:
     """The setting of trial 0 without division, before the images are known."""
     point, _ = space.published_point()
-    return TrialConfig(**{**space.published, **point, "nb_clusters": 1, "force_full_embedding_epoch": None})
+    return TrialConfig(**{**space.whole(point), "nb_clusters": 1, "force_full_embedding_epoch": None})
 
 
 @dataclass(frozen=True, kw_only=True)

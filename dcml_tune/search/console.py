@@ -36,7 +36,7 @@ def plan_text(plan: Plan) -> str:
     d = plan.data
     held_out = 0 if d.validation is None else len(np.unique(d.labels[d.validation]))
     trained = len(np.unique(d.labels[d.train]))
-    point = TrialConfig(**{**plan.space.published, **plan.published_point, "dataset": plan.dataset})
+    point = TrialConfig(**{**plan.space.whole(plan.published_point), "dataset": plan.dataset})
     lines = [
         f"search {plan.name}: {d.dataset.counts()}",
         *d.dataset.notes,
@@ -124,7 +124,8 @@ def _print_best(plan: Plan, outcome: Outcome, best: KnownTrial) -> None:
     early = f"; ended early: {outcome.ended_early}" if outcome.ended_early else ""
     print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
           f"{run} of {full} epochs run{early}): {best.key}")  # fmt: skip
-    print(printable("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in plan.space.domains)))
+    varied = plan.space.active(best.config)
+    print(printable("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in varied)))
     print(f"  {plan.metric} {100 * (best.best or 0):.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")
     if outcome.pareto_front:
         print("Pareto-optimal trials (the first metric decides which are confirmed):")

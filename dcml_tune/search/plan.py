@@ -217,7 +217,7 @@ class Plan:
         return scheduler(
             self.config.scheduler,
             metric=f"{self.metric}_best",
-            epochs=TrialConfig(**{**self.space.published, **self.published_point}).nb_epochs,
+            epochs=TrialConfig(**self.space.whole(self.published_point)).nb_epochs,
             known=known,
         )
 
@@ -239,4 +239,4 @@ class Plan:
 
     def candidates(self, trials: list[KnownTrial]) -> list[Candidate]:
         """Return the settings that can win: the best trials, and the controls."""
-        return candidates(trials, {**self.space.published, **self.published_point}, max(1, self.config.confirm))
+        return candidates(trials, self.space.whole(self.published_point), max(1, self.config.confirm))
