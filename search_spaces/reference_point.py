@@ -45,7 +45,9 @@ MASK_REASONS = {
     "mask_lr_mult": "published: 100 and, as the flag's default, 1",
 }
 
-DIVISION_CONDITIONS = {name: When("nb_clusters", above=1) for name in ("mod_epoch", "masking_lambda", "mask_lr_mult")}
+DIVISION_CONDITIONS = {
+    name: (When("nb_clusters", above=1),) for name in ("mod_epoch", "masking_lambda", "mask_lr_mult")
+}
 """With one cluster there is no division, and the only mask is not trained."""
 
 
