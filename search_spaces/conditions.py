@@ -61,7 +61,7 @@ class When:
         return f"{self.setting} {values}"
 
 
-Conditions = dict[str, tuple[When, ...]]
+Conditions = Mapping[str, tuple[When, ...]]
 """Setting -> conditions that must all hold where it varies."""
 
 
@@ -75,7 +75,7 @@ def _meant_by_text(name: str, text: str) -> Any:
     return typed(name, text)
 
 
-def as_conditions(given: Mapping[str, When | Iterable[When]]) -> Conditions:
+def as_conditions(given: Mapping[str, When | Iterable[When]]) -> dict[str, tuple[When, ...]]:
     """Conditions as a user may write them, a single one without a tuple."""
     return {name: (each,) if isinstance(each, When) else tuple(each) for name, each in given.items()}
 

@@ -120,7 +120,7 @@ class SearchSpace:
     def _with_fixed(self, fixed: dict[str, Any]) -> SearchSpace:
         """The space without the settings that are fixed, and without those whose conditions they break."""
         published, domains = {**self.published, **fixed}, dict[str, Domain]()
-        conditions: Conditions = {}
+        conditions: dict[str, tuple[When, ...]] = {}
         for name, domain in self.domains.items():
             if name in fixed:
                 continue
