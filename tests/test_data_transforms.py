@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from dcml_tune.data import augmentations
@@ -90,7 +91,7 @@ def test_half_of_the_crops_are_mirrored() -> None:
     assert 420 < mirrored.sum() < 580
 
 
-@pytest.mark.parametrize("album", [None, "Geom", "GeomColor", "ColorHeavy"])
+@pytest.mark.parametrize("album", [None, "Geom", "GeomColor", "ColorHeavy", "RandAugment"])
 def test_batches_depend_on_their_generator_alone(album: str | None) -> None:
     """The same generator gives the same batch, whatever was drawn before; another gives another."""
     views = [photo(70, 90), noise(64, 64), photo(40, 40)]
@@ -107,6 +108,43 @@ def test_batches_depend_on_their_generator_alone(album: str | None) -> None:
     assert first.dtype == torch.uint8
     assert first.shape == (3, 3, 48, 48)
     assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("least", [0.25, 1.0])
+def test_crops_take_at_least_their_share(least: float) -> None:
+    """Between the least share and the whole image, which a share of 1 leaves as it is."""
+    crops = draw_crops([np.empty((200, 200, 3), np.uint8)] * 500, np.random.default_rng(0), least)
+    shares = crops.height * crops.width / 200**2
+    assert least - 0.01 <= shares.min() <= least + 0.03
+    assert shares.max() > 0.97
+
+
+@pytest.mark.parametrize("album", [None, "ColorHeavy", "RandAugment", "Geom", "GeomColor"])
+def test_every_augmentation_crops_by_crop_scale(album: str | None) -> None:
+    """The larger the least share, the less an image is enlarged: a ramp keeps more of its range."""
+    ramp = np.repeat(np.linspace(0, 250, 64).astype(np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    kept = []
+    for crop_scale in (0.08, 0.9):
+        squares = TrainTransform(64, album, crop_scale=crop_scale)([ramp] * 200, np.random.default_rng(0)).float()
+        kept.append((squares[:, 0, 32].amax(1) - squares[:, 0, 32].amin(1)).mean())
+    assert kept[1] > kept[0] + 15
+
+
+def test_randaugment_is_torchvisions() -> None:
+    """Of the same crop and seed it is torchvision's class, and torch's global generator is as before."""
+    views = [photo(60, 50)] * 20
+    rng = np.random.default_rng(4)
+    crops = crop_and_flip(views, rng, size=32)
+    seeds = rng.integers(2**32, size=20).tolist()
+    state = torch.get_rng_state()
+    transform = TrainTransform(32, "RandAugment", randaugment_ops=3, randaugment_magnitude=20)
+    found = transform(views, np.random.default_rng(4))
+    assert torch.equal(torch.get_rng_state(), state)
+    law = v2.RandAugment(3, 20)
+    for square, seed, crop in zip(found, seeds, crops, strict=True):
+        torch.manual_seed(seed)
+        assert torch.equal(square, law(torch.from_numpy(crop).permute(2, 0, 1)))
+    assert not torch.equal(found, torch.from_numpy(crops).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("album", ["Geom", "GeomColor"])
@@ -140,7 +178,9 @@ def test_holes_have_one_size(size: int, side: int) -> None:
         assert np.mean(covered) == pytest.approx(0.09, abs=0.006)
 
 
-@pytest.mark.parametrize(("album", "coloured"), [("Geom", False), ("GeomColor", True), ("ColorHeavy", True)])
+@pytest.mark.parametrize(
+    ("album", "coloured"), [("Geom", False), ("GeomColor", True), ("ColorHeavy", True), ("RandAugment", True)]
+)
 def test_colour_changes_where_it_should(album: str, coloured: bool) -> None:
     """Geom leaves a colour as it is; the others change its brightness."""
     grey = [np.full((64, 64, 3), 120, np.uint8)] * 60

@@ -75,8 +75,11 @@ def test_a_training_starts_from_the_images_that_train(config, tmp_path):
     assert trainer.untrained() == other.untrained()  # of the features, as for all trials of a search
 
 
-def test_a_resumed_training_ends_as_one_that_ran_through(config, tmp_path):
-    """The saved layer is used, and not initialised again."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_ends_as_one_that_ran_through(workers, config, tmp_path):
+    """The saved layer and exponent are used, and images are augmented again as they were, by any number of processes."""
+    images = {"album": "RandAugment", "crop_scale": 0.4, "sz_resize": 64, "sz_crop": 64}
+    config = config.changed(features_pooling="gem", num_workers=workers, **images)
     ends = []
     for epochs in ([2], [1, 2]):
         for until in epochs:

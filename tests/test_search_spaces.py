@@ -234,7 +234,8 @@ def test_a_domain_of_what_is_no_value_is_refused(make):
 
 
 PART_OF_A_RECIPE = {
-    "image_store", "sz_resize", "sz_crop", "album", "arch", "weights", "features_pooling", "features_dropout_prob",
+    "image_store", "sz_resize", "sz_crop", "crop_scale", "album",
+    "randaugment_ops", "randaugment_magnitude", "arch", "weights", "features_pooling", "features_dropout_prob",
     "bn_learnable", "sz_embedding", "init_method", "masking_init", "mask_relu", "fixed_mask", "masks_freeze_one_cluster",
     "masks_sum_for_full_emb", "masks_normalize_before_sum", "criterion", "margin", "beta", "nu", "lr_beta", "soft_loss",
     "alpha", "lr_alpha", "ms_alpha", "ms_beta", "ms_base", "ms_epsilon", "supcon_temperature", "contrastive_pos_margin",

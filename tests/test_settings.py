@@ -42,6 +42,7 @@ BASE = {
 }
 
 BETA = {"lr_beta": 0.1}
+RANDAUGMENT = {"album": "RandAugment"}
 NPAIRS = {"criterion": "npairs"}
 TRIPLET = {"criterion": "triplet"}
 MULTI_SIMILARITY = {"criterion": "multi_similarity"}
@@ -67,7 +68,10 @@ CASES = [
     ("image_store", {"sz_resize": 36}, ["full", "small"]),
     ("sz_resize", {}, [32, 36]),
     ("sz_crop", {"sz_resize": 40}, [32, 40]),
-    ("album", {}, [None, "Geom", "GeomColor", "ColorHeavy"]),
+    ("album", {}, [None, "Geom", "GeomColor", "ColorHeavy", "RandAugment"]),
+    ("crop_scale", {}, [0.08, 0.5, 1.0]),
+    ("randaugment_ops", RANDAUGMENT, [2, 1]),
+    ("randaugment_magnitude", RANDAUGMENT, [9, 20]),
     ("arch", {}, ["test_resnet", "test_convnext"]),
     ("features_pooling", {"sz_resize": 64, "sz_crop": 64}, ["avg", "max", "avg+max", "gem"]),
     ("features_dropout_prob", {}, [0.0, 0.5]),
@@ -217,6 +221,8 @@ IDLE = [
     ("split_seed", {"val_share": 0.0}, [0, 1]),
     ("fold", {"val_share": 0.0}, [0, 1]),
     ("allow_partial", {}, [False, True]),
+    ("randaugment_ops", {}, [2, 3]),
+    ("randaugment_magnitude", {"album": "Geom"}, [9, 3]),
 ]  # fmt: skip
 
 # What must not change a result, and what says where things are or which images are refused.

@@ -123,8 +123,14 @@ class TrialConfig(BaseModel):
     """Shorter side, in pixels, to which images are resized for evaluation, before the centre crop."""
     sz_crop: Annotated[int, Field(ge=8, le=4096)] = 224
     """Side, in pixels, of the square that the network sees."""
-    album: Literal["Geom", "GeomColor", "ColorHeavy"] | None = None
+    crop_scale: Annotated[float, Field(ge=0.01, le=1)] = 0.08
+    """Smallest share of an image's area that a random resized crop takes; 1: always the largest crop."""
+    album: Literal["Geom", "GeomColor", "ColorHeavy", "RandAugment"] | None = None
     """Augmentation of the training images in addition to random resized crop and flip."""
+    randaugment_ops: Annotated[int, Field(ge=1, le=14)] = 2
+    """Number of random operations that album=RandAugment applies to an image."""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Magnitude of the operations of album=RandAugment."""
 
     # -- model -----------------------------------------------------------------------------------------
     arch: str = "resnet50"

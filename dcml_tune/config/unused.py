@@ -127,6 +127,11 @@ def _of_schedule(config: TrialConfig) -> list[Rule]:
 
 def _of_data(config: TrialConfig) -> list[Rule]:
     return [
+        (
+            ("randaugment_ops", "randaugment_magnitude"),
+            config.album != "RandAugment",
+            "it acts only with album=RandAugment",
+        ),
         (("val_share",), config.protocol == "paper", "protocol=paper holds no classes out"),
         (("split_seed", "fold"), config.held_out_share == 0, "no classes are held out"),
         (("allow_partial",), config.dataset in ("emoji", "folder"), f"{config.dataset} has no published counts"),

@@ -1,4 +1,4 @@
-"""The augmentations that `album` selects: two pipelines of albumentations, and heavy colour jitter.
+"""The augmentations that `album` selects: two pipelines of albumentations, heavy colour jitter, and RandAugment.
 
 Each draws one seed per image from a generator, so that the augmentation of an image depends only on the generator and its
 position in the batch.
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from dcml_tune.data.crops import RATIO, SCALE, Augmentation, crop_and_flip
+from dcml_tune.data.crops import RATIO, Augmentation, AugmentationSettings, crop_and_flip
 from dcml_tune.data.image_list import Pixels
 
 # Without this, importing albumentations asks a server for a newer version.
@@ -52,23 +53,44 @@ class Pipeline:
 class ColorHeavy:
     """Random resized crop, flip, colour jitter (p 0.8), grey (p 0.2)."""
 
-    def __init__(self, size: int) -> None:
-        """Create the augmentation.
-
-        Args:
-            size: side of the squares, in pixels.
-        """
-        self.size = size
+    def __init__(self, settings: AugmentationSettings) -> None:
+        """Create the augmentation."""
+        self._settings = settings
 
     def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
         """Augment images H x W x 3 into B x S x S x 3."""
-        squares = crop_and_flip(views, rng, size=self.size)
+        squares = _cropped(views, rng, self._settings)
         for square, seed in zip(squares, rng.integers(2**32, size=len(views)).tolist(), strict=True):
             own = np.random.default_rng(seed)
             image = torch.from_numpy(square).permute(2, 0, 1)
             jittered = jitter(image, own) if own.random() < 0.8 else image
             grey = F.rgb_to_grayscale(jittered, num_output_channels=3) if own.random() < 0.2 else jittered
             square[:] = grey.permute(1, 2, 0).numpy()
+        return squares
+
+
+class RandAugment:
+    """Random resized crop, flip, then torchvision's RandAugment: a few random operations of one magnitude.
+
+    torchvision draws from torch's global generator. It is seeded for each image, and set back afterwards.
+
+    Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019.
+    """
+
+    def __init__(self, settings: AugmentationSettings) -> None:
+        """Create the augmentation."""
+        self._settings = settings
+        self._operations = v2.RandAugment(settings.randaugment_ops, settings.randaugment_magnitude)
+
+    def __call__(self, views: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
+        """Augment images H x W x 3 into B x S x S x 3."""
+        squares = _cropped(views, rng, self._settings)
+        seeds = rng.integers(2**32, size=len(views)).tolist()
+        with torch.random.fork_rng(devices=[]):
+            for square, seed in zip(squares, seeds, strict=True):
+                # Not torch.manual_seed, which seeds the generators of GPUs, too.
+                torch.default_generator.manual_seed(seed)
+                square[:] = self._operations(torch.from_numpy(square).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         return squares
 
 
@@ -90,21 +112,22 @@ def jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
     return image
 
 
-def geom(size: int) -> Augmentation:
+def geom(settings: AugmentationSettings) -> Augmentation:
     """Rotation, then random resized crop, flip, holes, blur; no colour."""
-    return Pipeline([_rotation(), _crop(size), A.HorizontalFlip(p=0.5), _holes(size), _blur()])
+    return Pipeline([_rotation(), _crop(settings), A.HorizontalFlip(p=0.5), _holes(settings.sz_crop), _blur()])
 
 
-def geom_color(size: int) -> Augmentation:
+def geom_color(settings: AugmentationSettings) -> Augmentation:
     """Random resized crop, brightness and contrast, flip, rotation, holes, blur."""
     light = A.RandomBrightnessContrast(brightness_limit=(-0.2, 0.2), contrast_limit=(-0.2, 0.2), p=0.5)
-    return Pipeline([_crop(size), light, A.HorizontalFlip(p=0.5), _rotation(), _holes(size), _blur()])
+    return Pipeline([_crop(settings), light, A.HorizontalFlip(p=0.5), _rotation(), _holes(settings.sz_crop), _blur()])
 
 
-ALBUMS: dict[str, Callable[[int], Augmentation]] = {
+ALBUMS: dict[str, Callable[[AugmentationSettings], Augmentation]] = {
     "Geom": geom,
     "GeomColor": geom_color,
     "ColorHeavy": ColorHeavy,
+    "RandAugment": RandAugment,
 }
 
 
@@ -116,8 +139,13 @@ def hole_side(size: int) -> int:
     return max(1, round(40 * min(1.0, size / 224)))
 
 
-def _crop(size: int) -> Any:
-    return A.RandomResizedCrop(size=(size, size), scale=SCALE, ratio=RATIO, area_for_downscale="image")
+def _cropped(views: Sequence[Pixels], rng: np.random.Generator, settings: AugmentationSettings) -> Pixels:
+    return crop_and_flip(views, rng, size=settings.sz_crop, least_area=settings.crop_scale)
+
+
+def _crop(settings: AugmentationSettings) -> Any:
+    size, scale = (settings.sz_crop, settings.sz_crop), (settings.crop_scale, 1.0)
+    return A.RandomResizedCrop(size=size, scale=scale, ratio=RATIO, area_for_downscale="image")
 
 
 def _rotation() -> Any:

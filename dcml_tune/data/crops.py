@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from dcml_tune.data.image_list import Indices, Pixels
 
-# Parameters of torchvision's RandomResizedCrop: shares of the area, range of width / height, and number of tries before
-# the centre of the image is used.
-SCALE = (0.08, 1.0)
+# Parameters of torchvision's RandomResizedCrop: least share of the area, range of width / height, and number of tries
+# before the centre of the image is used.
+LEAST_AREA = 0.08
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 
@@ -31,6 +32,17 @@ class Crops(NamedTuple):
     width: Indices
 
 
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """The settings of the augmentation of training images; see `TrialConfig`."""
+
+    sz_crop: int
+    album: str | None = None
+    crop_scale: float = LEAST_AREA
+    randaugment_ops: int = 2
+    randaugment_magnitude: int = 9
+
+
 class Augmentation(Protocol):
     """An augmentation of a batch; `album` selects one by name."""
 
@@ -39,9 +51,11 @@ class Augmentation(Protocol):
         ...
 
 
-def crop_and_flip(views: Sequence[Pixels], rng: np.random.Generator, *, size: int) -> Pixels:
+def crop_and_flip(
+    views: Sequence[Pixels], rng: np.random.Generator, *, size: int, least_area: float = LEAST_AREA
+) -> Pixels:
     """Random resized crops of images, half of them mirrored: B x size x size x 3."""
-    squares = resized_crops(views, draw_crops(views, rng), size)
+    squares = resized_crops(views, draw_crops(views, rng, least_area), size)
     images = torch.from_numpy(squares)
     for number in np.flatnonzero(rng.random(len(views)) < 0.5).tolist():
         # 14 times as fast as numpy's flip, and as torch's flip of several images at once: both copy byte by byte.
@@ -49,17 +63,17 @@ def crop_and_flip(views: Sequence[Pixels], rng: np.random.Generator, *, size: in
     return squares
 
 
-def draw_crops(views: Sequence[Pixels], rng: np.random.Generator) -> Crops:
+def draw_crops(views: Sequence[Pixels], rng: np.random.Generator, least_area: float = LEAST_AREA) -> Crops:
     """Draw a rectangle in each image with the distribution of torchvision.
 
-    The share of the area is uniform in `SCALE`, the logarithm of the ratio is uniform in the range of `RATIO`. The first
+    The share of the area is uniform between `least_area` and 1, the logarithm of the ratio is uniform in the range of `RATIO`. The first
     of `TRIES` rectangles that fits into the image is used, at a uniform position. If none fits, the result is the largest
     centred rectangle whose ratio is closest to that of the image.
 
     Source: torchvision.transforms.RandomResizedCrop.get_params.
     """
     height, width = np.array([view.shape[:2] for view in views], dtype=np.int64).T
-    area_BT = (height * width)[:, None] * rng.uniform(*SCALE, (len(views), TRIES))
+    area_BT = (height * width)[:, None] * rng.uniform(least_area, 1.0, (len(views), TRIES))
     ratio_BT = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), area_BT.shape))
     w_BT = np.rint(np.sqrt(area_BT * ratio_BT)).astype(np.int64)
     h_BT = np.rint(np.sqrt(area_BT / ratio_BT)).astype(np.int64)

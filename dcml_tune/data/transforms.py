@@ -7,13 +7,14 @@ process that prepares it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dcml_tune.data.crops import Augmentation, crop_and_flip
+from dcml_tune.data.crops import LEAST_AREA, Augmentation, AugmentationSettings, crop_and_flip
 from dcml_tune.data.image_list import Pixels
 
 
@@ -26,14 +27,31 @@ class TrainTransform:
         torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(self, sz_crop: int, album: str | None = None) -> None:
+    def __init__(
+        self,
+        sz_crop: int,
+        album: str | None = None,
+        *,
+        crop_scale: float = LEAST_AREA,
+        randaugment_ops: int = 2,
+        randaugment_magnitude: int = 9,
+    ) -> None:
         """Prepare the augmentation.
 
         Args:
             sz_crop: side of the squares, in pixels.
-            album: None, Geom, GeomColor or ColorHeavy (`TrialConfig.album`).
+            album: None, Geom, GeomColor, ColorHeavy or RandAugment (`TrialConfig.album`).
+            crop_scale: smallest share of an image's area that a crop takes.
+            randaugment_ops: number of operations of RandAugment.
+            randaugment_magnitude: magnitude of the operations of RandAugment, 0 to 30.
         """
-        self.sz_crop, self.album = sz_crop, album
+        self.settings = AugmentationSettings(
+            sz_crop=sz_crop,
+            album=album,
+            crop_scale=crop_scale,
+            randaugment_ops=randaugment_ops,
+            randaugment_magnitude=randaugment_magnitude,
+        )
         # Importing albumentations takes seconds, so it is imported when it is used.
         self._augment: Augmentation | None = None
 
@@ -51,11 +69,12 @@ class TrainTransform:
         return torch.from_numpy(squares).permute(0, 3, 1, 2)
 
     def _prepared(self) -> Augmentation:
-        if self._augment is None and self.album is not None:
+        settings = self.settings
+        if self._augment is None and settings.album is not None:
             from dcml_tune.data.augmentations import ALBUMS
 
-            self._augment = ALBUMS[self.album](self.sz_crop)
-        return self._augment or partial(crop_and_flip, size=self.sz_crop)
+            self._augment = ALBUMS[settings.album](settings)
+        return self._augment or partial(crop_and_flip, size=settings.sz_crop, least_area=settings.crop_scale)
 
-    def __reduce__(self) -> tuple[type[TrainTransform], tuple[int, str | None]]:
-        return TrainTransform, (self.sz_crop, self.album)
+    def __reduce__(self) -> tuple[partial[TrainTransform], tuple[()]]:
+        return partial(TrainTransform, **asdict(self.settings)), ()

@@ -123,7 +123,13 @@ class Trainer:
     def _loader(self) -> BatchLoader:
         config, on_gpu = self.config, self.device.type == "cuda"
         workers = config.num_workers if config.num_workers is not None else (4 if on_gpu else 0)
-        transform = TrainTransform(config.sz_crop, config.album)
+        transform = TrainTransform(
+            config.sz_crop,
+            config.album,
+            crop_scale=config.crop_scale,
+            randaugment_ops=config.randaugment_ops,
+            randaugment_magnitude=config.randaugment_magnitude,
+        )
         return BatchLoader(self.data.originals, transform, num_workers=workers, pin=on_gpu)
 
     @cached_property
