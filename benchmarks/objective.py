@@ -51,6 +51,7 @@ def train(training: Training, output: Path, stores: Path) -> Record:
     """Train, and measure held-out and test classes after each epoch; the ledger of the test classes lies in `output`."""
     import torch
 
+    from dcml_tune.config.errors import SettingError
     from dcml_tune.config.trial import TrialConfig
     from dcml_tune.training.trainer import NonFiniteLossError, Trainer
 
@@ -58,14 +59,14 @@ def train(training: Training, output: Path, stores: Path) -> Record:
     (number, name, chosen), part, seed = training
     share, fold = PARTS[part]
     record = Record(number=number, name=name, settings=chosen, part=part, seed=seed, curves={}, minutes=0.0, failed="")
-    config = TrialConfig(**{**chosen, "val_share": share, "fold": fold, "seed": seed})
     label = f"objective/{number:03d}, {part}, seed {seed}"
     start = time.perf_counter()
-    trainer = Trainer(config, stores=stores, ledger=output / "test-ledger.jsonl", name=label)
     try:
+        config = TrialConfig(**{**chosen, "val_share": share, "fold": fold, "seed": seed})
+        trainer = Trainer(config, stores=stores, ledger=output / "test-ledger.jsonl", name=label)
         while trainer.epoch < config.nb_epochs:
             _add(record, {**trainer.run_epoch(), **trainer.test()})
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, SettingError) as error:
         record["failed"] = str(error)
     record["minutes"] = (time.perf_counter() - start) / 60
     return record
@@ -103,14 +104,23 @@ def append(file: Path, record: Record) -> None:
 
 
 def run(missing: Sequence[Training], jobs: int, output: Path, stores: Path) -> Iterator[Record]:
-    """Run trainings, some at once in processes of one thread each; yields each when it has ended."""
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    """Run trainings, some at once in processes of one thread each; yields each when it has ended.
+
+    Raises:
+        SystemExit: at the end, if some stopped with an error that is not their setting's. They run again next time.
+    """
+    pool, errors = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")), list[BaseException]()
     try:
         waiting = [pool.submit(train, each, output, stores) for each in missing]
         for future in as_completed(waiting):
-            yield future.result()
+            if error := future.exception():
+                errors.append(error)
+            else:
+                yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+    if errors:
+        raise SystemExit(f"{len(errors)} trainings stopped with an error, and will run again; the first: {errors[0]!r}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -154,8 +154,8 @@ def lines(found: Mapping[str, Array], best: float) -> list[str]:
 
 
 def _mean(values: Array, sign: str) -> str:
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return f"{values.mean():{sign}.2f} ± {half:.2f}"
+    half = f" ± {1.96 * values.std(ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():{sign}.2f}{half}"
 
 
 def measured(records: Sequence[Record], curves: Curves) -> tuple[list[Settings], Array, float]:

@@ -128,6 +128,9 @@ def test_a_training_measures_held_out_and_test_classes_after_each_epoch(program,
     )
     assert set(everything["curves"]) == {"test/recall_at_1", "test/map_at_r"}
     assert len((tmp_path / "test-ledger.jsonl").read_text().splitlines()) == 4
+    too_many = drawn._replace(settings={**TINY, "nb_clusters": 16, "mod_epoch": 1, "nb_epochs": 6})
+    refused = objective.train(last._replace(setting=too_many), tmp_path, tmp_path / "store")
+    assert "every cluster needs two classes" in refused["failed"]
     with file.open("a") as out:
         out.write('{"number": 1, "na')
     objective.append(file, held_out)
