@@ -62,7 +62,7 @@ class Curves(NamedTuple):
     """Of the settings."""
     seeds: list[int]
     of: Mapping[tuple[str, str], Array]
-    """Part and measure (`val/...`, `test/...`) -> settings x seeds x epochs."""
+    """Part and measure (`val/...`, `test/...`) -> settings x seeds x epochs; what some trainings lack is not there."""
 
     def objective(self, measure: str, held_out: str, epochs: str) -> Array:
         """What a search would compare: settings x seeds; of one fifth, settings x (seeds of one fold and of the other)."""
@@ -88,14 +88,11 @@ def complete(records: Sequence[Record]) -> Curves:
 
     numbers = {upto: [n for n in sorted({n for n, *_ in at}) if whole(n, upto)] for upto in range(1, len(seeds) + 1)}
     upto = max(numbers, key=lambda count: (count * len(numbers[count]), count), default=0)
-    chosen, sides = numbers.get(upto, []), {part: ("test",) if part == ALL else ("val", "test") for part in PARTS}
-    of = {
-        (part, f"{side}/{name}"): np.array(
-            [[at[n, part, seed]["curves"][f"{side}/{name}"] for seed in seeds[:upto]] for n in chosen]
-        )
-        for part, name in product(PARTS, TARGETS)
-        for side in sides[part]
-    }
+    chosen, of = numbers.get(upto, []), {}
+    for part, side, name in product(PARTS, ("val", "test"), TARGETS):
+        curves = [[at[n, part, seed]["curves"].get(f"{side}/{name}", []) for seed in seeds[:upto]] for n in chosen]
+        if common := min((len(curve) for setting in curves for curve in setting), default=0):
+            of[part, f"{side}/{name}"] = np.array([[curve[-common:] for curve in setting] for setting in curves])
     return Curves(chosen, seeds[:upto], of)
 
 
@@ -170,7 +167,8 @@ def show(records: Sequence[Record], *, resamples: int) -> None:
         print(f"\n## What predicts {title}\n")
         for line in rows(found, name, draws):
             print(line)
-    _print_epochs(found, draws)
+    if all((part, f"test/{TARGETS[0]}") in found.of for part in PARTS):
+        _print_epochs(found, draws)
 
 
 def _print_noise(found: Curves, draws: Draws) -> None:

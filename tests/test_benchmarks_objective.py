@@ -79,6 +79,12 @@ def test_the_table_is_of_settings_that_have_all_trainings(program, capsys):
     assert "reads the test classes" in said
     assert "96 trainings, 1.6 hours of one core; 11 settings have all of them with 2 seeds; failed, left out: 0" in said
     assert said.count("\n| recall@1 |") == 2 * 9
+    assert "at its last epoch" in said
+    for each in whole[4:]:
+        names = [name for name in each["curves"] if name.startswith("val") or each["part"] == table.ALL]
+        each["curves"] = {name: each["curves"][name][-(6 if "val" in name else 1) :] for name in names}
+    table.show(whole, resamples=20)
+    assert capsys.readouterr().out == said[: said.index("\n## Test recall@1 of a training")]
     table.show(whole[:8], resamples=20)
     assert "too few settings" in capsys.readouterr().out
 
@@ -131,6 +137,8 @@ def test_a_training_measures_held_out_and_test_classes_after_each_epoch(program,
     too_many = drawn._replace(settings={**TINY, "nb_clusters": 16, "mod_epoch": 1, "nb_epochs": 6})
     refused = objective.train(last._replace(setting=too_many), tmp_path, tmp_path / "store")
     assert "every cluster needs two classes" in refused["failed"]
+    quick = objective.train(last, tmp_path, tmp_path / "store", quick=True)
+    assert quick["curves"] == {name: curve[-1:] for name, curve in everything["curves"].items()}
     with file.open("a") as out:
         out.write('{"number": 1, "na')
     objective.append(file, held_out)
@@ -143,7 +151,7 @@ def test_missing_trainings_alone_are_run(program, tmp_path, monkeypatch):
     """After a stop, of all settings and seeds."""
     objective, ran = program("objective"), []
 
-    def run(missing, jobs, output, stores):
+    def run(missing, jobs, output, quick):
         for setting, part, seed in missing[:5]:
             ran.append((setting.number, part, seed))
             yield objective.Record(number=setting.number, name=setting.name, settings=setting.settings, part=part,
