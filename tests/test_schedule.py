@@ -81,6 +81,7 @@ def test_full_embedding_from_the_start():
         ({"nb_clusters": 8, "force_full_embedding_epoch": 6}, ["force_full_embedding_epoch=6"]),
         ({"mod_epoch_freeze": 2}, ["mod_epoch_freeze=2", "mod_epoch=2"]),
         ({"warmup_epochs": 4, "nb_epochs": 4}, ["warmup_epochs=4", "nb_epochs=4", "never trains"]),
+        ({"average_epochs": 5, "nb_epochs": 4}, ["average_epochs=5", "nb_epochs=4", "lower it"]),
         ({"batch_size": 30}, ["batch_size=30", "num_samples_per_class=4"]),
         ({"batch_size": 20, "num_replicas": 2}, ["batch_size=20", "num_samples_per_class=4 times num_replicas=2"]),
         ({"batch_size": 24, "num_replicas": 5}, ["batch_size=24", "num_replicas=5"]),

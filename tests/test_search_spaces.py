@@ -244,7 +244,8 @@ PART_OF_A_RECIPE = {
     "small_class_action", "num_replicas", "nb_epochs", "nb_clusters", "mod_epoch", "mod_epoch_freeze",
     "freeze_without_division", "warmup_epochs", "force_full_embedding_epoch", "hierarchy_method", "stop_recluster", "reassign_random",
     "clustering_method", "penultimate_for_clusters", "optimizer", "base_lr", "emb_lr_mult", "mask_lr_mult",
-    "mask_wd_mult", "weight_decay", "lr_decay", "lr_step", "lr_gamma", "amp",
+    "mask_wd_mult", "weight_decay", "lr_decay", "lr_step", "lr_gamma", "average_epochs", "pretrained_share",
+    "amp",
 }  # fmt: skip
 
 

@@ -145,6 +145,8 @@ CASES = [
     ("lr_decay", {}, ["step", "cosine"]),
     ("lr_step", {}, [None, 1]),
     ("lr_gamma", DECAY, [0.5, 0.1]),
+    ("average_epochs", {}, [1, 2, 4]),
+    ("pretrained_share", {}, [0.0, 0.3, 0.6]),
     ("seed", {}, [1, 2]),
 ]  # fmt: skip
 
@@ -257,7 +259,8 @@ def trained(config, stores):
     while trainer.epoch < trainer.config.nb_epochs:
         curve.append({n: v for n, v in trainer.run_epoch().items() if not n.startswith(UNLIKE)})
     rows = trainer.data.train
-    found = embed(trainer.model, trainer.data.views, rows)
+    with trainer.measured.swapped_into(trainer.model):
+        found = embed(trainer.model, trainer.data.views, rows)
     return curve, found.numpy(), {name: value.numpy() for name, value in trainer.model.state_dict().items()}
 
 

@@ -93,6 +93,12 @@ def _backbone_trains_after_the_warm_up(config: TrialConfig) -> str | None:
     )
 
 
+def _averaged_epochs_exist(config: TrialConfig) -> str | None:
+    if config.average_epochs <= config.nb_epochs:
+        return None
+    return f"average_epochs={config.average_epochs}: must be at most nb_epochs={config.nb_epochs}; lower it or raise nb_epochs"
+
+
 def _replicas_divide_the_batch(config: TrialConfig) -> str | None:
     if config.batch_size % config.num_replicas == 0 and config.images_per_batch >= 2:
         return None
@@ -189,6 +195,7 @@ RULES: tuple[Callable[[TrialConfig], str | None], ...] = (
     _training_outlasts_the_division,
     _backbone_trains,
     _backbone_trains_after_the_warm_up,
+    _averaged_epochs_exist,
     _replicas_divide_the_batch,
     _samples_per_class_divide_the_batch,
     _batch_holds_two_classes,

@@ -15,7 +15,7 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.remains import store_tests
 from dcml_tune.runs.paths import STORES
 from dcml_tune.search.confirmation import CONTROLS
-from dcml_tune.search.disk import CheckpointSpace, model_bytes, refuse_full_disk
+from dcml_tune.search.disk import CheckpointSpace, model_bytes, most_copies, refuse_full_disk
 from dcml_tune.search.gpu_probe import full_division, resolve
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
@@ -144,6 +144,7 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
     scores_test = flags.final == "best" and settings.has_test_stage
     space = CheckpointSpace(
         model_bytes=model_bytes(settings.base),
+        copies=most_copies(request.wider or request.space, request.settings),
         concurrent=shares.concurrent,
         planned=request.planned,
         scored=(1 + len(CONTROLS)) * flags.final_seeds if scores_test else 0,

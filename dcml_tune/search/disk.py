@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.models import backbones
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dcml_tune.config.trial import TrialConfig
+    from search_spaces import SearchSpace
 
 # Bytes that are kept free for the study, the spool and the logs.
 _RESERVE = 64 << 20
@@ -35,6 +36,8 @@ class CheckpointSpace:
     """Number of trials."""
     scored: int
     """Number of models that final scoring keeps."""
+    copies: int = 0
+    """Number of earlier models in a training state, for the mean and mix that is measured."""
     keep_models: int | None = None
     """Maximum number of models of ended trials; None: all."""
 
@@ -45,11 +48,14 @@ class CheckpointSpace:
 
     def save_bytes(self) -> int:
         """Bytes that all running trials write if they save at the same time, and half of the reserve."""
-        return self.concurrent * (_STATE + _BEST) * self.model_bytes + _RESERVE // 2
+        return self._saved_bytes() + _RESERVE // 2
 
     def _running_bytes(self) -> int:
         """A trial that saves has its old state and the new one."""
-        return 2 * self.concurrent * (_STATE + _BEST) * self.model_bytes
+        return 2 * self._saved_bytes()
+
+    def _saved_bytes(self) -> int:
+        return self.concurrent * (_STATE + self.copies + _BEST) * self.model_bytes
 
     def within(self, budget: int, flag: str) -> CheckpointSpace:
         """Return the same space with as many models of ended trials as a budget has room for.
@@ -80,6 +86,21 @@ def model_bytes(config: TrialConfig) -> int:
     backbone = backbones.build(config.arch, weights=config.weights, sz_crop=config.sz_crop, frozen_statistics=False)
     refuse_unfit(config, backbone)
     return 4 * (sum(p.numel() for p in backbone.parameters()) + (backbone.dim + 1) * config.sz_embedding)
+
+
+def most_copies(space: SearchSpace, settings: dict[str, Any]) -> int:
+    """Largest number of earlier models in the training state of a trial.
+
+    Args:
+        space: its domains give the settings that vary.
+        settings: those that do not, where they differ from the published point.
+    """
+
+    def most(name: str) -> float:
+        varies = name in space.domains and name not in settings
+        return max(space.domains[name].ends()) if varies else settings.get(name, space.unvaried(name))
+
+    return int(most("average_epochs")) - 1 + (most("pretrained_share") > 0)
 
 
 def refuse_full_disk(space: CheckpointSpace, config: TrialConfig, output: Path, *, resumes: bool) -> None:

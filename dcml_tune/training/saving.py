@@ -20,7 +20,8 @@ from torch import Tensor
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import BEST, MaskedEmbedder, check_weights
-from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState, to_array
+from dcml_tune.training.averaging import check_kept
+from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState, to_array, under
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices
 from dcml_tune.utils import checkpoint
@@ -117,6 +118,7 @@ def _tensors(state: TrainerState) -> dict[str, Tensor]:
     tensors = {f"model/{name}": value for name, value in learned.model.items()}
     tensors |= {f"criterion/{name}": value for name, value in learned.criterion.items()}
     tensors |= {f"moments/{name}": value for name, value in learned.moments.items()}
+    tensors |= {f"kept/{name}": value for name, value in state.kept.items()}
     tensors["partition"] = torch.from_numpy(state.partition)
     if state.assignment is not None:
         tensors["assignment"] = torch.from_numpy(state.assignment)
@@ -155,17 +157,18 @@ def load_state(directory: Path, step: TrainStep, images: int) -> tuple[TrainerSt
         partition=to_array(tensors["partition"]),
         assignment=to_array(tensors["assignment"]) if "assignment" in tensors else None,
         learned=LearnedTensors(
-            model=_under("model/", tensors),
-            criterion=_under("criterion/", tensors),
-            moments=_under("moments/", tensors),
+            model=under("model/", tensors),
+            criterion=under("criterion/", tensors),
+            moments=under("moments/", tensors),
         ),
+        kept=under("kept/", tensors),
     )
     return state, about["facts"]
 
 
 def _best(tensors: dict[str, Tensor], *, epoch: int, value: float | None) -> BestEpoch:
     partition = to_array(tensors["best_partition"])
-    return BestEpoch(epoch=epoch, value=value, weights=_under("best/", tensors), partition=partition)
+    return BestEpoch(epoch=epoch, value=value, weights=under("best/", tensors), partition=partition)
 
 
 def saved_config(directory: Path) -> TrialConfig:
@@ -209,13 +212,14 @@ def _check_tensors(
     Raises:
         CheckpointError: if it cannot.
     """
-    check_weights(step.model, _under("model/", tensors), directory)
-    checkpoint.check_tensors(_under("criterion/", tensors), step.criterion.state_dict(), directory)
+    check_weights(step.model, under("model/", tensors), directory)
+    checkpoint.check_tensors(under("criterion/", tensors), step.criterion.state_dict(), directory)
     names = ("partition", "best_partition")
     wanted = {name: torch.empty(images, dtype=torch.int64) for name in names if name == "partition" or has_best}
     checkpoint.check_tensors({name: tensors[name] for name in names if name in tensors}, wanted, directory)
     if has_best:
-        check_weights(step.model, _under("best/", tensors), directory)
+        check_weights(step.model, under("best/", tensors), directory)
+    check_kept(under("kept/", tensors), step.model, directory, is_trained=has_best)
     _check_moments(tensors, step, directory)
     assignment = tensors.get("assignment")
     if assignment is not None and (assignment.dtype != torch.int64 or assignment.ndim != 1):
@@ -225,7 +229,7 @@ def _check_tensors(
 def _check_moments(tensors: dict[str, Tensor], step: TrainStep, directory: Path) -> None:
     # The checkpoint may have another number of masks than the model has now.
     shapes = {**_parameter_shapes(step.optimizer), "masks": tensors["model/masks"].shape}
-    for name, value in _under("moments/", tensors).items():
+    for name, value in under("moments/", tensors).items():
         parameter, field = name.rpartition(":")[::2]
         wanted = shapes.get(parameter)
         fits = wanted is not None and value.is_floating_point() and bool(value.isfinite().all())
@@ -238,7 +242,3 @@ def _check_moments(tensors: dict[str, Tensor], step: TrainStep, directory: Path)
 def _parameter_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
     groups = optimizer.param_groups
     return {name: p.shape for group in groups for name, p in zip(group["param_names"], group["params"], strict=True)}
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from dcml_tune.training.optimizer import load_moments, moments, replace_masks
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices
 from dcml_tune.utils.stored import Scalar
+
+Weights = dict[str, Tensor]
+"""Tensors of a state dict by name, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,8 @@ class BestEpoch:
     """Number of epochs that were complete when it was reached."""
     value: float | None
     """Value of the metric; None when no classes are held out, and the last epoch counts as the best."""
-    weights: dict[str, Tensor]
-    """State dict of the model, on the CPU."""
+    weights: Weights
+    """State dict of the model that was measured, on the CPU."""
     partition: Indices
     """Cluster of each training image; -1 for an image that is left out."""
 
@@ -73,9 +76,11 @@ class TrainerState:
     assignment: Indices | None
     """Cluster of each training image as k-means found it, which the next reclustering is matched with."""
     learned: LearnedTensors
+    kept: Weights = field(default_factory=dict)
+    """Copies of earlier weights, as `MeasuredWeights.tensors` returns them."""
 
 
-def copied_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied_to_cpu(tensors: Mapping[str, Tensor]) -> Weights:
     """Return copies that do not change when training continues."""
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
@@ -85,3 +90,8 @@ def to_array(tensor: Tensor) -> Indices:
     array: Indices = tensor.cpu().numpy().copy()
     assert tensor.dtype == torch.int64
     return array
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -25,6 +25,7 @@ from dcml_tune.data.loader import BatchLoader
 from dcml_tune.data.transforms import TrainTransform
 from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.training import saving
+from dcml_tune.training.averaging import MeasuredWeights
 from dcml_tune.training.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.evaluator import Evaluator
@@ -32,7 +33,7 @@ from dcml_tune.training.optimizer import replace_masks
 from dcml_tune.training.pca_start import initialise_by_pca
 from dcml_tune.training.seeding import epoch_seed, epoch_seeded
 from dcml_tune.training.starting_model import TrainedModel
-from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState, copied_to_cpu
+from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
 
@@ -70,6 +71,7 @@ class Trainer:
         division: what the last epoch's reclustering found; None if it did not recluster.
         best: the best epoch so far by `metric`, with its value and its weights.
         history: value of `metric` after each epoch; empty when no classes are held out.
+        measured: the weights that are measured, kept as best and tested instead of those of `model`.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Trainer:
         self.division: Division | None = None
         self.best: BestEpoch | None = None
         self.history: list[float] = []
+        self.measured = MeasuredWeights(average_epochs=config.average_epochs, share=config.pretrained_share)
         self._pretrained = True
         """The network started from the weights of its backbone, not from those of a trained model."""
 
@@ -151,6 +154,7 @@ class Trainer:
         plan = EpochPlan.at(self.epoch, self.config)
         self.division = None
         start = time.perf_counter()
+        self.measured.before_epoch(self.model, is_first=self.best is None)
         with epoch_seeded(self.config.seed, self.epoch):
             measures = self._recluster(plan)
             clustered = time.perf_counter()
@@ -223,8 +227,8 @@ class Trainer:
         measures["epoch_best"] = float(self.best.epoch)
 
     def _snapshot(self, value: float | None) -> BestEpoch:
-        """Copy the model and the partition as they are now."""
-        weights = copied_to_cpu(self.model.state_dict())
+        """Copy the model that is measured and the partition as they are now."""
+        weights = self.measured.of(self.model)
         return BestEpoch(epoch=self.epoch, value=value, weights=weights, partition=self.partition.copy())
 
     # -- measures --------------------------------------------------------------------------------------
@@ -241,7 +245,8 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Measure the full embedding on the classes that trials are compared on; empty if there are none."""
-        return self._evaluator.compare()
+        with self.measured.swapped_into(self.model):
+            return self._evaluator.compare()
 
     def untrained(self) -> dict[str, float]:
         """Measures of the untrained network, as `Evaluator.untrained`; before the first epoch."""
@@ -249,7 +254,8 @@ class Trainer:
 
     def test(self, *, penultimate: bool = False) -> dict[str, float]:
         """Measure the model on the test classes, after an entry in the ledger; see `Evaluator.test`."""
-        return self._evaluator.test(penultimate=penultimate)
+        with self.measured.swapped_into(self.model):
+            return self._evaluator.test(penultimate=penultimate)
 
     # -- saving and loading ----------------------------------------------------------------------------
 
@@ -268,6 +274,7 @@ class Trainer:
             partition=self.partition,
             assignment=self.assignment,
             learned=LearnedTensors.of(self.train_step),
+            kept=self.measured.tensors(),
         )
 
     def restore(self, state: TrainerState) -> None:
@@ -275,6 +282,7 @@ class Trainer:
         state.learned.load_into(self.train_step)
         self.epoch, self.history, self.best = state.epoch, list(state.history), state.best
         self.partition, self.assignment = state.partition, state.assignment
+        self.measured.load(state.kept)
 
     def save(self, directory: Path, **facts: Any) -> None:
         """Write the state into a directory, and the best model so far into its folder `best-EPOCH`.
@@ -293,7 +301,7 @@ class Trainer:
         saving.save_state(directory, self.state(), facts)
 
     def save_epoch(self, directory: Path) -> Path:
-        """Write the current model with its division into the folder `epoch-EPOCH` of a directory, where it stays."""
+        """Write the model that is measured with its division into the folder `epoch-EPOCH` of a directory, where it stays."""
         now = self._snapshot(self.history[-1] if self.history else None)
         return saving.save_epoch_model(directory, self.model, now, self._model_facts)
 
