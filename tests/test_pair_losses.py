@@ -143,7 +143,7 @@ def test_supcon_is_the_npairs_loss_of_a_fixed_scale():
 def test_large_exponents_do_not_overflow():
     """Numbers at the ends of the ranges that are searched, in float32."""
     x, y = batch([4] * 8, dim=8)
-    for alpha, beta, base in [(20, 160, 0.9), (0.01, 160, 0.4), (1e4, 1e4, -1)]:
+    for alpha, beta, base in [(20, 160, 0.9), (0.01, 160, 0.4), (1e4, 1e4, 0)]:
         value, gradient = with_gradient(
             ours(pair_losses.multi_similarity_loss, alpha=alpha, beta=beta, base=base, epsilon=0.1), x.float(), y
         )

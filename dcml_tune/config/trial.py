@@ -190,7 +190,7 @@ class TrialConfig(BaseModel):
     """Scale of the similarities of positives in the multi-similarity loss."""
     ms_beta: Annotated[float, Field(gt=0, le=1e4)] = 50.0
     """Scale of the similarities of negatives in the multi-similarity loss."""
-    ms_base: Annotated[float, Field(ge=-1, le=1)] = 0.5
+    ms_base: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Cosine similarity that separates positives from negatives in the multi-similarity loss."""
     ms_epsilon: Annotated[float, Field(ge=0, le=4)] = 0.1
     """Tolerance of the miner of the multi-similarity loss, in cosine similarity; above 2 it keeps all pairs."""

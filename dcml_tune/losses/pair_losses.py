@@ -68,6 +68,11 @@ def supcon_loss(embeddings: Tensor, labels: Tensor, *, temperature: float) -> Te
         embeddings: B x D, of unit length.
         labels: B integers.
         temperature: divisor of the cosine similarities.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> round(supcon_loss(x, torch.tensor([0, 0, 1]), temperature=0.5).item(), 3)
+        0.588
     """
     has_negatives = (~same_class(labels, embeddings.device)).any()
     return npairs_loss(embeddings, labels, alpha=1 / temperature) * has_negatives
@@ -86,6 +91,11 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, *, pos_margin: float, n
         labels: B integers.
         pos_margin: Euclidean distance up to which a positive pair has no loss.
         neg_margin: Euclidean distance from which on a negative pair has no loss.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> round(contrastive_loss(x, torch.tensor([0, 0, 1]), pos_margin=0, neg_margin=1).item(), 3)
+        1.262
     """
     positive_BB, negative_BB = _kinds(labels, embeddings.device)
     distances_BB = pairwise_distances(embeddings)
