@@ -56,7 +56,7 @@ def test_commands_that_do_not_fit_are_refused_and_the_search_is_untouched(interr
 
 
 def test_a_tampered_configuration_is_refused(interrupted):
-    """Named; the listing says so, too, and goes on with the others."""
+    """Named; the listing says so, too, and goes on with the others: here a copy, which has the name of another search."""
     scene = interrupted
     shutil.copytree(scene.output / "s", scene.output / "t")
     file = scene.output / "s" / "search.json"
@@ -66,7 +66,7 @@ def test_a_tampered_configuration_is_refused(interrupted):
     status, said = scene.resume()
     assert (status, f"{file}: does not match its checksum" in said) == (2, True), said
     status, said = scene.search("--resume", new=False)
-    assert (status, str(file) in said, "t: interrupted" in said) == (0, True, True)
+    assert (status, str(file) in said, "--resume t: this search began as s" in said) == (0, True, True), said
 
 
 def test_a_torn_state_is_made_anew_and_a_torn_study_comes_from_its_copy(interrupted):
@@ -97,15 +97,12 @@ def test_changed_images_are_refused(interrupted, tmp_path):
     scene = interrupted
     moved = tmp_path / "moved"
     shutil.copytree(scene.images, moved)
-    record = scene.output / "s" / "search.json"
-    image = next(moved.glob("*/*.png"))
-    from dcml_tune.utils.files import read_checksummed, write_checksummed
-
-    facts = read_checksummed(record)
-    facts["settings"]["dataset_dir"] = str(moved)
-    write_checksummed(record, facts)
-    image.unlink()
-    status, said = scene.resume()
+    images = sorted(moved.glob("*/*.png"))  # the classes that train come first
+    images[-1].unlink()
+    status, said = scene.resume("--dataset-dir", moved)
+    assert (status, "there are other test images" in said) == (2, True), said
+    images[0].unlink()
+    status, said = scene.resume("--dataset-dir", moved)
     assert (status, "the images have changed" in said) == (2, True), said
 
 
