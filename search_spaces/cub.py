@@ -23,6 +23,7 @@ Ranges:
 """
 
 from search_spaces.reference_point import published_space
+from search_spaces.wide import wide_space
 
 SPACE = published_space(
     "cub",
@@ -30,3 +31,6 @@ SPACE = published_space(
     choices=[2, 4, 8, 16],
     why="80 classes train: 16 clusters leave 5 classes each",
 )
+
+WIDE = wide_space(SPACE, base_lr=1e-5, batches=[64, 80, 112, 128, 256, 512], full_size=True)
+"""`--space wide`: whole recipes; `search_spaces.wide` gives the reason of each range."""

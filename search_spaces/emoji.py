@@ -19,6 +19,7 @@ Ranges:
 
 from search_spaces.reference_point import DIVISION_CONDITIONS, MASK_DOMAINS, MASK_REASONS
 from search_spaces.space import Choice, Int, SearchSpace
+from search_spaces.wide import wide_space
 
 SPACE = SearchSpace(
     name="emoji",
@@ -54,3 +55,6 @@ SPACE = SearchSpace(
     references="no published results",
     conditions=DIVISION_CONDITIONS,
 )
+
+WIDE = wide_space(SPACE, base_lr=5e-5, batches=[64, 112, 128, 256], warmup_epochs=2)
+"""`--space wide`: whole recipes; `search_spaces.wide` gives the reason of each range."""

@@ -27,6 +27,7 @@ Ranges:
 """
 
 from search_spaces.reference_point import published_space
+from search_spaces.wide import wide_space
 
 SPACE = published_space(
     "inshop",
@@ -34,3 +35,6 @@ SPACE = published_space(
     choices=[4, 8, 16, 32, 64],
     why="published for SOP: 32; 3,198 classes train, so that 64 clusters leave 50 each",
 )
+
+WIDE = wide_space(SPACE, base_lr=1e-5, batches=[64, 80, 112, 128, 256, 512], full_size=True)
+"""`--space wide`: whole recipes; `search_spaces.wide` gives the reason of each range."""

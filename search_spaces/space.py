@@ -19,9 +19,10 @@ from search_spaces.checks import SpaceError, check_domain, check_value
 from search_spaces.combinations import OpenError, Problem
 from search_spaces.conditions import Conditions, When, as_conditions, check_conditions, meant
 from search_spaces.domains import Choice, Domain, Float, Int
+from search_spaces.points import Start, nearest_point, start_points
 from search_spaces.rules import InfeasibleReason, feasibility_rules, unused_lines, why_nothing_works
 
-__all__ = ["Choice", "Domain", "Float", "InfeasibleReason", "Int", "SearchSpace", "When"]
+__all__ = ["Choice", "Domain", "Float", "InfeasibleReason", "Int", "SearchSpace", "Start", "When"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class SearchSpace:
     """Settings that vary only where a condition holds, with a condition or a tuple of conditions that must all hold. A
     condition looks at a setting that is sampled earlier, or that does not vary. Where it does not hold, a trial has the
     published value; if the published value is for another criterion, it has the default."""
+    starts: tuple[Start, ...] = ()
+    """Further recipes, which a search tries after the published point."""
 
     def __post_init__(self) -> None:
         known = list(TrialConfig.model_fields)
@@ -59,7 +62,12 @@ class SearchSpace:
         for setting in [*self.published, *self.domains, *self.why, *conditions]:
             if setting not in known:
                 raise SpaceError(self.name, unknown_name("setting", str(setting), known), setting)
-        for setting, value in self.published.items():
+        for setting, value in [
+            *self.published.items(),
+            *(pair for each in self.starts for pair in each.settings.items()),
+        ]:
+            if setting not in known:
+                raise SpaceError(self.name, unknown_name("setting", str(setting), known), setting)
             check_value(self.name, setting, value)
         for setting, domain in self.domains.items():
             check_domain(self.name, setting, domain)
@@ -232,27 +240,18 @@ class SearchSpace:
         Raises:
             SettingError: if no point can work.
         """
-        point: dict[str, Any] = {}
-        lines = []
-        for name, domain in self.domains.items():
-            if not self.varies(name, point):
-                continue
-            published = self.unvaried(name)
-            point[name] = domain.nearest(published)
-            if point[name] != published:
-                lines.append(
-                    f"trial 0: {name} {published} of the published setting is outside {domain}; takes {point[name]}"
-                )
-        reason = self.refusal(point, infeasible_reason)
-        if reason is None:
-            return point, lines
-        found = self.problem(infeasible_reason).nearest()
-        if found is None or self.refusal(found, infeasible_reason) is not None:
-            raise SettingError(f"the published setting cannot work here: {reason}")
-        moved = [
-            f"{name} from {point[name]} to {value}" for name, value in found.items() if point.get(name, value) != value
-        ]
-        return found, [*lines, f"trial 0: {', '.join(moved)}: {reason}"]
+        return nearest_point(self, "trial 0", {}, infeasible_reason)
+
+    def start_points(
+        self, published: dict[str, Any], infeasible_reason: InfeasibleReason | None = None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """The points of `starts`, moved to settings that can work, and lines about them.
+
+        Args:
+            published: the point of trial 0.
+            infeasible_reason: returns why a configuration cannot work on the data, or None.
+        """
+        return start_points(self, published, infeasible_reason)
 
     def unused_settings(self) -> list[str]:
         """One line for each setting that varies but has no effect, for all values of the other settings."""
@@ -262,7 +261,8 @@ class SearchSpace:
         """The space as plain data, which `from_json` reads."""
         domains = {name: {"kind": type(each).__name__, **vars(each)} for name, each in self.domains.items()}
         conditions = {name: [when.as_json() for when in each] for name, each in self.conditions.items()}
-        return {**vars(self), "domains": domains, "conditions": conditions}
+        starts = [{**vars(each), "settings": dict(each.settings)} for each in self.starts]
+        return {**vars(self), "domains": domains, "conditions": conditions, "starts": starts}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> SearchSpace:
@@ -280,7 +280,8 @@ class SearchSpace:
             conditions = {
                 name: tuple(When(**when) for when in each) for name, each in facts.get("conditions", {}).items()
             }
-            return cls(**{**facts, "domains": domains, "conditions": conditions})
+            starts = tuple(Start(**each) for each in facts.get("starts", ()))
+            return cls(**{**facts, "domains": domains, "conditions": conditions, "starts": starts})
         except (KeyError, TypeError, AttributeError) as error:
             raise SettingError(f"the recorded search space is not valid ({type(error).__name__}: {error})") from None
 

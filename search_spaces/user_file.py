@@ -16,26 +16,36 @@ from typing import Any
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS
+from dcml_tune.runs.paths import absolute
 from dcml_tune.utils.signals import SearchStopped
 from search_spaces.checks import SpaceError
 from search_spaces.domains import Choice
 from search_spaces.space import SearchSpace
+from search_spaces.wide import with_backbones
 
 _MODULE = "dcml_tune_user_space"
 _MOST_BYTES = 1_000_000
 
 
-def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
-    """The search space of a data set: the SPACE of its module, or of a user's file.
+FOUR, WIDE = "four", "wide"
+"""Names of the two spaces of each data set: its four settings (the default), and whole recipes."""
 
-    The file is Python code of the user and is executed. Its output goes to stderr.
+
+def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
+    """The search space of a data set: one of its module, by the name `four` or `wide`, or that of a user's file.
+
+    A file is Python code of the user and is executed. Its output goes to stderr.
 
     Raises:
         SettingError: if the file does not exist, raises an error, or defines no SPACE for this data set.
     """
-    shipped: SearchSpace = importlib.import_module(f"search_spaces.{dataset}").SPACE
-    if path is None:
+    module = importlib.import_module(f"search_spaces.{dataset}")
+    shipped: SearchSpace = module.SPACE
+    if path in (None, FOUR):
         return shipped
+    if path == WIDE:
+        return with_backbones(module.WIDE)
+    assert path is not None
     file = _File(path)
     space = file.space()
     for theirs in (space.name, space.published.get("dataset", dataset)):
@@ -55,6 +65,13 @@ def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
         if name in space.published and not domain.holds(value) and value != shipped.published.get(name):
             raise file.error(f"published {name}={value!r} is outside of its domain, {domain}; change one of them", name)
     return space
+
+
+def recorded_name(space: str | None) -> str | None:
+    """What the record of a search holds of `--space`: a name, or the absolute path of a file; None for the default."""
+    if space in (None, "", FOUR):
+        return None
+    return WIDE if space == WIDE else str(absolute("--space", str(space)))
 
 
 class _File:

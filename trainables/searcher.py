@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from dcml_tune.config.trial import SEEDS
 from dcml_tune.runs.study import KEY, by_launch, direction, first_best
 from dcml_tune.runs.study_file import copy_study
 from dcml_tune.utils import tracebacks
+from search_spaces.points import nearest_point
 from search_spaces.space import InfeasibleReason, SearchSpace
 from trainables.known_trial import REASON, KnownTrial
 from trainables.prior_sampler import PriorSampler
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _FAILURE_OF, _OTHERS = "dcml.failure_of", "dcml.others"
 _DRAWS = 100  # draws per trial before the searcher gives up to find a feasible combination
+_MOVED_AFTER = 50  # draws per trial after which the last one is moved to the nearest feasible combination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,12 +222,13 @@ class OptunaSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the whole dictionary of a trial: published point, sampled settings, and how it is run.
 
-        Infeasible combinations are recorded in the study as failed, and never launched.
+        Infeasible combinations are recorded in the study as failed, and never launched. Samplers do not read failed trials:
+        as pruned ones they would count among the random trials at the beginning.
         """
         reason = ""
         if self.patience_exhausted():
             return Searcher.FINISHED  # type: ignore[return-value]
-        for _ in range(_DRAWS):
+        for number in range(_DRAWS):
             trial = self.study.ask()
             self._ids[trial_id] = trial._trial_id
             if KEY in trial.user_attrs:  # it was interrupted, and has its settings
@@ -235,6 +239,8 @@ class OptunaSearcher(Searcher):
                 reason = str(error)
                 trial.set_user_attr(REASON, reason)
                 self.study.tell(trial, state=TrialState.FAIL)
+                if number >= _MOVED_AFTER:
+                    self._enqueue_nearest(trial.params)
                 continue
             key = f"{self._launched:03d}"
             trial.set_user_attr(KEY, key)
@@ -243,6 +249,12 @@ class OptunaSearcher(Searcher):
             return self._packed(key, sampled)
         log.error("%d draws gave no feasible combination of settings; the last: %s", _DRAWS, reason)
         return None
+
+    def _enqueue_nearest(self, drawn: dict[str, Any]) -> None:
+        """Queue the feasible combination that is nearest to an infeasible one."""
+        with suppress(SettingError):
+            point, _ = nearest_point(self.space, "", drawn, self.launching.infeasible_reason)
+            self.study.enqueue_trial(point)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record the best value so far at an epoch; an epoch that is recorded already is ignored."""

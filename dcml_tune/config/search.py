@@ -46,7 +46,8 @@ class SearchConfig(BaseModel):
     r_precision, with the prefix `val/`, or `paper/` with --protocol paper. Give the flag again for a further metric, such
     as time/epoch_s: the Pareto-optimal trials are then listed"""
     space: str | None = None
-    """Python file that defines SPACE = SearchSpace(...)"""
+    """what varies. four (the default): the four settings of the division. wide: whole recipes, loss and rates among them.
+    Otherwise a Python file that defines SPACE = SearchSpace(...)"""
     warm_start: list[str] | None = None
     """earlier searches on the same images; the sampler learns from their trials"""
     prior: bool = False

@@ -19,6 +19,7 @@ from dcml_tune.runs.study import first_best
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from dcml_tune.tracking.reading import StoredRun
@@ -153,13 +154,20 @@ class SearchData:
             self._curves[key, metric] = curve(self.uri, run.run_id, metric)
         return self._curves[key, metric]
 
-    def study(self) -> optuna.Study:
-        """An in-memory study of the ended trials, all as complete; a pruned one has the best value that it reached."""
+    def study(self, *, whole: bool = False) -> optuna.Study:
+        """An in-memory study of the ended trials, all as complete; a pruned one has the best value that it reached.
+
+        Args:
+            whole: give each trial a value of every setting that varies: where a condition kept a setting from varying, the
+                value that the trial had. Importance and parallel coordinates need it.
+        """
         import optuna
 
         made = optuna.create_study(direction="maximize")
+        drawn = {} if not whole else self._distributions()
         for trial in self.ended:
             frozen = trial.frozen
+            settings = {**{name: getattr(trial.config, name) for name in drawn}, **frozen.params}
             made.add_trial(
                 optuna.trial.FrozenTrial(
                     number=-1,
@@ -168,14 +176,33 @@ class SearchData:
                     value=trial.best,
                     datetime_start=frozen.datetime_start,
                     datetime_complete=frozen.datetime_complete,
-                    params=frozen.params,
-                    distributions=frozen.distributions,
+                    params=settings,
+                    distributions={**frozen.distributions, **drawn},
                     user_attrs=frozen.user_attrs,
                     system_attrs={},
                     intermediate_values=frozen.intermediate_values,
                 )
             )
         return made
+
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        """For each sampled setting a distribution that holds the values of all ended trials."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        found: dict[str, BaseDistribution] = {}
+        for name in dict.fromkeys(name for trial in self.ended for name in trial.frozen.params):
+            drawn = [trial.frozen.distributions[name] for trial in self.ended if name in trial.frozen.params]
+            values = [trial.settings.get(name, getattr(trial.config, name)) for trial in self.ended]
+            first = drawn[-1]
+            if isinstance(first, CategoricalDistribution):
+                found[name] = CategoricalDistribution(tuple(dict.fromkeys([*first.choices, *values])))
+            elif isinstance(first, IntDistribution):
+                low, high = min([first.low, *values]), max([first.high, *values])
+                found[name] = IntDistribution(low, high, log=first.log and low > 0)
+            elif isinstance(first, FloatDistribution):
+                low, high = min([first.low, *values]), max([first.high, *values])
+                found[name] = FloatDistribution(low, high, log=first.log and low > 0)
+        return found
 
 
 def _is_alive(owner: str) -> bool:

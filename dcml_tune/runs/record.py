@@ -71,6 +71,7 @@ class SpaceFacts(Stored):
     why: dict[str, str] = Field(default_factory=dict)
     references: str = ""
     conditions: dict[str, list[dict[str, Scalar | list[Scalar]]]] = Field(default_factory=dict)
+    starts: list[dict[str, Scalar | dict[str, Scalar]]] = Field(default_factory=list)
 
 
 class SettingFacts(Stored):

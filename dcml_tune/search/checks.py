@@ -191,8 +191,10 @@ class CheckedSpace:
 
     space: SearchSpace
     published_point: dict[str, Any]
+    starts: list[dict[str, Any]]
+    """Further points to try first."""
     lines: list[str]
-    """A line for each published value that had to be changed."""
+    """A line for each published value that had to be changed, and for each further point."""
 
 
 def search_space(request: Request, data: TrialData) -> CheckedSpace:
@@ -207,7 +209,8 @@ def search_space(request: Request, data: TrialData) -> CheckedSpace:
     if request.wider is not None:
         space = space.extended(request.wider.restricted(request.settings, data.cannot_train))
     point, lines = space.published_point(data.cannot_train)
-    return CheckedSpace(space=space, published_point=point, lines=lines)
+    starts, about = space.start_points(point, data.cannot_train) if request.record is None else ([], [])
+    return CheckedSpace(space=space, published_point=point, starts=starts, lines=[*lines, *about])
 
 
 def earlier_searches(request: Request, found: CheckedImages, metrics: list[str], space: SearchSpace) -> WarmStart:

@@ -26,6 +26,7 @@ from dcml_tune.search.trial_runs import TrialRuns
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.redaction import redact
 from search_spaces import load_space
+from search_spaces.user_file import recorded_name
 from trainables.cluster import connect
 from trainables.known_trial import KnownTrial
 from trainables.schedulers import scheduler
@@ -127,7 +128,7 @@ class Plan:
         images = checks.images(request, checked, scores_test=self.scores_test)
         self.data, self.identity, self.test_lines = images.data, images.identity, images.test_lines
         found = checks.search_space(request, self.data)
-        self.space, self.published_point = found.space, found.published_point
+        self.space, self.published_point, self.starts = found.space, found.published_point, found.starts
         nb_classes = int(self.data.labels.max()) + 1
         self.units, why_none = confirmation_units(self.base, nb_classes, flags.confirm, flags.folds, flags.seeds)
         self.earlier = checks.earlier_searches(request, images, self.metrics, self.space)
@@ -180,7 +181,7 @@ class Plan:
         """What a new search records of its command line; passwords are left out."""
         flags = self.config.model_dump(exclude={"dataset", *MAY_CHANGE})
         flags["tracking_uri"] = redact(self.uri) if flags["tracking_uri"] else None
-        flags["space"] = str(absolute("--space", flags["space"])) if flags["space"] else None
+        flags["space"] = recorded_name(flags["space"])
         asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json(), "metrics": self.metrics}
         return asked | ({"measured": self.measured} if self.measured is not None else {})
 
@@ -194,7 +195,9 @@ class Plan:
                 seed=self.settings.get("seed", 0),
                 prior=self.published_point if self.config.prior else None,
             ),
-            start=StudyStart(points=[self.published_point, *self.earlier.points], earlier=self.earlier.trials),
+            start=StudyStart(
+                points=[self.published_point, *self.starts, *self.earlier.points], earlier=self.earlier.trials
+            ),
             launching=Launching(
                 run=self.runs.run(),
                 trials=self.trials,

@@ -23,6 +23,7 @@ from dcml_tune.tracking.uris import absolute_uri
 from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.stored import printable
 from search_spaces import SearchSpace, load_space
+from search_spaces.user_file import recorded_name
 
 if TYPE_CHECKING:
     from dcml_tune.search.flags import CommandLine
@@ -125,7 +126,7 @@ def resumed_plan(command_line: CommandLine) -> Plan:
     space, wider = recorded_space(name, asked["space"]), None
     if extends and config.space:
         wider = load_space(asked["settings"]["dataset"], config.space)
-        flags["space"] = str(absolute("--space", config.space))
+        flags["space"] = recorded_name(config.space)
     plan = Plan(
         Request(
             config=SearchConfig(**{**config.model_dump(), **flags, "dataset": asked["settings"]["dataset"]}),
@@ -199,8 +200,8 @@ def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, 
     for flag, value in given.items():
         if _may_differ(flag, value, asked, extends=extends):
             continue
-        if flag == "space" and value:
-            value = str(absolute("--space", value))
+        if flag == "space":
+            value = recorded_name(value)
         if flag == "tracking_uri" and value:
             value = redact(value)
         if value != known.get(flag):

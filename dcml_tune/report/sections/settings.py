@@ -36,8 +36,8 @@ def settings(search: SearchData, album: Album) -> Section:
             f"{len(search.ended)} have ended."
         )
         return section
-    study = search.study()
-    for draw in (_importance, _slices, _parallel):
+    whole = search.study(whole=True)
+    for draw, study in ((_importance, whole), (_slices, search.study()), (_parallel, whole)):
         _add(section, draw, search, study, album)
     return section
 
@@ -82,7 +82,8 @@ def _importance(search: SearchData, study: Study, album: Album) -> Figure:
     drawn.set_ylabel("setting")
     caption = (
         f"Look for the longest bar: this setting explains most of the difference between the {len(search.ended)} trials that "
-        "ended. With fewer than about twenty trials it is no more than a hint."
+        "ended. With fewer than about twenty trials it is no more than a hint. Where a condition kept a setting from varying, "
+        "the value that the trial had counts."
     )
     return album.keep(drawn, "importance", title="Importance of the settings", caption=caption)
 
