@@ -25,11 +25,14 @@ Metric Learning Reality Check", ECCV 2020: 50 trials for each loss and data set)
     weight_decay           1e-6 to 1e-2: 1e-4 of the sample command, two orders of magnitude on either side
     batch_size             64 to 512, of 2, 4 or 8 images a class: all of them can be divided by 8
     sz_embedding           128 and 512 of published results, 384 as the width of small ViTs
-    album                  none, or jitter of geometry and colour
+    crop_scale             0.08, the default of random resized crops, to 0.3
+    album                  none, jitter of geometry and colour, or RandAugment (Cubuk et al., NeurIPS 2020)
     bn_learnable           frozen as in the authors' code, or trained
     warmup_epochs          0 to 5: Proxy-Anchor has 1 to 5
     features_pooling       average, its sum with the maximum (Proxy-Anchor), or the generalised mean
     lr_decay               step, which is none without lr_step, or cosine
+    average_epochs         none, 2 or 3: of the 6 epochs of emoji at most half
+    pretrained_share       0 to 0.5: the best mixes of Wortsman et al. ("WiSE-FT", CVPR 2022) lie around 0.5
     sz_resize, sz_crop     224, 256 and 288 pixels, for data sets of photographs in full size
     nb_clusters            none of the division (1) or the numbers of `--space four`, with fixed masks or learned ones
     mod_epoch, masking_lambda, mask_lr_mult   as in `--space four`, with a division; the latter two with learned masks
@@ -80,10 +83,13 @@ _RECIPE: Mapping[str, Domain] = {
     "weight_decay": Float(1e-6, 1e-2, log=True),
     "num_samples_per_class": Choice([2, 4, 8]),
     "sz_embedding": Choice([128, 384, 512]),
-    "album": Choice([None, "GeomColor"]),
+    "crop_scale": Float(0.08, 0.3),
+    "album": Choice([None, "GeomColor", "RandAugment"]),
     "bn_learnable": Choice([False, True]),
     "features_pooling": Choice(["avg", "avg+max", "gem"]),
     "lr_decay": Choice(["step", "cosine"]),
+    "average_epochs": Choice([1, 2, 3]),
+    "pretrained_share": Float(0, 0.5),
 }
 
 _DIVIDES = When("nb_clusters", above=1)

@@ -2,14 +2,19 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import optuna
 import pytest
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.report.figures import Album
+from dcml_tune.report.search_data import SearchData, Trial
+from dcml_tune.report.sections.settings import settings
 from search_spaces import Choice, Float, Int, SearchSpace, When, load_space
 from tests.test_optuna_searcher import opened, result
+from trainables import warm_start
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -205,3 +210,67 @@ def test_a_users_file_gives_conditions(tmp_path):
 
 
 EMOJI_DOMAINS = load_space("emoji").domains
+
+
+def ended(params, value, key):
+    """A trial of the shared space that has ended."""
+    return optuna.trial.create_trial(
+        params=params,
+        distributions={name: SPACE.domains[name].distribution() for name in params},
+        value=value,
+        intermediate_values={9: value},
+        user_attrs={"dcml.key": key},
+    )
+
+
+def test_figures_of_a_report_show_trials_with_different_settings(tmp_path):
+    """Importance and parallel coordinates give a trial the value that it had; slices show those that varied."""
+    chosen = draws(SPACE, 12)
+    trials = [
+        Trial(
+            key=f"{number:03d}",
+            settings=each,
+            config=TrialConfig(**SPACE.whole(each)),
+            curve={9: 0.5 + number / 100},
+            state="done",
+            frozen=ended(each, 0.5 + number / 100, f"{number:03d}"),
+        )
+        for number, each in enumerate(chosen)
+    ]
+    search = SearchData(
+        directory=tmp_path,
+        record=SimpleNamespace(asked={"metrics": ["val/recall_at_1"]}),
+        trials=trials,
+        failed=0,
+        runs=[],
+        problems=[],
+        verdict=None,
+        uri="",
+    )
+    section = settings(search, Album(tmp_path))
+    titles = [getattr(part, "title", part) for part in section.parts]
+    assert "Importance of the settings" in titles
+    assert "Settings of each trial" in titles
+    assert "val/recall_at_1 against each setting" in titles
+    made = search.study(whole=True)
+    assert {tuple(sorted(trial.params)) for trial in made.trials} == {tuple(sorted(SPACE.domains))}
+
+
+def test_an_earlier_search_with_other_conditions_teaches(tmp_path, monkeypatch):
+    """A number that has no effect there or here makes no difference; only settings that vary here are taken over."""
+    earlier = replace(SPACE, conditions={})
+    taught = {
+        "nb_clusters": 1,
+        "masking_lambda": 0.3,
+        "mod_epoch": 3,
+        "criterion": "MarginLoss",
+        "margin": 0.1,
+        "beta": 1.2,
+    }
+    monkeypatch.setattr(warm_start, "read_study", lambda directory: [ended(taught, 0.6, "000")])
+    record = SimpleNamespace(directory=tmp_path, name="old", asked={"space": earlier.as_json()})
+    found = warm_start.WarmStart()
+    warm_start._add(
+        found, record, replace(SPACE, domains={**SPACE.domains, "criterion": Choice(["margin", "npairs"])}), None
+    )
+    assert [trial.params for trial in found.trials] == [{"nb_clusters": 1, "criterion": "margin", "margin": 0.1}]

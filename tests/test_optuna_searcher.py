@@ -182,6 +182,20 @@ def test_what_cannot_work_is_told_as_failed_and_not_launched(make):
     assert searcher.suggest("x") is None
 
 
+def test_a_search_with_one_rare_combination_finds_it(tmp_path):
+    """After many draws that cannot work the nearest one that can is taken: no search ends that has a feasible point."""
+    names = ["sz_embedding", "nb_epochs", "mod_epoch", "lr_step"]
+    space = SearchSpace(name="emoji", published={}, domains={name: Choice(range(10, 18)) for name in names})
+
+    def rare(config):
+        return (
+            "not this one" if {config.sz_embedding, config.nb_epochs, config.mod_epoch, config.lr_step} - {11} else None
+        )
+
+    searcher = opened(space, f"sqlite:///{tmp_path / 'rare.db'}", infeasible_reason=rare, sampler="random")
+    assert {name: searcher.suggest("a")[name] for name in names} == dict.fromkeys(names, 11)
+
+
 def test_a_pickled_searcher_goes_on_with_its_running_trials(make):
     """Ray keeps its searcher by pickle; the study is opened again, and nothing is drawn twice."""
     searcher = make(sampler="random")
