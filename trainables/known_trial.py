@@ -13,6 +13,9 @@ from dcml_tune.runs.study import KEY
 REASON = "dcml.reason"
 """Attribute of a trial: why it failed or was pruned. As REASON/KEY it is an attribute of the study."""
 
+SHARED_EPOCHS = "dcml.shared_epochs"
+"""Attribute of a trial: the number of its epochs that another trial has computed."""
+
 State = Literal["done", "pruned", "failed", "interrupted", "running"]
 
 _STATES: dict[TrialState, State] = {
@@ -35,6 +38,8 @@ class KnownTrial:
     """Number of epochs -> best value until then."""
     state: State
     reason: str | None
+    shared: int = 0
+    """Number of its first epochs that another trial has computed."""
 
     @classmethod
     def of(
@@ -54,6 +59,7 @@ class KnownTrial:
             curve=dict(trial.intermediate_values),
             state=_STATES[trial.state],
             reason=trial.user_attrs.get(REASON) or reasons.get(f"{REASON}/{key}"),
+            shared=trial.user_attrs.get(SHARED_EPOCHS, 0),
         )
 
     @property

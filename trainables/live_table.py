@@ -42,7 +42,9 @@ class TrialRow:
     reason: str | None = None
     """Why it failed, was pruned, interrupted, or is tried again."""
     epoch: int = 0
-    """Number of epochs completed."""
+    """Number of epochs completed, shared ones included."""
+    shared: int = 0
+    """Number of first epochs that another trial has computed."""
     last: float | None = None
     """Value of the metric after its last epoch."""
     best: float | None = None
@@ -58,6 +60,7 @@ class TrialRow:
             state=known.state,
             reason=known.reason,
             epoch=max(curve, default=0),
+            shared=known.shared,
             last=curve[max(curve)] if curve else None,
             best=known.best,
         )
@@ -66,6 +69,11 @@ class TrialRow:
     def has_ended(self) -> bool:
         """Whether the trial has ended."""
         return self.state in ENDED
+
+    @property
+    def computed(self) -> int:
+        """Number of epochs that the trial has computed itself."""
+        return max(0, self.epoch - self.shared)
 
     @property
     def phase(self) -> str:
@@ -125,8 +133,13 @@ class LiveTable:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs completed, by all trials."""
-        return sum(row.epoch for row in self.rows.values())
+        """Number of epochs computed, by all trials; one that several trials share counts once."""
+        return sum(row.computed for row in self.rows.values())
+
+    @property
+    def shared(self) -> int:
+        """Number of epochs that trials took over from others."""
+        return sum(row.shared for row in self.rows.values())
 
     @property
     def ended(self) -> int:
@@ -194,7 +207,8 @@ class LiveTable:
         minutes = (time.time() - self._started) / 60
         known = [("best", self.best), ("untrained", self.untrained)]  # the final stage has no value to compare
         values = "".join(f"{name} {_percent(value)}, " for name, value in known if value is not None)
-        title = f"{self.options.search}: {values}{self.epochs} epochs, {minutes:.1f} min"
+        shared = f" ({self.shared} more shared)" if self.shared else ""
+        title = f"{self.options.search}: {values}{self.epochs} epochs{shared}, {minutes:.1f} min"
         if self.options.metric.startswith("paper"):
             title += f" ({PAPER_LABEL})"
         here = self.epochs - self._epochs_before

@@ -34,6 +34,9 @@ SCORED_BEFORE = "test_scored_before"
 DIVISION = "division"
 """Key of a result that names the files of the epoch's reclustering, in the trial's directory."""
 
+SHARED = "epochs/shared"
+"""Key of a result with the number of epochs so far that another trial has computed (`trainables.sharing`)."""
+
 CURVE = "curve"
 """Key of a result file with the value of the metric after each epoch."""
 
@@ -69,10 +72,16 @@ class Run:
     """Number of epochs after which to stop; None: all of nb_epochs. The schedule stays that of nb_epochs."""
     varied: tuple[str, ...] = ()
     """The searched settings, for the Ray dashboard."""
+    prefixes: str | None = None
+    """Absolute path of the directory of the states that trials share; None: it shares no epochs."""
+    shares: tuple[int, ...] = ()
+    """Numbers of epochs after which its state may be that of another trial."""
+    wait_s: float = 1800.0
+    """Longest time that it waits for a trial that computes the same epochs, in seconds."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
-        return {**asdict(self), "varied": list(self.varied)}
+        return {**asdict(self), "varied": list(self.varied), "shares": list(self.shares)}
 
 
 def pack(settings: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -91,7 +100,8 @@ def unpack(config: Mapping[str, Any]) -> tuple[dict[str, Any], Run]:
     """Return the settings of a trial, for TrialConfig, and its `Run`, from what `pack` or `pack_list` made."""
     settings = dict(config.get(_WHOLE, config))
     run = dict(settings.pop(_RUN, {}))
-    return settings, Run(**{**run, "varied": tuple(run.get("varied", ()))})
+    lists = {name: tuple(run.get(name, ())) for name in ("varied", "shares")}
+    return settings, Run(**{**run, **lists})
 
 
 def run_of(config: Mapping[str, Any]) -> Run:

@@ -26,15 +26,16 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.trial import SEEDS
+from dcml_tune.config.trial import SEEDS, TrialConfig
 from dcml_tune.runs.study import KEY, by_launch, direction, first_best
 from dcml_tune.runs.study_file import copy_study
 from dcml_tune.utils import tracebacks
 from search_spaces.points import nearest_point
+from search_spaces.prefixes import shared_epochs
 from search_spaces.space import InfeasibleReason, SearchSpace
-from trainables.known_trial import REASON, KnownTrial
+from trainables.known_trial import REASON, SHARED_EPOCHS, KnownTrial
 from trainables.prior_sampler import PriorSampler
-from trainables.run import FAILED, STOP_SEARCH, Run, pack
+from trainables.run import FAILED, SHARED, STOP_SEARCH, Run, pack
 from trainables.study_file import adapt_study, open_study, study_file
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,8 @@ class Launching:
     """How every trial is run; key and directory are added."""
     trials: Path | None = None
     """Directory with one directory per trial; None: trials save no state."""
+    prefixes: Path | None = None
+    """Directory of the states that trials share; None: they share no epochs."""
     infeasible_reason: InfeasibleReason | None = None
     """Returns why a configuration cannot work on the data, or None."""
     patience: int | None = None
@@ -264,6 +267,8 @@ class OptunaSearcher(Searcher):
         trial, epoch, storage = self._trial(trial_id), int(result["epoch"]), self.study._storage
         if trial is None or epoch in trial.intermediate_values:
             return
+        if shared := result.get(SHARED):
+            self._guarded(storage.set_trial_user_attr, trial._trial_id, SHARED_EPOCHS, shared)
         if len(self.metrics) > 1:
             others = [float(result[name]) for name in self.metrics[1:]]
             self._guarded(storage.set_trial_user_attr, trial._trial_id, f"{_OTHERS}/{epoch}", others)
@@ -295,7 +300,11 @@ class OptunaSearcher(Searcher):
     def _packed(self, key: str, sampled: dict[str, Any]) -> dict[str, Any]:
         trials = self.launching.trials
         run = replace(self.launching.run, key=key, directory=None if trials is None else str(trials / key))
-        return pack(self.space.whole(sampled), run)
+        settings = self.space.whole(sampled)
+        if (prefixes := self.launching.prefixes) is not None:
+            shares = shared_epochs(TrialConfig(**settings), self.space.domains)
+            run = replace(run, prefixes=str(prefixes), shares=shares)
+        return pack(settings, run)
 
     def _values(self, trial: FrozenTrial) -> list[float]:
         """Return the value of a trial in each metric, from what the study has now."""

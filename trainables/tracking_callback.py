@@ -23,12 +23,12 @@ from dcml_tune.utils import tracebacks
 from trainables.checkpoint_budget import CheckpointBudget, KeptModel, remove_model
 from trainables.known_trial import KnownTrial
 from trainables.live_table import LiveTable, RowState, TableOptions, TrialRow
-from trainables.run import DIVISION, FAILED, NOTE, SCORED_BEFORE, STOP_SEARCH, run_of, unpack
+from trainables.run import DIVISION, FAILED, NOTE, SCORED_BEFORE, SHARED, STOP_SEARCH, run_of, unpack
 from trainables.watchdog import TrialWatchdog
 
 log = logging.getLogger(__name__)
 
-_MEASURES = ("val/", "test", "paper", "train/", "clusters/", "masks/", "phase/", "time/")
+_MEASURES = ("val/", "test", "paper", "train/", "clusters/", "masks/", "phase/", "time/", "epochs/")
 _STATUS: dict[RowState, str] = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
 
 
@@ -115,7 +115,7 @@ class Progress(Callback):
 
     @property
     def epochs(self) -> int:
-        """Number of epochs completed, by all trials."""
+        """Number of epochs computed, by all trials; one that several trials share counts once."""
         return self.live.epochs
 
     @property
@@ -197,7 +197,7 @@ class Progress(Callback):
         epochs = 0 if run.role == "untrained" else run.until or config.nb_epochs
         fresh = TrialRow(settings=settings, epochs=epochs, role=run.role)
         if row is not None:  # it continues after its last epoch
-            fresh.epoch, fresh.last, fresh.best = row.epoch, row.last, row.best
+            fresh.epoch, fresh.shared, fresh.last, fresh.best = row.epoch, row.shared, row.last, row.best
         self.rows[run.key] = fresh
         tags = dict(self.tags)
         if run.setting:
@@ -245,10 +245,13 @@ class Progress(Callback):
     def _take_epoch(self, row: TrialRow, result: dict[str, Any]) -> None:
         """Update the row of a trial and, in the run of the search, the best value of all trials."""
         row.epoch, row.last = int(result["epoch"]), result.get(self.metric)
+        row.shared = int(result.get(SHARED, row.shared))
         row.best = result.get(f"{self.metric}_best")
         best = self.live.best = first_best([self.best, row.best], lambda value: value)
         if best is not None and row.role == "trial":
             totals = {f"{self.metric}_best": best, "trials/done": float(self.ended)}
+            if self.live.shared:
+                totals["epochs/shared"] = float(self.live.shared)
             self.tracker.metrics(self.search, self.epochs, totals, result.get("time_ms"))
 
     def _recover(self, trial: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from trainables.run import (
     STOP_SEARCH,
     unpack,
 )
+from trainables.sharing import Sharing
 from trainables.trial_lock import take
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,9 @@ class DivideAndConquer(tune.Trainable):
         """Build the trainer, and continue from the saved state. Only here the untyped dictionary becomes a TrialConfig."""
         settings, self.run = unpack(config)
         self.directory = None if self.run.directory is None else Path(self.run.directory)
-        self._again: dict[str, Any] | None = None
+        self._again: deque[dict[str, Any]] = deque()
+        self._sharing: Sharing | None = None
+        self._joins = False
         self._refused: str | None = None
         self._note: str | None = None
         if self.run.threads is not None:
@@ -66,12 +70,14 @@ class DivideAndConquer(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run one epoch. A trial that a retry cannot help ends here, with the reason of its failure."""
-        if self._refused is not None:
-            return self._failed(self._refused)
-        if self._again is not None:
-            result, self._again = self._again, None
-            return result
         try:
+            if self._joins and not self._again:
+                self._joins = False
+                self._guarded(self._join)
+            if self._refused is not None:
+                return self._failed(self._refused)
+            if self._again:
+                return self._again.popleft()
             result = self._guarded(self._untrained if self.run.role == "untrained" else self._epoch)
             return self._failed(self._refused) if self._refused is not None or result is None else self._save(result)
         except OSError as error:
@@ -85,16 +91,27 @@ class DivideAndConquer(tune.Trainable):
         if self.directory is None:
             return
         try:
-            self._again = read_result(self.directory / RESULT_FILE)
+            self._again.append(read_result(self.directory / RESULT_FILE))
             return
         except CorruptFileError:
             pass  # the usual case: the run has no result yet
+        self._sharing = Sharing(self.run, self.trainer)
+        self._joins = self.run.role != "untrained"
         if self.trainer.is_saved(self.directory):
             try:
-                self._again = _result_of(self.trainer.load(self.directory), self.directory)
+                facts = self.trainer.load(self.directory)
+                result = _result_of(facts, self.directory)
+                self._again.extend(self._sharing.resume(facts) or [result])
+                self._joins = False
             except CheckpointError as error:
                 self._note = f"starts again from its first epoch: {error}"
                 self.trainer = self.make_trainer(config)
+                self._sharing = Sharing(self.run, self.trainer)
+
+    def _join(self) -> None:
+        """Take over the first epochs from another trial, if there are such."""
+        assert self._sharing is not None
+        self._again.extend(self._sharing.join(self._before()))
 
     def _guarded(self, work: Any) -> Any:
         """Run a function; an error that a retry would only repeat becomes the reason why the trial fails."""
@@ -112,8 +129,7 @@ class DivideAndConquer(tune.Trainable):
         return None
 
     def _epoch(self) -> dict[str, Any]:
-        # Step 0 of the trial's curves: the measures of its network before training.
-        before = {"untrained": self.trainer.untrained()} if self._compares() and self.trainer.epoch == 0 else {}
+        before = self._before()
         measures: dict[str, Any] = self.trainer.run_epoch()
         until = self.run.until or self.trainer.config.nb_epochs
         done = self.trainer.epoch >= until
@@ -121,6 +137,10 @@ class DivideAndConquer(tune.Trainable):
             measures |= self._test()
         complete = self.trainer.epoch >= self.trainer.config.nb_epochs
         return {**before, **measures, "epoch": self.trainer.epoch, "done": done, "done_all": complete}
+
+    def _before(self) -> dict[str, Any]:
+        """Return step 0 of the trial's curves before its first epoch: the measures of its network before training."""
+        return {"untrained": self.trainer.untrained()} if self._compares() and self.trainer.epoch == 0 else {}
 
     def _compares(self) -> bool:
         return self.run.role == "trial" and self.trainer.compares
@@ -140,8 +160,13 @@ class DivideAndConquer(tune.Trainable):
             return result
         if self.trainer.division is not None:
             result[DIVISION] = self.trainer.division.name
+        if self._sharing is not None:
+            result = self._sharing.add_to(result)
         if self.run.role != "untrained":
-            self.trainer.save(self.directory, result=result)
+            facts = self._sharing.facts() if self._sharing is not None else {}
+            self.trainer.save(self.directory, result=result, **facts)
+        if self._sharing is not None:
+            self._sharing.offer()
         if self.run.role != "trial" and result["done"]:
             write_checksummed(self.directory / RESULT_FILE, {**result, CURVE: self.trainer.history})
         return result
@@ -171,12 +196,15 @@ class DivideAndConquer(tune.Trainable):
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
         """Continue from what `save_checkpoint` wrote; Ray has the result of that epoch."""
         self.trainer.load(Path(checkpoint))
-        self._again = None
+        self._again.clear()
+        self._joins = False
 
     def cleanup(self) -> None:
         """End the loader's processes, and release the trial's directory."""
         if hasattr(self, "trainer"):
             self.trainer.loader.close()
+        if self._sharing is not None:
+            self._sharing.close()
         if hasattr(self, "_lock"):
             self._lock.release()
 

@@ -70,6 +70,10 @@ class SearchConfig(BaseModel):
     checkpoint_budget: Size | None = None
     """maximum disk space of checkpoints, such as 20GB; the best models are kept"""
 
+    no_share: bool = False
+    """compute every epoch in every trial; by default epochs that are the same computation in several trials are computed
+    once"""
+
     # -- confirmation and final scoring ----------------------------------------------------------------
     confirm: Annotated[int, Field(ge=0, le=1000)] = 4
     """number of best settings that are compared again, with the published setting and no division, on further held-out

@@ -5,7 +5,7 @@ Cheap checks come first: the settings, then the machine or the cluster, then the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.cli.quantities import AUTO, size
@@ -19,7 +19,9 @@ from dcml_tune.search.disk import CheckpointSpace, model_bytes, most_copies, ref
 from dcml_tune.search.gpu_probe import full_division, resolve
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
+from dcml_tune.training.prefixes import MOST
 from dcml_tune.training.trial_data import TrialData
+from search_spaces.prefixes import count_states
 from trainables.cluster import cluster_size, connect
 from trainables.resources import Shares, cluster_address, share
 from trainables.warm_start import WarmStart, warm_start
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedSettings:
-    """The addresses and the trial setting of a search."""
+    """The addresses, the space and the trial setting of a search."""
 
+    space: SearchSpace
+    """The search space without the settings that were given."""
     base: TrialConfig
     """The published setting with the settings that were given, without division."""
     uri: str
@@ -67,7 +71,7 @@ def checked_settings(request: Request) -> CheckedSettings:
             "val_share=0: trials are compared on training classes that are held out; give a share, or --protocol "
             "paper to choose on the test classes as the original does"
         )
-    return CheckedSettings(base=base, uri=uri, store_is_up=store_is_up, address=address)
+    return CheckedSettings(space=space, base=base, uri=uri, store_is_up=store_is_up, address=address)
 
 
 def _without_division(space: SearchSpace) -> TrialConfig:
@@ -148,11 +152,21 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
         concurrent=shares.concurrent,
         planned=request.planned,
         scored=(1 + len(CONTROLS)) * flags.final_seeds if scores_test else 0,
+        shared=0 if flags.no_share else _shared_states(settings.space),
     )
     if flags.checkpoint_budget:
-        space = space.within(size(flags.checkpoint_budget), flags.checkpoint_budget)
+        budget = size(flags.checkpoint_budget)
+        if not space.has_room(budget):
+            space = replace(space, shared=0)
+        space = space.within(budget, flags.checkpoint_budget)
     refuse_full_disk(space, settings.base, request.output, resumes=request.record is not None)
     return space
+
+
+def _shared_states(space: SearchSpace) -> int:
+    """Number of states that trials share at once. Two units of a confirmation run together, each with its own states."""
+    point, _ = space.published_point()
+    return min(MOST, 2 * count_states(TrialConfig(**{**space.published, **point}), space.domains, most=MOST))
 
 
 @dataclass(frozen=True, kw_only=True)

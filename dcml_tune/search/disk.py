@@ -40,6 +40,8 @@ class CheckpointSpace:
     """Number of earlier models in a training state, for the mean and mix that is measured."""
     keep_models: int | None = None
     """Maximum number of models of ended trials; None: all."""
+    shared: int = 0
+    """Maximum number of states that trials share."""
 
     def most_bytes(self) -> int:
         """Maximum size of all checkpoints: of running trials, while they save, and the models of ended trials."""
@@ -51,11 +53,14 @@ class CheckpointSpace:
         return self._saved_bytes() + _RESERVE // 2
 
     def _running_bytes(self) -> int:
-        """A trial that saves has its old state and the new one."""
-        return 2 * self._saved_bytes()
+        """A trial that saves has its old state and the new one. Shared states count in full, although some are links."""
+        return 2 * self._saved_bytes() + self.shared * self._state_bytes()
 
     def _saved_bytes(self) -> int:
-        return self.concurrent * (_STATE + self.copies + _BEST) * self.model_bytes
+        return self.concurrent * self._state_bytes()
+
+    def _state_bytes(self) -> int:
+        return (_STATE + self.copies + _BEST) * self.model_bytes
 
     def within(self, budget: int, flag: str) -> CheckpointSpace:
         """Return the same space with as many models of ended trials as a budget has room for.
@@ -67,14 +72,20 @@ class CheckpointSpace:
         Raises:
             SettingError: if the budget has no room for one model.
         """
-        fixed = self._running_bytes() + 2 * _BEST * self.model_bytes
-        count = (budget - fixed) // (_BEST * self.model_bytes)
-        if count < 1:
+        if not self.has_room(budget):
+            need = readable_size(self._fixed_bytes() + _BEST * self.model_bytes)
             raise SettingError(
-                f"--checkpoint-budget {flag}: must be at least {readable_size(fixed + _BEST * self.model_bytes)}, for "
+                f"--checkpoint-budget {flag}: must be at least {need}, for "
                 f"{self.concurrent} trials that run and one model that is kept; raise it, or lower --max-concurrent"
             )
-        return replace(self, keep_models=int(count))
+        return replace(self, keep_models=(budget - self._fixed_bytes()) // (_BEST * self.model_bytes))
+
+    def has_room(self, budget: int) -> bool:
+        """Return whether a budget in bytes has room for one model of an ended trial."""
+        return budget >= self._fixed_bytes() + _BEST * self.model_bytes
+
+    def _fixed_bytes(self) -> int:
+        return self._running_bytes() + 2 * _BEST * self.model_bytes
 
 
 def model_bytes(config: TrialConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from dcml_tune.utils import tracebacks
 from dcml_tune.utils.redaction import redact
 from search_spaces import load_space
 from search_spaces.user_file import recorded_name
+from trainables import Run
 from trainables.cluster import connect
 from trainables.known_trial import KnownTrial
 from trainables.schedulers import scheduler
@@ -140,6 +142,8 @@ class Plan:
             metric=self.metric,
             varied=tuple(self.space.domains),
             first_seed=self.base.seed,
+            shares_epochs=self.checkpoints.shared > 0,
+            wait_s=min(Run.wait_s, (self.trial_timeout or math.inf) / 2),
         )
         if flags.prior:
             self.lines.append("prior: the published setting is the prior, strongest in the first trials")
@@ -201,6 +205,7 @@ class Plan:
             launching=Launching(
                 run=self.runs.run(),
                 trials=self.trials,
+                prefixes=self.runs.prefixes,
                 infeasible_reason=self.data.cannot_train,
                 patience=self.config.patience,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,7 +55,7 @@ class StageRunner:
         missing = [run for run in runs if run_of(run).key not in known]
         if missing and why_over() is None:
             progress = self.new_progress(len(missing))
-            self.run(progress, param_space=pack_list(missing), num_samples=1, why_over=why_over)
+            self.run(progress, param_space=pack_list(plan.runs.sharing(missing)), num_samples=1, why_over=why_over)
             known = plan.runs.results(runs)
             if reason := why_over():
                 progress.interrupt(reason)
@@ -76,11 +77,16 @@ class StageRunner:
                 **tuning,
             )
             then()
+            self._remove_prefixes()  # not after an interruption: a resume goes on with them
         finally:
             progress.close()
             self._before, self._started = self.elapsed(), None
             with suppress(OSError):  # a full disk
                 self.record.update(elapsed_s=self._before)
+
+    def _remove_prefixes(self) -> None:
+        if (prefixes := self.plan.runs.prefixes) is not None:
+            shutil.rmtree(prefixes, ignore_errors=True)
 
     def new_progress(self, planned: int, *, earlier: Earlier | None = None, hooks: Hooks | None = None) -> Progress:
         """The callback that shows and records the trials of a stage."""

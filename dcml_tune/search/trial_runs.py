@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.config.trial import SEEDS
-from dcml_tune.runs.paths import STORES, TRIALS
+from dcml_tune.config.trial import SEEDS, TrialConfig
+from dcml_tune.runs.paths import PREFIXES, STORES, TRIALS
 from dcml_tune.runs.results import read_result
 from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.signals import SearchStopped
+from search_spaces.prefixes import shared_with
 from trainables import Run
-from trainables.run import CURVE, RESULT_FILE, SCORES_TEST, pack, run_of
+from trainables.run import CURVE, RESULT_FILE, SCORES_TEST, pack, run_of, unpack
 
 if TYPE_CHECKING:
     from dcml_tune.search.confirmation import Candidate, FoldSeed
@@ -38,6 +39,15 @@ class TrialRuns:
     """Names of the settings that vary."""
     first_seed: int
     """Seed of the first final run."""
+    shares_epochs: bool = True
+    """Whether trials share the epochs that are the same computation."""
+    wait_s: float = Run.wait_s
+    """Longest time that a trial waits for another one that computes the same epochs, in seconds."""
+
+    @property
+    def prefixes(self) -> Path | None:
+        """Directory of the states that the trials of a stage share; None: they share none."""
+        return self.output / self.search / PREFIXES if self.shares_epochs else None
 
     @property
     def directory(self) -> Path:
@@ -53,6 +63,7 @@ class TrialRuns:
             gpu_fraction=self.shares.gpus_per_trial or 1.0,
             metric=self.metric,
             varied=self.varied,
+            wait_s=self.wait_s,
             **changes,
         )
 
@@ -80,6 +91,18 @@ class TrialRuns:
 
     def _run_of(self, key: str, role: Role, candidate: Candidate, **changes: Any) -> Run:
         return self.run(key=key, role=role, setting=candidate.name, directory=str(self.directory / key), **changes)
+
+    def sharing(self, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the dictionaries of runs that are made in one stage, so that they share epochs with each other."""
+        if self.prefixes is None:
+            return runs
+        configs = [TrialConfig(**unpack(run)[0]) for run in runs]
+        shared = []
+        for run, config in zip(runs, configs, strict=True):
+            settings, how = unpack(run)
+            shares = () if how.role == "untrained" else shared_with(config, configs)
+            shared.append(pack(settings, replace(how, prefixes=str(self.prefixes), shares=shares)))
+        return shared
 
     def results(self, runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Return key -> what the run measured, for the runs that completed.

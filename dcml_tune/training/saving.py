@@ -127,13 +127,16 @@ def _tensors(state: TrainerState) -> dict[str, Tensor]:
     return tensors
 
 
-def load_state(directory: Path, step: TrainStep, images: int) -> tuple[TrainerState, dict[str, Any]]:
+def load_state(
+    directory: Path, step: TrainStep, images: int, *, shared: bool = False
+) -> tuple[TrainerState, dict[str, Any]]:
     """Read and check the newest valid state of a directory.
 
     Args:
         directory: directory that `save_state` wrote to.
         step: train step that the state must fit.
         images: number of training images.
+        shared: the state may have other settings, which have not acted yet.
 
     Returns:
         The state, and the facts that were saved with it.
@@ -147,7 +150,8 @@ def load_state(directory: Path, step: TrainStep, images: int) -> tuple[TrainerSt
     if best is not None:
         weights, _ = checkpoint.read(directory / checkpoint.numbered(BEST, best["epoch"]), "model")
         tensors |= {f"best/{name}": value for name, value in weights.items()}
-    _check_config(about["config"], step.config)
+    if not shared:
+        _check_config(about["config"], step.config)
     _check_tensors(tensors, step, images, directory, has_best=best is not None)
     state = TrainerState(
         config=about["config"],
@@ -182,6 +186,11 @@ def saved_config(directory: Path) -> TrialConfig:
         return TrialConfig(**settings)
     except SettingError as error:
         raise CheckpointError(f"checkpoint {directory}: its settings are not valid ({error}); take another") from None
+
+
+def state_name(epoch: int) -> str:
+    """Return the name of the files of a state, without suffix."""
+    return checkpoint.numbered(_STATE, epoch)
 
 
 def has_state(directory: Path) -> bool:

@@ -1,0 +1,123 @@
+"""Shared prefixes: which settings acted in the first epochs of a trial.
+
+Two trials whose acting settings are equal after e epochs have, with the same data and code, the same state after e epochs.
+So the epochs need to be computed once.
+
+A setting counts from the first epoch on unless this module knows when it acts. A new setting is therefore never left out
+by mistake; the price is that fewer epochs are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple
+from typing import Any
+
+from dcml_tune.config.schedule import EpochPlan
+from dcml_tune.config.trial import TrialConfig
+
+SCHEDULED = frozenset(
+    {
+        "nb_epochs",
+        "nb_clusters",
+        "mod_epoch",
+        "mod_epoch_freeze",
+        "freeze_without_division",
+        "force_full_embedding_epoch",
+        "hierarchy_method",
+        "stop_recluster",
+        "lr_step",
+        "lr_gamma",
+    }
+)
+"""Settings that act through the plans of the epochs alone (`EpochPlan.at`).
+
+The number of masks of a new model is the number of clusters in the plan of epoch 0. A test checks that no other code of a
+training reads them, apart from `nb_clusters` (`_initialises_by_cluster`).
+"""
+
+MASKS = frozenset({"mask_lr_mult", "mask_wd_mult"})
+"""Settings that act in epochs that train masks. The optimiser skips masks without gradient."""
+
+SEVERAL_CLUSTERS = frozenset({"masking_lambda"})
+"""Settings that act in epochs with several clusters: in the loss, or in the measure `train/loss_masks`."""
+
+RECLUSTERING = frozenset(
+    {"reassign_random", "clustering_method", "clustering_random_state", "penultimate_for_clusters", "backend"}
+)
+"""Settings that act in epochs that recompute the partition."""
+
+CONDITIONAL = SCHEDULED | MASKS | SEVERAL_CLUSTERS | RECLUSTERING
+"""Settings whose value may not have acted yet after some epochs."""
+
+
+def acting_settings(config: TrialConfig, epochs: int) -> dict[str, Any]:
+    """Return everything in a configuration that had an influence on the first epochs, as plain data.
+
+    Args:
+        config: settings of the trial.
+        epochs: number of epochs, from 1 to `config.nb_epochs`.
+
+    Example:
+        >>> two, four = (TrialConfig(nb_clusters=2, mod_epoch=mod) for mod in (2, 4))
+        >>> [acting_settings(two, e) == acting_settings(four, e) for e in (1, 2, 3)]
+        [True, True, False]
+    """
+    plans = [EpochPlan.at(epoch, config) for epoch in range(epochs)]
+    found = _from_the_start(config)
+    for plan in plans:
+        found |= {name: getattr(config, name) for name in acting_in(plan, config)}
+    return {**found, "plans": [list(astuple(plan)) for plan in plans]}
+
+
+def acting_in(plan: EpochPlan, config: TrialConfig) -> frozenset[str]:
+    """Return the names of the conditional settings, apart from the scheduled ones, that act in an epoch."""
+    still = plan.full_embedding or config.fixed_mask or (plan.nb_clusters == 1 and config.masks_freeze_one_cluster)
+    groups = (
+        (MASKS, not still),
+        (SEVERAL_CLUSTERS, plan.nb_clusters > 1),
+        (RECLUSTERING, plan.recluster),
+    )
+    return frozenset().union(*(names for names, acts in groups if acts))
+
+
+def common_epochs(first: TrialConfig, second: TrialConfig) -> int:
+    """Return the number of first epochs that are the same computation with both configurations.
+
+    It is the largest e for which `acting_settings(first, e) == acting_settings(second, e)`.
+
+    Example:
+        >>> common_epochs(TrialConfig(nb_clusters=2, mod_epoch=2), TrialConfig(nb_clusters=2, mod_epoch=4))
+        2
+    """
+    if _from_the_start(first) != _from_the_start(second):
+        return 0
+    last = min(first.nb_epochs, second.nb_epochs)
+    return next((epoch for epoch in range(last) if not _same_epoch(epoch, first, second)), last)
+
+
+def _same_epoch(epoch: int, first: TrialConfig, second: TrialConfig) -> bool:
+    plan = EpochPlan.at(epoch, first)
+    if plan != EpochPlan.at(epoch, second):
+        return False
+    return all(getattr(first, name) == getattr(second, name) for name in acting_in(plan, first))
+
+
+def first_epochs_of(config: TrialConfig) -> Iterator[tuple[int, frozenset[str]]]:
+    """Yield for each epoch its number, from 1, and the names of the conditional settings that have acted by then."""
+    acted: frozenset[str] = frozenset()
+    for epoch in range(config.nb_epochs):
+        acted |= acting_in(EpochPlan.at(epoch, config), config)
+        yield epoch + 1, acted
+
+
+def _from_the_start(config: TrialConfig) -> dict[str, Any]:
+    """The settings that act from the first epoch on."""
+    settings: Mapping[str, Any] = config.model_dump()
+    found = {name: value for name, value in settings.items() if name not in CONDITIONAL}
+    return found | ({"nb_clusters": config.nb_clusters} if _initialises_by_cluster(config) else {})
+
+
+def _initialises_by_cluster(config: TrialConfig) -> bool:
+    """Return whether the embedding layer is initialised separately for each cluster's slice of it."""
+    return config.init_method not in (None, "pt_default")
