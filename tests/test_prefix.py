@@ -44,6 +44,11 @@ PAIRS = [
     ({**ONE, "hierarchy_method": "none"}, {**ONE, "hierarchy_method": "bot_top"}, 8),
     ({"lr_step": 3}, {"lr_step": 4}, 3),
     ({"lr_step": 3}, {"lr_step": 3, "lr_gamma": 0.1}, 3),
+    ({"lr_decay": "cosine"}, {"lr_decay": "cosine", "mask_lr_mult": 7.0}, 2),
+    ({"lr_decay": "cosine"}, {"lr_decay": "cosine", "nb_epochs": 9}, 1),  # the first epoch has the full rates
+    ({"lr_decay": "cosine"}, {}, 1),
+    ({"warmup_epochs": 1}, {"warmup_epochs": 2}, 1),
+    ({"warmup_epochs": 1, "mod_epoch_freeze": 1}, {"mod_epoch_freeze": 1}, 8),
     ({"mod_epoch_freeze": 1}, {}, 0),
     ({"mod_epoch_freeze": 1}, {**ONE, "mod_epoch_freeze": 1}, 0),
     ({"mod_epoch_freeze": 1}, {**ONE, "mod_epoch_freeze": 1, "freeze_without_division": True}, 2),
@@ -51,6 +56,8 @@ PAIRS = [
     ({**ONE, "masking_lambda": 0.5}, {**ONE, "masking_lambda": 0.1}, 8),
     ({"fixed_mask": True}, {"fixed_mask": True, "mask_lr_mult": 7.0}, 8),
     ({}, {"init_method": "trunc_normal"}, 0),
+    ({}, {"init_method": "pca"}, 0),
+    ({"init_method": "pca"}, {"init_method": "pca", "nb_clusters": 2}, 4),
     ({"init_method": "trunc_normal"}, {"init_method": "trunc_normal", "nb_clusters": 2}, 0),
     *(
         ({}, changed, 0)
@@ -114,6 +121,8 @@ VARIED = {
     "hierarchy_method": st.sampled_from(["top_bot", "top_bot", "none", "bot_top"]),
     "stop_recluster": st.booleans(),
     "lr_step": st.sampled_from([None, 1, 2]),
+    "lr_decay": st.sampled_from(["step", "step", "cosine"]),
+    "warmup_epochs": st.sampled_from([0, 0, 1, 2]),
     "lr_gamma": st.sampled_from([0.5, 0.1]),
     "masking_lambda": st.sampled_from([0.01, 1.0]),
     "mask_lr_mult": st.sampled_from([1.0, 100.0]),

@@ -8,13 +8,10 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from dcml_tune.runs.study import KEY
+from dcml_tune.runs.study import KEY, SHARED_EPOCHS
 
 REASON = "dcml.reason"
 """Attribute of a trial: why it failed or was pruned. As REASON/KEY it is an attribute of the study."""
-
-SHARED_EPOCHS = "dcml.shared_epochs"
-"""Attribute of a trial: the number of its epochs that another trial has computed."""
 
 State = Literal["done", "pruned", "failed", "interrupted", "running"]
 

@@ -27,13 +27,13 @@ from ray.tune.search import Searcher
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import SEEDS, TrialConfig
-from dcml_tune.runs.study import KEY, by_launch, direction, first_best
+from dcml_tune.runs.study import KEY, SHARED_EPOCHS, by_launch, direction, first_best
 from dcml_tune.runs.study_file import copy_study
 from dcml_tune.utils import tracebacks
 from search_spaces.points import nearest_point
 from search_spaces.prefixes import shared_epochs
 from search_spaces.space import InfeasibleReason, SearchSpace
-from trainables.known_trial import REASON, SHARED_EPOCHS, KnownTrial
+from trainables.known_trial import REASON, KnownTrial
 from trainables.prior_sampler import PriorSampler
 from trainables.run import FAILED, SHARED, STOP_SEARCH, Run, pack
 from trainables.study_file import adapt_study, open_study, study_file

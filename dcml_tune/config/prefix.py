@@ -26,6 +26,8 @@ SCHEDULED = frozenset(
         "force_full_embedding_epoch",
         "hierarchy_method",
         "stop_recluster",
+        "warmup_epochs",
+        "lr_decay",
         "lr_step",
         "lr_gamma",
     }
@@ -120,4 +122,4 @@ def _from_the_start(config: TrialConfig) -> dict[str, Any]:
 
 def _initialises_by_cluster(config: TrialConfig) -> bool:
     """Return whether the embedding layer is initialised separately for each cluster's slice of it."""
-    return config.init_method not in (None, "pt_default")
+    return config.init_method not in (None, "pt_default", "pca")

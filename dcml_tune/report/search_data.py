@@ -15,7 +15,7 @@ from dcml_tune.models.embedder import best_model
 from dcml_tune.report.page import NOTHING
 from dcml_tune.runs.paths import TRIALS
 from dcml_tune.runs.record import Record
-from dcml_tune.runs.study import first_best
+from dcml_tune.runs.study import SHARED_EPOCHS, first_best
 
 if TYPE_CHECKING:
     import optuna
@@ -50,6 +50,11 @@ class Trial:
     def epochs(self) -> int:
         """Epochs that were completed."""
         return max(self.curve, default=0)
+
+    @property
+    def shared(self) -> int:
+        """First epochs that another trial has computed."""
+        return int(self.frozen.user_attrs.get(SHARED_EPOCHS, 0))
 
     @property
     def has_ended(self) -> bool:

@@ -21,6 +21,9 @@ T = TypeVar("T")
 KEY = "dcml.key"
 """Name of the attribute of a launched trial that holds its key in the search."""
 
+SHARED_EPOCHS = "dcml.shared_epochs"
+"""Name of the attribute of a trial that holds the number of its first epochs that another trial has computed."""
+
 _PATIENCE_S = 10.0  # short: the copy is nearly as recent
 
 Direction = Literal["minimize", "maximize"]

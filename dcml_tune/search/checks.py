@@ -166,7 +166,7 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
 def _shared_states(space: SearchSpace) -> int:
     """Number of states that trials share at once. Two units of a confirmation run together, each with its own states."""
     point, _ = space.published_point()
-    return min(MOST, 2 * count_states(TrialConfig(**{**space.published, **point}), space.domains, most=MOST))
+    return min(MOST, 2 * count_states(TrialConfig(**space.whole(point)), space.domains, most=MOST))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,10 +120,12 @@ def _print_best(plan: Plan, outcome: Outcome, best: KnownTrial) -> None:
     trials = outcome.trials
     states = [trial.state for trial in trials]
     full = sum(TrialConfig(**trial.config).nb_epochs for trial in trials)
-    run = sum(max(trial.curve, default=0) for trial in trials)
+    shared = sum(trial.shared for trial in trials)
+    run = sum(max(trial.curve, default=0) for trial in trials) - shared
+    taken = f", {shared} shared" if shared else ""
     early = f"; ended early: {outcome.ended_early}" if outcome.ended_early else ""
     print(f"\nbest of {len(trials)} trials ({states.count('pruned')} pruned, {states.count('failed')} failed; "
-          f"{run} of {full} epochs run{early}): {best.key}")  # fmt: skip
+          f"{run} of {full} epochs run{taken}{early}): {best.key}")  # fmt: skip
     varied = plan.space.active(best.config)
     print(printable("  " + ", ".join(f"{name}={brief(best.config[name])}" for name in varied)))
     print(f"  {plan.metric} {100 * (best.best or 0):.1f} % after epoch {best.best_epoch} ({plan.compared_on()})")

@@ -145,14 +145,18 @@ def costs(search: SearchData, album: Album) -> Section:
 
 def _table(search: SearchData, trials: list[Trial]) -> Table:
     pruned = [trial for trial in trials if trial.state == "pruned"]
-    planned, run = sum(trial.config.nb_epochs for trial in trials), sum(trial.epochs for trial in trials)
+    planned, shared = sum(trial.config.nb_epochs for trial in trials), sum(trial.shared for trial in trials)
+    run = sum(trial.epochs for trial in trials) - shared
     saved = sum(trial.config.nb_epochs - trial.epochs for trial in pruned)
     minutes = [
-        (trial.config.nb_epochs - trial.epochs) * _seconds(search, trial) / trial.epochs / 60 for trial in pruned
+        (trial.config.nb_epochs - trial.epochs) * _seconds(search, trial) / (trial.epochs - trial.shared) / 60
+        for trial in pruned
+        if trial.epochs > trial.shared
     ]
     rows = [
         ("trials with an epoch", f"{len(trials)}, of which {len(pruned)} were pruned"),
         ("epochs run", f"{run} of {planned} planned ({percent(run / planned)})"),
+        ("epochs shared, which another trial had computed", f"{shared} ({percent(shared / planned)})"),
         ("epochs saved by pruning", f"{saved} ({percent(saved / planned)})"),
         ("time of trials", f"{sum(_seconds(search, trial) for trial in trials) / 60:.1f} minutes"),
         ("time saved by pruning", f"about {sum(minutes):.1f} minutes, if the skipped epochs took as long as the completed ones"),
@@ -178,10 +182,10 @@ def _of_a_point(search: SearchData, trials: list[Trial]) -> str:
 
 
 def _seconds(search: SearchData, trial: Trial) -> float:
-    """Seconds of a trial's epochs in MLflow; if it has none, from the start of the trial to its end or the last record."""
-    epochs = [value for _, value in search.curve(trial.key, "time/epoch_s")]
+    """Seconds of the epochs that a trial has computed itself, in MLflow; if it has none, from the start of the trial to its end or the last record."""
+    epochs = search.curve(trial.key, "time/epoch_s")
     if epochs:
-        return sum(epochs)
+        return sum(value for epoch, value in epochs if epoch > trial.shared)
     return trial.seconds or next(_last_sign(search, trial), 0.0)
 
 
