@@ -7,9 +7,9 @@ Above 250 lines because the command line, the run and its resume are one story.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,37 @@ if TYPE_CHECKING:
 _SHOWN = ("train/loss", "clusters/count", "recall_at_1", "map_at_r", "time/epoch_s")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(reference_flags.ReferenceFlags):
+    """The command line."""
+
+    output_dir: str
+    resume: str | None
+    tracking_uri: str | None
+    score_test: bool
+    settings: dict[str, Any]
+    """The settings that were given, not yet checked."""
+
+    @classmethod
+    def read(cls, argv: list[str]) -> Flags:
+        """Parse a command line; invalid input ends the process with one line and exit code 2."""
+        own, settings = parser().flags_and_settings(argv)
+        ignored = reference_flags.take_without_meaning(own)
+        return cls(**own, without_meaning=ignored, settings=settings)
+
+    def config(self) -> TrialConfig:
+        """The settings that were given, over the original's defaults.
+
+        Raises:
+            SettingError: for settings that cannot work.
+        """
+        dataset = self.chosen_dataset
+        settings = {**reference_flags.DEFAULTS, **given_settings({**self.settings, "dataset": dataset})}
+        if dataset not in ("emoji", "folder") and not settings.get("dataset_dir"):
+            settings["dataset_dir"] = reference_flags.DATA_PATH
+        return TrialConfig(**settings)
+
+
 def parser() -> Parser:
     """The command line."""
     made = Parser(
@@ -56,29 +87,18 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Train, track, and write the checkpoint."""
-    arguments = parser().parse_args(argv)
-    output = writable(arguments.output_dir)
-    resumes = arguments.resume is not None
-    run = _Run.resumed(arguments, output, argv) if resumes else _Run.new(arguments, output)
+    flags = Flags.read(argv)
+    output = writable(flags.output_dir)
+    run = _Run.new(flags, output) if flags.resume is None else _Run.resumed(flags, flags.resume, output, argv)
     for line in run.head():
         print(printable_lines(line), flush=True)
     return run.run()
 
 
-def _config(arguments: argparse.Namespace) -> TrialConfig:
-    """The settings that were given, over the original's defaults."""
-    dataset = reference_flags.dataset_of(arguments)
-    given = argparse.Namespace(**{**vars(arguments), "dataset": dataset})
-    settings = {**reference_flags.DEFAULTS, **given_settings(given)}
-    if dataset not in ("emoji", "folder") and not settings.get("dataset_dir"):
-        settings["dataset_dir"] = reference_flags.DATA_PATH
-    return TrialConfig(**settings)
-
-
 class _Run:
     """One training, from its command line to its checkpoint."""
 
-    def __init__(self, name: str, config: TrialConfig, arguments: argparse.Namespace, output: Path) -> None:
+    def __init__(self, name: str, config: TrialConfig, flags: Flags, output: Path) -> None:
         """Check everything, open the data and build the model."""
         from dcml_tune.clustering.kmeans import check_backend
         from dcml_tune.data.remains import store_tests
@@ -87,13 +107,13 @@ class _Run:
         from dcml_tune.training.trial_data import TrialData
 
         check_backend(config.backend)
-        device = reference_flags.device_of(arguments)
-        self.name, self.config, self.arguments, self.output = name, config, arguments, output
+        device = flags.device
+        self.name, self.config, self.flags, self.output = name, config, flags, output
         self.checkpoint = output / name / CHECKPOINT
-        self.uri = tracking_uri(arguments.tracking_uri, output)
+        self.uri = tracking_uri(flags.tracking_uri, output)
         check_store(self.uri)
         opened = TrialData.open(config, output / STORES, verify=True)
-        scores = arguments.score_test or config.protocol == "paper"
+        scores = flags.score_test or config.protocol == "paper"
         self.test_lines = store_tests(config, opened.dataset, output / STORES, verify=True) if scores else []
         self.trainer: Trainer = Trainer(config, stores=output / STORES, device=device, name=name)
         self.wandb = self._wandb()
@@ -101,27 +121,26 @@ class _Run:
         """Measures before training, for step 0 of the curves."""
 
     @classmethod
-    def new(cls, arguments: argparse.Namespace, output: Path) -> _Run:
+    def new(cls, flags: Flags, output: Path) -> _Run:
         """A run that begins."""
-        config = _config(arguments)
-        given = reference_flags.run_name(arguments)
+        config, given = flags.config(), flags.run_name
         name = f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}" if given is None else given
         refuse_existing(new_directory(output, name))
         from dcml_tune.training.starting_model import trained_model
 
-        restart, begins_with = arguments.restart_schedule, None
-        if restart and not arguments.checkpoint:
+        restart, begins_with = flags.restart_schedule, None
+        if restart and not flags.checkpoint:
             raise SettingError("--restart-schedule: says how --checkpoint begins; give that, too, or leave it out")
-        if arguments.checkpoint:
-            begins_with = trained_model(absolute("--checkpoint", arguments.checkpoint), config, restart=restart)
-        run = cls(name, config, arguments, output)
+        if flags.checkpoint:
+            begins_with = trained_model(absolute("--checkpoint", flags.checkpoint), config, restart=restart)
+        run = cls(name, config, flags, output)
         run.untrained = run.trainer.untrained() if run.trainer.compares else {}
         if begins_with is not None:
             run.trainer.start_from(begins_with, restart=restart)
         return run
 
     @classmethod
-    def resumed(cls, arguments: argparse.Namespace, output: Path, argv: list[str]) -> _Run:
+    def resumed(cls, flags: Flags, name: str, output: Path, argv: list[str]) -> _Run:
         """A run that was interrupted, with the settings that it began with.
 
         Raises:
@@ -133,36 +152,35 @@ class _Run:
         if others:
             flag = sorted(others)[0].replace("_", "-")
             raise SettingError(f"--{flag}: a run goes on with the settings it began with; leave it out")
-        begun = named_directory("--resume", arguments.resume, output)
+        begun = named_directory("--resume", name, output)
         directory, output = begun / CHECKPOINT, begun.parent
         if not has_state(directory):
             raise SettingError(
-                f"--resume {arguments.resume}: no interrupted run of this name in {output}; give the name of one, or "
-                "--output-dir"
+                f"--resume {name}: no interrupted run of this name in {output}; give the name of one, or --output-dir"
             )
         config = saved_config(directory)
-        run = cls(begun.name, config, arguments, output)
-        # A run of version 0.1 has not kept it.
-        arguments.save_model = run.trainer.load(run.checkpoint).get("save_model", 1)
+        run = cls(begun.name, config, flags, output)
+        saved = run.trainer.load(run.checkpoint)
+        run.flags = replace(flags, save_model=saved.get("save_model", 1))  # a run of version 0.1 did not save it
         return run
 
     def head(self) -> list[str]:
         """What is said before it trains."""
         config, trained = self.config, self.trainer.data
-        arguments = self.arguments
+        flags = self.flags
         lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes(config)]
         lines += self.test_lines
-        lines += unused_settings(config, vars(arguments)) + reference_flags.without_meaning(arguments)
+        lines += unused_settings(config, flags.settings) + flags.ignored()
         lines.append(trained.split(config))
         if self.trainer.epoch > 0:
             lines.append(f"goes on after epoch {self.trainer.epoch}")
         if config.protocol == "paper":
             lines.append(PAPER_LABEL)
-            if arguments.score_test:
+            if flags.score_test:
                 lines.append("score_test has no effect: protocol=paper scores the test classes every epoch")
-        if arguments.cuda_device is not None and self.trainer.device.type != "cuda":
-            lines.append(f"cuda_device={arguments.cuda_device} has no effect: there is no GPU here")
-        if not arguments.save_model:
+        if flags.cuda_device is not None and self.trainer.device.type != "cuda":
+            lines.append(f"cuda_device={flags.cuda_device} has no effect: there is no GPU here")
+        if not flags.save_model:
             lines.append("save_model=0: no checkpoint is written, so this run cannot be resumed or evaluated")
         return lines
 
@@ -203,7 +221,7 @@ class _Run:
             raise
         if reason:
             print(f"{status.lower()}: {printable(reason)}", file=sys.stderr)
-        if status == "INTERRUPTED" and self.arguments.save_model:
+        if status == "INTERRUPTED" and self.flags.save_model:
             words = ["--resume", self.name, "--output-dir", str(self.output)]
             print(f"go on with:\n  {command('dcml_tune.train', *words)}", file=sys.stderr)
         tracker.end(self.name, status, reason=reason)
@@ -218,9 +236,9 @@ class _Run:
         measures: dict[str, float] = {}
         while trainer.epoch < last:
             measures = trainer.run_epoch()
-            if trainer.epoch == last and self.arguments.score_test and self.config.protocol != "paper":
+            if trainer.epoch == last and self.flags.score_test and self.config.protocol != "paper":
                 measures |= trainer.test()
-            every = self.arguments.save_model
+            every = self.flags.save_model
             if every:
                 trainer.save(self.checkpoint, save_model=every)
             if every > 1 and trainer.epoch % every == 0:
@@ -264,7 +282,7 @@ class _Run:
         return flags + ["--skip-unreadable"] * config.skip_unreadable
 
     def _wandb(self) -> WandbRun | None:
-        if not self.arguments.wandb_enabled:
+        if not self.flags.wandb_enabled:
             return None
         from dcml_tune.tracking.wandb import WandbRun
 

@@ -13,7 +13,7 @@ from trainables.resources import share
 def settings(*words):
     parser = Parser(prog="x")
     add_settings(parser)
-    return given_settings(parser.parse_args([*words]))
+    return given_settings(vars(parser.parse_args([*words])))
 
 
 def test_flags_give_settings_in_their_types():

@@ -15,7 +15,7 @@ from PIL import Image
 from dcml_tune.runs import ledger
 from dcml_tune.runs.paths import mlflow_address, study_address
 from dcml_tune.tracking import best_model
-from dcml_tune.train import _config, parser
+from dcml_tune.train import Flags
 from dcml_tune.utils.files import read_checksummed
 
 TINY = [
@@ -90,7 +90,7 @@ def assert_trials(client, trials, said, winner):
     assert len({point.step for point in history}) == len(history)
     assert not [name for run in trials for name in run.data.metrics if name.startswith("test")]
     again = shlex.split(said.partition("train it again:\n")[2].splitlines()[0])
-    config = _config(parser().parse_args(again[3:]))
+    config = Flags.read(again[3:]).config()
     params = next((run.data.params for run in trials if key(run) == f"s/{winner}"), {"nb_clusters": "1"})
     assert {name: str(getattr(config, name)) for name in params} == dict(params)
 

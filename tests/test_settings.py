@@ -11,7 +11,7 @@ import torch
 from dcml_tune.cli import reference_flags
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.config.unused import unused_settings
-from dcml_tune.train import _config, parser
+from dcml_tune.train import Flags
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.trainer import Trainer
 
@@ -353,7 +353,7 @@ SAME = {"inf": None, "": None, "True": True, "False": False, "0": False, "1": Tr
 
 def test_train_has_the_defaults_of_the_original():
     """Without flags, but for the backbones and sizes of our own data sets, and the number of loader processes."""
-    config = _config(parser().parse_args([]))
+    config = Flags.read([]).config()
     assert (config.dataset, config.dataset_dir) == ("cub", reference_flags.DATA_PATH)
     names = {"random_seed": "seed"}
     for row in csv.DictReader((HERE / "original_flags.csv").open()):

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from dcml_tune import browse, evaluate
-from dcml_tune.cli import reference_flags
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import MaskedEmbedder, best_model, load
-from dcml_tune.train import _config, main, parser
+from dcml_tune.train import Flags, main, parser
 from dcml_tune.utils import checkpoint
 
 # The authors' sample command for SOP with the original's flag names, but for the script's name.
@@ -56,7 +55,7 @@ def runs(directory):
 
 def test_the_sample_command_is_read_as_it_stands():
     """Every flag of the original means what it meant."""
-    config = _config(parser().parse_args(SAMPLE.split()))
+    config = Flags.read(SAMPLE.split()).config()
     expected = {
         "dataset": "sop", "dataset_dir": "DIRECTORY", "backend": "faiss", "sz_embedding": 512, "mod_epoch": 2,
         "nb_clusters": 32, "nb_epochs": 180, "batch_size": 80, "num_samples_per_class": 2, "mod_epoch_freeze": 1,
@@ -81,12 +80,12 @@ def test_the_sample_command_is_read_as_it_stands():
 )
 def test_names_of_runs(words, name):
     """--name, or the original's two parts."""
-    assert reference_flags.run_name(parser().parse_args(words)) == name
+    assert Flags.read(words).run_name == name
 
 
 def test_data_set_by_place_or_by_flag():
     """Either names it; two that differ are refused; without any it is the original's default."""
-    of = lambda *words: reference_flags.dataset_of(parser().parse_args([*words]))  # noqa: E731
+    of = lambda *words: Flags.read([*words]).chosen_dataset  # noqa: E731
     assert (of("cars"), of("--dataset=cars"), of("cars", "--dataset", "cars"), of()) == ("cars", "cars", "cars", "cub")
     with pytest.raises(SettingError, match="--dataset sop: data set cars is named, too"):
         of("cars", "--dataset", "sop")

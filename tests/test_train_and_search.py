@@ -84,6 +84,6 @@ def test_a_file_of_weights_is_that_of_the_working_directory(tmp_path, monkeypatc
     """Both take a relative path; it is a whole one from then on, as trials run in other directories."""
     monkeypatch.chdir(tmp_path)
     torch.save(timm.create_model("test_resnet").state_dict(), "mine.pth")
-    asked = train.parser().parse_args(["folder", "--weights", "mine.pth"])
-    assert given_settings(asked)["weights"] == str(tmp_path / "mine.pth")
+    asked = train.Flags.read(["folder", "--weights", "mine.pth"])
+    assert given_settings(asked.settings)["weights"] == str(tmp_path / "mine.pth")
     assert outcomes({"weights": "mine.pth"}) == (None, None)

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
@@ -61,6 +61,17 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             action.default = argparse.SUPPRESS
         return vars(self.parse_args(argv))
+
+    def flags_and_settings(self, argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parse a command line.
+
+        Returns:
+            The command's own flags with their defaults, the data set included, and the settings of a trial that were
+            given, not yet checked.
+        """
+        values = vars(self.parse_args(argv))
+        own = {name for name in values if name == "dataset" or name not in TrialConfig.model_fields}
+        return {name: values[name] for name in own}, {name: values[name] for name in values.keys() - own}
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit."""
@@ -155,12 +166,12 @@ def truth(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1")
 
 
-def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings whose flags were given, each validated and converted to its type.
+def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among the values of a command line, each validated and converted to its type.
 
     The path of a file of weights becomes absolute, because the trials of a search run in other directories.
     """
-    given = {name: value for name, value in vars(arguments).items() if name in TrialConfig.model_fields}
+    given = {name: value for name, value in values.items() if name in TrialConfig.model_fields}
     given = {name: None if value in ("none", "None") and name != "weights" and name != "hierarchy_method" else value
              for name, value in given.items()}  # fmt: skip
     if given.get("weights", "") not in (*WORDS_FOR_WEIGHTS, ""):

@@ -7,6 +7,7 @@ flags of the original's script, which docs/settings.md lists.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 from dcml_tune.cli.parser import truth
@@ -27,6 +28,74 @@ _WITHOUT_MEANING = {
     "--reset-learners-fix": "masks and their optimiser state always follow the division",
     "--save-masks": "every checkpoint holds the masks",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFlags:
+    """The values of these flags, with those of the data set and of the run's name."""
+
+    dataset: str | None
+    """The data set that was named by position."""
+    name: str | None
+    """Value of --name."""
+    dataset_flag: str | None
+    experiment: str | None
+    log_dir: str | None
+    checkpoint: str | None
+    restart_schedule: bool
+    save_model: int
+    wandb_enabled: bool
+    cuda_device: int | None
+    without_meaning: tuple[str, ...]
+    """The given flags that have no meaning here."""
+
+    @property
+    def chosen_dataset(self) -> str:
+        """The data set, named by position or by flag; by default the original's.
+
+        Raises:
+            SettingError: if both are given and differ.
+        """
+        by_place, by_flag = self.dataset, self.dataset_flag
+        if by_place and by_flag and by_place != by_flag:
+            raise SettingError(f"--dataset {by_flag}: data set {by_place} is named, too; name one of them")
+        return by_place or by_flag or str(DEFAULTS["dataset"])
+
+    @property
+    def run_name(self) -> str | None:
+        """The run's name: that of --name, or of --log-dir and --experiment-id; None if none of them is given."""
+        if self.name is not None:
+            return self.name
+        return "-".join(part for part in (self.log_dir, self.experiment) if part) or None
+
+    @property
+    def device(self) -> str | None:
+        """The device that --cuda-device names; None: the first GPU, or the CPU if there is no GPU.
+
+        Raises:
+            SettingError: if this machine has GPUs, but not this one.
+        """
+        import torch
+
+        number, there = self.cuda_device, torch.cuda.device_count()
+        if number is None or there == 0:
+            return None
+        if not 0 <= number < there:
+            raise SettingError(f"--cuda-device {number}: there are {there} GPUs here; give 0 to {there - 1}")
+        return f"cuda:{number}"
+
+    def ignored(self) -> list[str]:
+        """One line that names the given flags that have no meaning here; no line if there are none."""
+        given = [f"{flag} ({_WITHOUT_MEANING[flag]})" for flag in self.without_meaning]
+        return [f"without meaning here: {'; '.join(given)}"] if given else []
+
+
+def take_without_meaning(values: dict[str, Any]) -> tuple[str, ...]:
+    """Remove the flags that have no meaning here from the values of a command line, and return those that were given."""
+    missing = object()
+    return tuple(
+        flag for flag in _WITHOUT_MEANING if values.pop(flag.lstrip("-").replace("-", "_"), missing) is not missing
+    )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,45 +128,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _every(text: str) -> int:
     """Read N, or a truth value for 0 or 1."""
     return int(truth(text)) if text.lower() in ("true", "false", "yes", "no") else whole(0, 1_000_000)(text)
-
-
-def without_meaning(arguments: argparse.Namespace) -> list[str]:
-    """One line that names the given flags that have no meaning here; no line if there are none."""
-    names = {flag: flag.lstrip("-").replace("-", "_") for flag in _WITHOUT_MEANING}
-    given = [f"{flag} ({_WITHOUT_MEANING[flag]})" for flag, name in names.items() if hasattr(arguments, name)]
-    return [f"without meaning here: {'; '.join(given)}"] if given else []
-
-
-def dataset_of(arguments: argparse.Namespace) -> str:
-    """The data set, named by position or by flag; by default the original's.
-
-    Raises:
-        SettingError: if both are given and differ.
-    """
-    by_place, by_flag = arguments.dataset, arguments.dataset_flag
-    if by_place and by_flag and by_place != by_flag:
-        raise SettingError(f"--dataset {by_flag}: data set {by_place} is named, too; name one of them")
-    return str(by_place or by_flag or DEFAULTS["dataset"])
-
-
-def run_name(arguments: argparse.Namespace) -> str | None:
-    """The run's name: that of --name, or of --log-dir and --experiment-id; None if none of them is given."""
-    if arguments.name is not None:
-        return str(arguments.name)
-    return "-".join(part for part in (arguments.log_dir, arguments.experiment) if part) or None
-
-
-def device_of(arguments: argparse.Namespace) -> str | None:
-    """The device that --cuda-device names; None: the first GPU, or the CPU if there is no GPU.
-
-    Raises:
-        SettingError: if this machine has GPUs, but not this one.
-    """
-    import torch
-
-    number, there = arguments.cuda_device, torch.cuda.device_count()
-    if number is None or there == 0:
-        return None
-    if not 0 <= number < there:
-        raise SettingError(f"--cuda-device {number}: there are {there} GPUs here; give 0 to {there - 1}")
-    return f"cuda:{number}"

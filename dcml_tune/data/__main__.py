@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,16 @@ _SETTINGS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Flags:
+    """The command line."""
+
+    dataset: str
+    output_dir: str
+    check_only: bool
+    json: bool
+
+
 def parser() -> Parser:
     """The command line."""
     made = Parser(
@@ -44,15 +54,16 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Check the copy, build the stores, and print the result."""
-    arguments = parser().parse_args(argv)
+    own, settings = parser().flags_and_settings(argv)
+    flags = _Flags(**own)
     from dcml_tune import data
     from dcml_tune.data.datasets.official_counts import COUNTS, counts
     from dcml_tune.data.remains import of_tests, of_train
 
-    config = TrialConfig(**{**given_settings(arguments), "dataset": arguments.dataset})
+    config = TrialConfig(**{**given_settings(settings), "dataset": flags.dataset})
     dataset = data.load(config.changed(allow_partial=True, strict=False, skip_unreadable=True))
-    builds = not arguments.check_only and not _refusals(config)
-    output = output_directory(arguments.output_dir)
+    builds = not flags.check_only and not _refusals(config)
+    output = output_directory(flags.output_dir)
     seen = _build(config, dataset, output) if builds else _decode(dataset)
     published = COUNTS.get(dataset.name, {})
     sides = [of_train(config, dataset, seen[dataset.train]), of_tests(config, dataset, lambda images: seen[images])]
@@ -67,7 +78,7 @@ def main(argv: list[str]) -> int:
         "problems": _problems(config, dataset, seen, sides),
         "stores": str(output / STORES) if builds else None,
     }
-    _print(found, arguments)
+    _print(found, as_json=flags.json)
     return BAD_INPUT if found["problems"] else 0
 
 
@@ -146,8 +157,8 @@ def _progress(what: str) -> Callable[[int, int], None]:
     return report
 
 
-def _print(found: dict[str, Any], arguments: Namespace) -> None:
-    if arguments.json:
+def _print(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
         print(json.dumps(found, indent=2))
     else:
         _print_table(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -42,7 +42,7 @@ class CommandLine:
         Raises:
             SettingError: for a value out of range.
         """
-        return given_settings(Namespace(**self.settings))
+        return given_settings(self.settings)
 
     def given(self) -> dict[str, Any]:
         """Return everything that was given: flags of the search and checked settings of a trial."""

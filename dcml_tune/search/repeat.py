@@ -5,7 +5,6 @@ On the CPU a trial is reproducible to the last bit, given the same kind of proce
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -138,7 +137,7 @@ def _config(run: StoredRun, dataset_dir: str | None) -> TrialConfig:
         raise SettingError(
             f"--repeat-trial {run.key}: its record has no {', '.join(missing)}; repeat it with the version that recorded it"
         )
-    settings = given_settings(Namespace(**known))
+    settings = given_settings(known)
     if dataset_dir is not None:
         settings["dataset_dir"] = str(absolute("--dataset-dir", dataset_dir))
     return TrialConfig(**settings)

@@ -103,47 +103,60 @@ def resumed_plan(command_line: CommandLine) -> Plan:
     """
     from dcml_tune.search.plan import Plan  # torch and Ray, which the list of searches need not wait for
 
-    config, extends = command_line.config, command_line.config.extend is not None
-    flag, word = ("--extend", config.extend) if extends else ("--resume", config.resume)
+    extends = command_line.config.extend is not None
+    record = _held_record(command_line.config)
+    old = output_before(record.directory, record.asked)
+    asked = record.asked if old is None else follow(record.asked, old, record.directory.parent)
+    asked = _with_given_images(asked, command_line.settings)
+    refuse_missing_images(record.name, asked["settings"])
+    _refuse_changes(record.name, asked, command_line.given(), extends=extends)
+    if record.state.status == "finished" and not extends:
+        raise _is_finished(record, asked)
+    mend(record.directory / STUDY, record.name)
+    plan = Plan(_request(record, asked, command_line.config))
+    plan.lines += images_then_and_now(record.name, asked, plan.identity, plan.data.dataset)
+    if old is not None:
+        plan.lines.append(f"the output directory was {old}; the files of the search are read from its new place")
+    plan.changes = {name: asked[name] for name in ("settings", "space", "flags")}
+    return plan
+
+
+def _held_record(config: SearchConfig) -> Record:
+    """The record of the search that --resume or --extend names, held by this process."""
+    flag, word = ("--resume", config.resume) if config.extend is None else ("--extend", config.extend)
     directory = named_directory(flag, word or "", output_directory(config.output_dir))
     record = Record.open(directory)
     writable(directory.parent)
     record.hold()
-    old = output_before(record.directory, record.asked)
-    asked = record.asked if old is None else follow(record.asked, old, directory.parent)
-    asked = _with_given_images(asked, command_line.settings)
-    name = record.name
-    refuse_missing_images(name, asked["settings"])
-    _refuse_changes(name, asked, command_line.given(), extends=extends)
-    if record.state.status == "finished" and not extends:
-        raise SettingError(
-            f"--resume {name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
-            f"by --extend {shlex.quote(name)} --num-samples {asked['flags']['num_samples']}"
-        )
-    mend(record.directory / STUDY, record.name)
-    flags = _resumed_flags(asked, config)
+    return record
+
+
+def _is_finished(record: Record, asked: dict[str, Any]) -> SettingError:
+    return SettingError(
+        f"--resume {record.name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
+        f"by --extend {shlex.quote(record.name)} --num-samples {asked['flags']['num_samples']}"
+    )
+
+
+def _request(record: Record, asked: dict[str, Any], config: SearchConfig) -> Request:
+    """The request that a record and the flags of this process make; an extension adds trials, and may widen the space."""
+    flags, dataset = _resumed_flags(asked, config), asked["settings"]["dataset"]
     planned = record.state.planned or flags["num_samples"]
-    space, wider = recorded_space(name, asked["space"]), None
-    if extends and config.space:
-        wider = load_space(asked["settings"]["dataset"], config.space)
-        flags["space"] = recorded_name(config.space)
-    plan = Plan(
-        Request(
-            config=SearchConfig(**{**config.model_dump(), **flags, "dataset": asked["settings"]["dataset"]}),
-            settings=asked["settings"],
-            space=space,
-            directory=record.directory,
-            planned=planned + (config.num_samples if extends else 0),
-            record=record,
-            wider=wider,
-        )
+    wider = None
+    if config.extend is not None:
+        planned += config.num_samples
+        if config.space:
+            wider = load_space(dataset, config.space)
+            flags["space"] = recorded_name(config.space)
+    return Request(
+        config=SearchConfig(**{**config.model_dump(), **flags, "dataset": dataset}),
+        settings=asked["settings"],
+        space=recorded_space(record.name, asked["space"]),
+        directory=record.directory,
+        planned=planned,
+        record=record,
+        wider=wider,
     )
-    plan.lines += images_then_and_now(name, asked, plan.identity, plan.data.dataset)
-    plan.lines += (
-        [f"the output directory was {old}; the files of the search are read from its new place"] if old else []
-    )
-    plan.changes = {name: asked[name] for name in ("settings", "space", "flags")}
-    return plan
 
 
 def _with_given_images(asked: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
