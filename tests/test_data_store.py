@@ -303,7 +303,7 @@ def test_flipped_byte_is_found_named_and_mended(images: ImageList, kind: str, ca
     assert (mended.image(6) == wanted).all()
     assert mended.damaged() == []
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"1 of 7 images are not what was written: {images.name(6)})" in warning
+    assert f"1 of 7 images differ from their checksums: {images.name(6)})" in warning
 
 
 def test_three_damaged_images_are_named(images: ImageList, caplog: pytest.LogCaptureFixture) -> None:
@@ -312,7 +312,7 @@ def test_three_damaged_images_are_named(images: ImageList, caplog: pytest.LogCap
     flip(store.directory / "pixels.npy", *pixel_bytes(store, 0, 1, 3, 4, 6))
     build(images, "evaluation", verify=True)
     names = ", ".join(images.name(i) for i in (0, 1, 3))
-    assert f"5 of 7 images are not what was written: {names} and 2 more)" in caplog.text
+    assert f"5 of 7 images differ from their checksums: {names} and 2 more)" in caplog.text
 
 
 @pytest.fixture

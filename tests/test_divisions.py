@@ -111,7 +111,7 @@ def test_learners_keep_only_their_own_images(config, tmp_path):
         place = tmp_path / f"wrong-{number}"
         first.model.save(place, epoch=3)
         checkpoint.write(place, "division", {"rows": rows, **tensors}, {})
-        with pytest.raises(CheckpointError, match="its division is not one of its learners; take another"):
+        with pytest.raises(CheckpointError, match="its division does not fit its learners; use another checkpoint"):
             trained_model(place, config)
     for changed, kept in [
         ({}, True), ({"names": None}, True), ({"names": "of others"}, False), ({"division": None}, False)

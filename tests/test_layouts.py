@@ -82,7 +82,7 @@ def test_a_copy_is_found_up_to_two_folders_down(name, originals, tmp_path):
     for given in (own, originals / name, originals):
         assert read(name, given).train.labels.tolist() == expected.train.labels.tolist()
     shutil.copytree(own, tmp_path / "a" / "b" / "c" / own.name)
-    with pytest.raises(SettingError, match=rf"no copy of {name} is there, .*docs/data-sets.md.*holds a/"):
+    with pytest.raises(SettingError, match=rf"holds no copy of {name}, .*docs/data-sets.md.*holds a/"):
         read(name, tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_cars_without_labelled_test_annotations(originals, tmp_path):
         read("cars", tmp_path)
     said = str(refused.value)
     for words in (
-        "cars_test_annos_withlabels.mat is not there",
+        "cars_test_annos_withlabels.mat is missing",
         "docs/data-sets.md",
         "by class",
         "holds cars_test_annos.mat",
@@ -124,19 +124,19 @@ def test_cars_without_labelled_test_annotations(originals, tmp_path):
         assert words in said
     assert "\n" not in said
     shutil.rmtree(base / "devkit")
-    with pytest.raises(SettingError, match=r"cars_train_annos\.mat, .*cars_test_annos_withlabels\.mat is not there"):
+    with pytest.raises(SettingError, match=r"cars_train_annos\.mat, .*cars_test_annos_withlabels\.mat is missing"):
         read("cars", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "gone", "words"),
     [
-        ("cars", "cars196/car_ims", ["car_ims is not there", "car_ims.tgz", "holds cars_annos.mat"]),
-        ("cars", "cars196/cars_annos.mat", ["cars_annos.mat is not there", "holds car_ims/"]),
-        ("sop", "sop/Ebay_test.txt", ["Ebay_test.txt is not there", "holds Ebay_train.txt"]),
-        ("inshop", "in-shop/img", ["img is not there", "img.zip", "holds Eval/"]),
-        ("vid", "vehicle-id/VehicleID_V1.0/image", ["image is not there", "holds train_test_split/"]),
-        ("vid", "vehicle-id/VehicleID_V1.0/train_test_split/test_list_1600.txt", ["test_list_1600.txt is not there"]),
+        ("cars", "cars196/car_ims", ["car_ims is missing", "car_ims.tgz", "holds cars_annos.mat"]),
+        ("cars", "cars196/cars_annos.mat", ["cars_annos.mat is missing", "holds car_ims/"]),
+        ("sop", "sop/Ebay_test.txt", ["Ebay_test.txt is missing", "holds Ebay_train.txt"]),
+        ("inshop", "in-shop/img", ["img is missing", "img.zip", "holds Eval/"]),
+        ("vid", "vehicle-id/VehicleID_V1.0/image", ["image is missing", "holds train_test_split/"]),
+        ("vid", "vehicle-id/VehicleID_V1.0/train_test_split/test_list_1600.txt", ["test_list_1600.txt is missing"]),
     ],
 )
 def test_what_lies_beside_a_missing_part_is_named(name, gone, words, originals, tmp_path):
@@ -153,7 +153,7 @@ def test_parquet_files_are_named_with_the_remedy(tmp_path):
     """The usual form of Hugging Face holds no image files."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(SettingError, match="Parquet files of Hugging Face"):
+    with pytest.raises(SettingError, match="Hugging Face's Parquet files"):
         read("cub", tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_other_data_sets_are_none_of_these(originals, tmp_path):
     (tmp_path / "captions").mkdir()
     (tmp_path / "captions" / "metadata.jsonl").write_text('{"text": "no file"}\n[]\nno JSON\n')
     for name in trees.MAKERS:
-        with pytest.raises(SettingError, match=f"no copy of {name} is there"):
+        with pytest.raises(SettingError, match=f"holds no copy of {name}"):
             read(name, tmp_path)
 
 
@@ -192,14 +192,16 @@ def test_a_row_of_another_form_is_named(originals, tmp_path):
     whole = table.read_text()
     for row in ("no JSON", '{"label": "Cardinal"}', '{"file_name": "../../x.jpg", "label": "Cardinal"}', "[]"):
         table.write_text(f"{whole}\n{row}\n")
-        with pytest.raises(SettingError, match=r"part of cannot be read .*metadata\.jsonl, line 81: ") as refused:
+        with pytest.raises(
+            SettingError, match=r"belongs to a folder that cannot be read .*metadata\.jsonl, line 81: "
+        ) as refused:
             read("cub", tmp_path)
         assert "\n" not in str(refused.value)
     shutil.copytree(originals / "cub" / "cub-200-2011", tmp_path / "cub-200-2011")
     assert read("cub", tmp_path).train.nb_classes == 12
     shutil.rmtree(tmp_path / "cub-200-2011")
     shutil.rmtree(tmp_path / "data" / "validation")
-    with pytest.raises(SettingError, match=r"what may be one cannot be read .*metadata\.jsonl, line 81: "):
+    with pytest.raises(SettingError, match=r"a folder that may hold one cannot be read .*metadata\.jsonl, line 81: "):
         read("cub", tmp_path)
 
 

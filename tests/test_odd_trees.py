@@ -119,10 +119,10 @@ ODD: list[tuple[str, Callable[[Path], None], np.ndarray | str]] = [
     ("odd/link to nothing", link("gone"), NOT_LISTED),
     ("odd/link to itself.png", link("link to itself.png"), "Too many levels of symbolic links"),
     ("odd/link to nothing.png", link("gone.png"), "No such file or directory"),
-    ("odd/fifo.png", os.mkfifo, "is a FIFO, and no file"),
+    ("odd/fifo.png", os.mkfifo, "is a FIFO, not a regular file"),
     ("odd/fifo", os.mkfifo, NOT_LISTED),
-    ("odd/socket.jpg", listen, "is a socket, and no file"),
-    ("odd/zero.png", link("/dev/zero"), "is a device, and no file"),
+    ("odd/socket.jpg", listen, "is a socket, not a regular file"),
+    ("odd/zero.png", link("/dev/zero"), "is a device, not a regular file"),
     ("odd/memory.png", link("/proc/self/mem"), "no image in a format that is read|Input/output error|cannot"),
     ("odd/folder.png", lambda path: path.mkdir(), NOT_LISTED),
     ("odd/folder.png/inside.png", put(raw.png(WIDE, 2)), WIDE),
@@ -203,8 +203,8 @@ def test_what_is_left_out_is_named(tree: Path) -> None:
         "left out 1 images that lie in no class folder: loose.png",
         "links to folders that are listed already: again, odd/another class, odd/circle, odd/linked folder once more, odd/linked "
         "folder/up, up",
-        "left out 4 links that lead nowhere or in a circle: gone, loop, odd/link to itself, odd/link to nothing",
-        "files are no images by their suffix: .eps, .txt, no suffix",
+        "left out 4 broken or circular links: gone, loop, odd/link to itself, odd/link to nothing",
+        "files have no suffix of an image format: .eps, .txt, no suffix",
     ):
         assert line in notes, notes
 
@@ -276,7 +276,7 @@ def test_a_split_by_image_is_merged_by_class(tmp_path: Path) -> None:
     grown(tmp_path, {f"{side}/{name}": ["1.png"] for side in ("train", "val", "test") for name in "abcd"})
     train, test, notes = sides(tmp_path)
     assert (train, test) == ({"a", "b"}, {"c", "d"})
-    assert "test/, train/, val/: a split by image, merged by class" in notes
+    assert "test/, train/, val/: a split by image is merged by class" in notes
     assert len(load(config(tmp_path)).train) == 6
     grown(tmp_path, {"train/e": TWO})
     assert sides(tmp_path, train_classes=3)[0] == {"a", "b", "c"}
@@ -298,7 +298,7 @@ def test_a_split_without_classes_is_refused(tmp_path: Path) -> None:
 def test_a_split_with_one_class_is_refused(tmp_path: Path) -> None:
     """On either side."""
     grown(tmp_path, dict.fromkeys(("train/a", "train/b", "train/c", "test/d"), TWO))
-    with pytest.raises(SettingError, match=r"3 train and 1 test, and two are the least"):
+    with pytest.raises(SettingError, match=r"3 train and 1 test; at least two are needed"):
         load(config(tmp_path))
 
 
@@ -344,9 +344,9 @@ def test_a_list_without_labels_is_not_used(tmp_path: Path) -> None:
         ("metadata.csv", "file_name,label\n/etc/passwd,y\n", "line 2: must name an image below"),
         ("metadata.csv", "path,label\na/1.png,x\n", "line 2: must name"),
         ("metadata.csv", "file_name,label\na/1.png,x\na/1.png,y\n", "line 3: gives a/1.png a second class"),
-        ("metadata.jsonl", '{"file_name": "a/1.png", "label": 1}\n[1]\n', "line 2: is no JSON object"),
+        ("metadata.jsonl", '{"file_name": "a/1.png", "label": 1}\n[1]\n', "line 2: is not a JSON object"),
         ("metadata.jsonl", '{"file_name": "a/1.png", "label": [1]}\n', "line 1: must name"),
-        ("metadata.jsonl", "[" * 100_000, "line 1: is no JSON object"),
+        ("metadata.jsonl", "[" * 100_000, "line 1: is not a JSON object"),
         ("metadata.csv", "file_name,label\n\0\n", "metadata.csv"),
     ],
 )  # fmt: skip
@@ -454,13 +454,13 @@ SKIP = "--skip-unreadable"
         (damage("01/0.png", link("gone")), [], False, "No such file or directory"),
         (damage("01/0.png", link("gone")), [SKIP], True, "left out 1 of 18 training images"),
         (damage("11/0.png", link("gone")), [SKIP], True, "left out 1 of 18 test images"),
-        (damage("11/0.png", os.mkfifo), [], False, "is a FIFO, and no file"),
+        (damage("11/0.png", os.mkfifo), [], False, "is a FIFO, not a regular file"),
         (damage("11/0.png", os.mkfifo), [SKIP], True, "left out 1 of 18 test images"),
-        (damage("01/0.png", save("PNG", exif=exif(6))), [], True, "1 training images: turned by their EXIF orientation"),
-        (one_left("02"), [SKIP], True, "left out 1 training classes keep no second image that can be decoded: 02"),
-        (one_left("07"), [SKIP], True, "left out 1 test classes keep no second image that can be decoded: 07"),
-        (one_left("02"), [SKIP, "--strict"], False, "1 training classes keep no second image that can be decoded: 02"),
-        (one_left("test/x", grow=few), [SKIP], False, "1 test classes are left, and two are the least"),
+        (damage("01/0.png", save("PNG", exif=exif(6))), [], True, "1 training images: rotated according to their EXIF orientation"),
+        (one_left("02"), [SKIP], True, "left out 1 training classes have fewer than two images that can be decoded: 02"),
+        (one_left("07"), [SKIP], True, "left out 1 test classes have fewer than two images that can be decoded: 07"),
+        (one_left("02"), [SKIP, "--strict"], False, "1 training classes have fewer than two images that can be decoded: 02"),
+        (one_left("test/x", grow=few), [SKIP], False, "1 test classes are left; at least two are needed"),
         (rows, ["--train-classes", "2"], False, "val_share=0.2: 2 training classes are too few"),
     ],
 )  # fmt: skip
@@ -558,7 +558,7 @@ def test_odd_entries_in_published_copies(name: str, tmp_path: Path) -> None:
     image = tmp_path / Path(after.train.name(0)).relative_to(tmp_path)
     image.unlink()
     os.mkfifo(image)
-    assert f"{image} (is a FIFO, and no file)" in inspect(load(settings).train).left_out
+    assert f"{image} (is a FIFO, not a regular file)" in inspect(load(settings).train).left_out
 
 
 @pytest.mark.parametrize("name", ["cars", "sop", "inshop", "vid"])

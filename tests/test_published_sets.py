@@ -126,7 +126,7 @@ def test_listed_images_that_are_missing(name, copy):
     root = copy(name)
     images = sorted(path for path in root.rglob("*.[jJ][pP][gG]") if not path.name.startswith("._"))
     images[0].unlink()
-    with pytest.raises(SettingError, match=r"1 listed images are not there \(.*" + images[0].name):
+    with pytest.raises(SettingError, match=r"1 listed images are missing \(.*" + images[0].name):
         read(name, root, allow_partial=False)
     dataset = read(name, root)
     assert len(dataset.train) == 71

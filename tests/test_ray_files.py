@@ -62,8 +62,8 @@ def test_a_token_that_others_can_read_is_closed_with_a_line(home, caplog, make):
     file.chmod(0o644)
     secure_token(make=make)
     assert (mode(file), mode(file.parent), file.read_text()) == (0o600, 0o700, "0" * 64)
-    assert f"{file}: other users could enter it (mode 0644); its mode is 0600 now" in caplog.text
-    assert "delete it while none of them runs" in caplog.text
+    assert f"{file}: other users could access it (mode 0644); its mode is now 0600" in caplog.text
+    assert "stop them and delete it" in caplog.text
     caplog.clear()
     secure_token(make=make)
     assert caplog.text == ""
@@ -77,7 +77,7 @@ def test_another_place_for_the_token(home, monkeypatch):
     assert (mode(home / "shared" / "token"), mode(home / "shared")) == (0o600, 0o755)
     assert not (home / ".ray" / "auth_token").exists()
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/dev/null/token")
-    with pytest.raises(SettingError, match="Ray's token cannot be kept there"):
+    with pytest.raises(SettingError, match="Ray's token cannot be stored there"):
         secure_token(make=True)
 
 

@@ -234,7 +234,7 @@ def test_a_run_begins_with_a_trained_model(train, tmp_path, folder):
     for words, reason in [
         ([*start, "--sz-embedding=16"], r"sz_embedding=16: the model in .* has 8; give --sz-embedding 8"),
         ([f"--checkpoint={tmp_path / 'nothing'}"], "cannot be read"),
-        (start[:1], "says of no epoch; add --restart-schedule"),
+        (start[:1], "does not say its epoch; add --restart-schedule"),
         (start[1:], "--restart-schedule: says how --checkpoint begins"),
         ([f"--checkpoint={tmp_path / 'file.pt'}"], "is a file; give the directory of a model"),
     ]:

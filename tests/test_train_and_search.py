@@ -43,7 +43,7 @@ def outcomes(folder, output):
     def ask(settings):
         flags = settings_to_flags({**BASE, "dataset_dir": str(folder), **settings})
         words = ["folder", "--output-dir", str(output), *flags]
-        asked = train.parser().parse_args([*words, "--name", "x"])
+        asked = train.Flags.read([*words, "--name", "x"])
         return refusal(lambda: train._Run.new(asked, output)), refusal(lambda: search.main([*words, "--dry-run"]))
 
     return ask

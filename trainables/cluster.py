@@ -35,7 +35,9 @@ def connect(address: str | None) -> str:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         except OSError as error:
-            raise SettingError(f"--ray-address {address}: nothing answers ({error}); is the cluster up?") from None
+            raise SettingError(
+                f"--ray-address {address}: nothing answers ({error}); start the cluster, or correct the address"
+            ) from None
     import ray
     from ray._raylet import Config  # type: ignore[attr-defined]
 
@@ -59,7 +61,7 @@ def connect(address: str | None) -> str:
         if address is None:
             raise
         raise SettingError(
-            f"--ray-address {address}: no Ray cluster lets us in there ({str(error).splitlines()[0]}); check the "
+            f"--ray-address {address}: the Ray cluster refused the connection ({str(error).splitlines()[0]}); check the "
             "address, and RAY_AUTH_MODE (token or disabled) and the token of that cluster, or leave the flag out"
         ) from None
     return str(context.dashboard_url or "")

@@ -1,4 +1,9 @@
-"""KnownTrial: what the Optuna study of a search knows about a trial."""
+"""KnownTrial: what the Optuna study of a search knows about a trial, while the search runs.
+
+The report has its own class, `dcml_tune.report.search_data.Trial`, because it holds other facts: settings that were validated,
+and Optuna's trial with its distributions and times, for the figures. A KnownTrial includes failed trials with their reasons, and
+its settings are not validated, because reading them must not fail.
+"""
 
 from __future__ import annotations
 

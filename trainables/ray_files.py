@@ -1,4 +1,4 @@
-"""Files of Ray that are secret, or pile up: its token, and the directories of its sessions."""
+"""Ray's token, which is secret, and the directories of its sessions, which Ray does not remove."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def token_file() -> Path:
 
 
 def secure_token(*, make: bool) -> None:
-    """See to it that no other user can read the token: who has it runs code as the owner of the cluster.
+    """Make the token readable by its owner alone: anyone who has it can run code as the owner of the cluster.
 
-    Ray itself makes it with the umask, readable by everybody on most systems. A file or directory that others can enter
-    is closed to them, with a line.
+    Ray creates it with the umask, on most systems readable by every user. The mode of a file or directory that others
+    can access is changed, with a warning.
 
     Args:
-        make: make a token where there is none, as for a cluster of one's own.
+        make: create a token if there is none, as for a local cluster.
 
     Raises:
-        SettingError: if the token of a cluster of one's own belongs to another user, or cannot be written.
+        SettingError: if the token of a local cluster belongs to another user, or cannot be written.
     """
     file = token_file()
     try:
@@ -51,22 +51,22 @@ def secure_token(*, make: bool) -> None:
             _make(file)
         if make and file.exists() and file.stat().st_uid != os.getuid():
             raise SettingError(
-                f"{file}: Ray's token belongs to another user, who could run code here; give a file of your own by "
+                f"{file}: Ray's token belongs to another user, who could run code as you; give a file of your own with "
                 "RAY_AUTH_TOKEN_PATH"
             )
         if _close(file, 0o600):
             log.warning(
-                "whoever has read it can run code on your Ray clusters: delete it while none of them runs, and the next search "
-                "makes a new one"
+                "anyone who has read it can run code on your Ray clusters: stop them and delete it; the next search creates "
+                "a new one"
             )
     except OSError as error:
         raise SettingError(
-            f"{file}: Ray's token cannot be kept there ({error.strerror}); give another file by RAY_AUTH_TOKEN_PATH"
+            f"{file}: Ray's token cannot be stored there ({error.strerror}); give another file with RAY_AUTH_TOKEN_PATH"
         ) from None
 
 
 def _make(file: Path) -> None:
-    """Write a token unless there is one; of several processes that do so at once the first one's stays."""
+    """Write a token unless there is one. If several processes write one at once, the first token is kept."""
     if file.exists() and file.stat().st_size:
         return
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,19 +84,19 @@ def _make(file: Path) -> None:
 
 
 def _close(path: Path, mode: int) -> bool:
-    """Close a file or directory of one's own to other users; returns whether it was open to them."""
+    """Remove other users' access to a file or directory of this user; returns whether they had any."""
     with suppress(FileNotFoundError):
         found = path.stat()
         open_to = stat.S_IMODE(found.st_mode)
         if found.st_uid == os.getuid() and open_to & 0o077:
             path.chmod(mode)
-            log.warning("%s: other users could enter it (mode %04o); its mode is %04o now", path, open_to, mode)
+            log.warning("%s: other users could access it (mode %04o); its mode is now %04o", path, open_to, mode)
             return True
     return False
 
 
 def session_root() -> Path:
-    """Where Ray keeps its sessions: it lets all users write there, so it lies where no other user may enter."""
+    """Directory of Ray's sessions. Ray makes it writable by all users, so its parent is closed to other users."""
     root = _root()
     own = root / f"dcml-{os.getuid()}"
     with suppress(FileExistsError):
@@ -107,7 +107,7 @@ def session_root() -> Path:
 
 
 def remove_old_sessions() -> None:
-    """Remove the sessions of this user's searches whose processes are gone. Ray leaves them where they are."""
+    """Remove the sessions of this user's searches whose processes no longer exist. Ray does not remove them."""
     for own in _root().glob("dcml-*"):
         if not _is_own(own):
             continue
@@ -120,7 +120,7 @@ def remove_old_sessions() -> None:
 
 
 def _is_gone(session: Path) -> bool:
-    """Whether no process of a session lives: neither its driver nor, in another container, who listens on its sockets."""
+    """Whether no process of a session is left: neither its driver nor, in another container, a listener on its sockets."""
     match = _SESSION.fullmatch(session.name)
     assert match is not None
     try:
@@ -146,7 +146,7 @@ def _answers(path: Path) -> bool:
             client.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
-        except OSError:  # nobody knows
+        except OSError:  # unknown: it may answer
             return True
     return True
 

@@ -44,8 +44,8 @@ def cluster_address(given: str | None) -> str | None:
     found = os.environ.get("RAY_ADDRESS", "") if given == "auto" else given
     if found in ("", "auto", "local"):
         raise SettingError(
-            f"--ray-address {given or repr('')}: must be the address of a cluster, such as 127.0.0.1:6379, local, or auto for "
-            "that of RAY_ADDRESS; give one"
+            f"--ray-address {given or repr('')}: must be the address of a cluster, such as 127.0.0.1:6379, or local, or auto for "
+            "the address in RAY_ADDRESS; give one"
         )
     return found
 

@@ -184,7 +184,7 @@ class DivideAndConquer(tune.Trainable):
         """Become the only process that writes to the trial's directory."""
         if not directory.parent.is_dir():
             raise FileNotFoundError(
-                f"{directory.parent} is not there on this node: --output-dir must lie on storage that all nodes share"
+                f"{directory.parent} does not exist on this node: --output-dir must be on storage that all nodes share"
             )
         directory.mkdir(exist_ok=True)
         self._lock = take(directory)

@@ -68,7 +68,7 @@ def _share_of_classes(dataset: DataSet, share: float) -> DataSet:
     kept = classes[: round(share * len(classes))]
     if len(kept) < 2:
         raise SettingError(
-            f"ratio_classes={share}: leaves {len(kept)} of {len(classes)} training classes, and two are the least; raise it"
+            f"ratio_classes={share}: leaves {len(kept)} of {len(classes)} training classes; at least two are needed, so raise it"
         )
     train = dataset.train.take(np.flatnonzero(np.isin(dataset.train.labels, kept)))
     note = f"ratio_classes={share}: {len(kept):,} of {len(classes):,} training classes are used"

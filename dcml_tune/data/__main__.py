@@ -42,7 +42,7 @@ def parser() -> Parser:
     made = Parser(
         prog="python -m dcml_tune.data",
         description="Compare a copy of a data set with what was published, decode every image, and build the image stores "
-        "where search and train look for them. Status 2: the copy cannot be used as it is.",
+        "where search and train look for them. Exit code 2: the copy cannot be used as it is.",
     )
     made.add_argument("dataset", help="cub, cars, sop, inshop, vid, emoji or folder")
     made.add_argument("--output-dir", default="runs", help="whose image store is built")

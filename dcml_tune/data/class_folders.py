@@ -167,5 +167,5 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise SettingError(f"{path}, line {number}: is no JSON object; mend the line or remove it")
+            raise SettingError(f"{path}, line {number}: is not a JSON object; correct the line or remove it")
         yield number, found

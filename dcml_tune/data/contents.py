@@ -149,9 +149,7 @@ def _still_known(known: _Known | None, now: dict[str, list[int]], root: str) -> 
 
 def _hash_all(images: ImageList, wanted: list[int]) -> list[str]:
     if len(wanted) > 1000:
-        logger.info(
-            "%s: reading %s images that were not read before, to know them again", images.root, f"{len(wanted):,}"
-        )
+        logger.info("%s: reading %s new images to compute their fingerprints", images.root, f"{len(wanted):,}")
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         found: list[str] = []
         for start in range(0, len(wanted), 256):  # in parts, so that Ctrl-C does not wait for all
@@ -184,7 +182,7 @@ def _say_changed(images: ImageList, before: _Known | None, hashes: list[str]) ->
     old = [] if before is None else before.hashes
     changed = [images.paths[i] for i, (was, found) in enumerate(zip(old, hashes, strict=False)) if was and was != found]
     if changed:
-        logger.warning("%s: %s images are not what they were: %s", images.root, f"{len(changed):,}", named(changed))
+        logger.warning("%s: %s images have changed: %s", images.root, f"{len(changed):,}", named(changed))
 
 
 def _read(file: Path, count: int) -> _Known | None:
@@ -204,7 +202,7 @@ def _write(file: Path, known: _Known) -> None:
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise
-        logger.info("%s: the content of the images cannot be noted there (%s)", file, error.strerror)
+        logger.info("%s: the fingerprints of the images cannot be saved there (%s)", file, error.strerror)
 
 
 def _alone(file: Path) -> AbstractContextManager[Any]:

@@ -105,7 +105,7 @@ def _choose(config: TrialConfig, root: Path, whole: list[Copy], tree: _Tree) -> 
     taken = (own or whole)[0]
     part_of = [why for folder, why in tree.unreadable if taken.base.is_relative_to(folder)]
     if part_of and not own:
-        raise SettingError(f"{config.dataset} in {taken.base}: what it is part of cannot be read ({part_of[0]})")
+        raise SettingError(f"{config.dataset} in {taken.base}: belongs to a folder that cannot be read ({part_of[0]})")
     others = sorted(str(copy.base) for place, copy in places.items() if place != taken.base.resolve())
     notes = [] if own and not others else [f"{config.dataset} is read from {taken.base} ({taken.layout.title})"]
     if others:
@@ -126,7 +126,7 @@ def _incomplete(config: TrialConfig, copy: Copy, missing: list[str]) -> SettingE
     wanted = [copy.layout.parts[name][0] for name in missing]
     place = (copy.base / wanted[0]).parent
     return SettingError(
-        f"{config.dataset} in {copy.base}: {named(wanted)} is not there, and the copy cannot be read without; "
+        f"{config.dataset} in {copy.base}: {named(wanted)} is missing, and the copy cannot be read without it; "
         f"{copy.layout.remedy} ({_beside(place if place.is_dir() else copy.base, Path(wanted[0]).name)})"
     )
 
@@ -139,13 +139,13 @@ def _none(config: TrialConfig, root: Path, tree: _Tree) -> SettingError:
     ]
     hint = f"give {above[0]}" if above else "give the folder that holds one"
     if not above and any(path.suffix == ".parquet" for place in (root, root / "data") for path in place.glob("*")):
-        hint = "Parquet files of Hugging Face hold the images in themselves: write them out as image files first"
+        hint = "Hugging Face's Parquet files contain the images: export them as image files first"
     if config.dataset in SPLIT_IN:
         hint += f" (images alone are not enough: only {SPLIT_IN[config.dataset]} has the published split)"
     if tree.unreadable:
-        hint = f"what may be one cannot be read ({tree.unreadable[0][1]})"
+        hint = f"a folder that may hold one cannot be read ({tree.unreadable[0][1]})"
     return SettingError(
-        f"dataset_dir={config.dataset_dir}: no copy of {config.dataset} is there, or up to {DEEPEST} folders below; {hint}, or "
+        f"dataset_dir={config.dataset_dir}: holds no copy of {config.dataset}, nor do folders up to {DEEPEST} levels below; {hint}, or "
         f"one of the layouts of docs/data-sets.md: {titles} ({_beside(root, OWN[config.dataset].split('/')[0])})"
     )
 

@@ -43,9 +43,9 @@ MAX_BYTES = 1 << 30
 """Largest size of an image file, in bytes."""
 
 DEPARTURES = {
-    "rotated": "turned by their EXIF orientation",
+    "rotated": "rotated according to their EXIF orientation",
     "scaled": "more than 8 bits a channel, scaled to 8",
-    "alpha": "transparent in part, put on white",
+    "alpha": "with transparency, composited on white",
     "converted": "CMYK, YCbCr or LAB, converted to RGB",
     "frames": "several frames or pages, the first one is used",
 }
@@ -117,7 +117,7 @@ def refuse_size(size: int) -> None:
         RefusedFileError: if it is above `MAX_BYTES`.
     """
     if size > MAX_BYTES:
-        raise RefusedFileError(f"has {size:,} bytes, and {MAX_BYTES:,} are the most that are read")
+        raise RefusedFileError(f"has {size:,} bytes; the maximum is {MAX_BYTES:,}")
 
 
 def identify(file: BinaryIO, name: str) -> ImageFile:
@@ -135,9 +135,9 @@ def identify(file: BinaryIO, name: str) -> ImageFile:
     try:
         image = Image.open(file, formats=FORMATS if by_suffix else FORMATS[:-1])
     except Image.DecompressionBombError:
-        raise RefusedFileError(f"has more than {MAX_PIXELS:,} pixels, the most that are read") from None
+        raise RefusedFileError(f"has more than {MAX_PIXELS:,} pixels, the maximum") from None
     if image.width * image.height > MAX_PIXELS:
-        raise RefusedFileError(f"has more than {MAX_PIXELS:,} pixels, the most that are read")
+        raise RefusedFileError(f"has more than {MAX_PIXELS:,} pixels, the maximum")
     return image
 
 
@@ -164,14 +164,14 @@ def departure_lines(counts: Mapping[str, int], what: str = "images") -> list[str
 
     Example:
         >>> departure_lines({"rotated": 1204})
-        ['1,204 images: turned by their EXIF orientation']
+        ['1,204 images: rotated according to their EXIF orientation']
     """
     return [f"{counts[key]:,} {what}: {said}" for key, said in DEPARTURES.items() if counts.get(key)]
 
 
 def _refuse_odd(state: os.stat_result) -> None:
     if not stat.S_ISREG(state.st_mode):
-        raise RefusedFileError(f"is {_kind(state.st_mode)}, and no file")
+        raise RefusedFileError(f"is {_kind(state.st_mode)}, not a regular file")
     refuse_size(state.st_size)
 
 

@@ -120,7 +120,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             },
             known_by=("train", "test"),
             remedy="the published split is by class, and nothing else says the class of these images (cars_annos.mat numbers them "
-            "otherwise, cars_test_annos.mat has no classes); docs/data-sets.md says where the file is to be had",
+            "otherwise, cars_test_annos.mat has no classes); docs/data-sets.md says where to get the file",
         ),
         Layout(
             key="class folders",

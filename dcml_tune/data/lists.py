@@ -35,7 +35,7 @@ def read_lines(path: Path, *, is_header: Callable[[str], bool] = lambda line: Fa
     except (OSError, ValueError) as error:
         raise SettingError(f"{path}: cannot be read ({error}); put the list of the data set there") from None
     if "\0" in text:
-        raise SettingError(f"{path}: cannot be read (it is no text); put the list of the data set there")
+        raise SettingError(f"{path}: cannot be read (it is not text); put the list of the data set there")
     lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
     lines = [line for line in lines if line]
     start = next((place for place, line in enumerate(lines) if not is_header(line)), len(lines))

@@ -150,10 +150,12 @@ def _lines(what: str, lists: Sequence[tuple[ImageList, Seen]]) -> list[str]:
 def _side(config: TrialConfig, dataset: DataSet, what: str, lines: list[str], after: Indices, kept: Mask) -> Remains:
     lost = [dataset.class_names[label] for label in np.unique(after[~kept]).tolist()]
     if lost:
-        text = f"{len(lost):,} {what} keep no second image that can be decoded: {named(lost)}"
+        text = f"{len(lost):,} {what} have fewer than two images that can be decoded: {named(lost)}"
         if config.strict:
             return Remains(lines, f"{dataset.name}: {text}; repair the images, or leave --strict out")
         lines = [*lines, f"left out {text}"]
     left = len(np.unique(after[kept]))
-    problem = f"{dataset.name}: {left} {what} are left, and two are the least; repair the images" if left < 2 else None
+    problem = (
+        f"{dataset.name}: {left} {what} are left; at least two are needed, so repair the images" if left < 2 else None
+    )
     return Remains(lines, problem)

@@ -60,13 +60,13 @@ def epoch_batches(partition: Indices, labels: Indices, config: TrialConfig, epoc
     sizes = [_batches_of(labels[rows], config) for rows in members]
     if skipped := [str(cluster) for cluster, rows in enumerate(members) if len(rows) and not sizes[cluster]]:
         logger.warning(
-            "epoch %d: no batch of two classes and a pair of images can be had of the clusters of %d learners (%s), "
-            "which are skipped", epoch, len(skipped), ", ".join(skipped),
+            "epoch %d: the clusters of %d learners (%s) have no batch of two classes and a pair of images, "
+            "so they are skipped", epoch, len(skipped), ", ".join(skipped),
         )  # fmt: skip
     if not any(sizes):
         raise SettingError(
             f"batch_sampler={config.batch_sampler}: no cluster has two classes and a pair of images of one; "
-            "lower nb_clusters, or take a data set with more images a class"
+            "lower nb_clusters, or use a data set with more images per class"
         )
     drawn = [
         _draw(rows, labels[rows], config, [STREAM, config.seed, epoch, cluster], size, rounds=max(sizes))

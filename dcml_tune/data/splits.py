@@ -79,8 +79,8 @@ def _nb_held(classes: int, share: float) -> int:
     """Number of classes that are held out: the share, rounded, with at least two classes on either side."""
     if classes < 4:
         raise SettingError(
-            f"val_share={share}: {classes} training classes are too few to hold some out (two have to "
-            "train, and two to compare trials on); take a data set with more, or val_share=0"
+            f"val_share={share}: {classes} training classes are too few to hold some out (at least two must "
+            "train, and at least two must be held out); use a data set with more, or val_share=0"
         )
     return min(max(round(share * classes), 2), classes - 2)
 

@@ -1,4 +1,8 @@
-"""The data of a search that the report shows."""
+"""The data of a search that the report shows.
+
+Its `Trial` is not `trainables.known_trial.KnownTrial`, which the running search uses: that one includes failed trials, has a reason
+instead of Optuna's trial, and does not validate settings.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def metric_names(asked: list[str] | None, config: TrialConfig) -> list[str]:
             f"--metric {found[0]}: the first metric chooses epochs and winner; give one of images before it"
         )
     if len(set(found)) < len(found):
-        raise SettingError(f"--metric {', '.join(found)}: one is there twice; give each once")
+        raise SettingError(f"--metric {', '.join(found)}: a metric is given twice; give each once")
     return found
 
 

@@ -42,14 +42,14 @@ def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> 
     """
     if path.is_file():
         raise SettingError(
-            f"--checkpoint {path}: is a file; give the directory of a model that was saved here (files of the original run "
+            f"--checkpoint {path}: is a file; give the directory of a model that dcml_tune saved (files of the original run "
             "code when they are loaded, and their format is not described)"
         )
     place = best_model(path) or path
     given, facts = load(place), checkpoint.read(place, "model")[1]
     epoch = 0 if restart else facts.get("epoch")
     if type(epoch) is not int or epoch < 0:
-        raise SettingError(f"--checkpoint {path}: says of no epoch; add --restart-schedule to begin at epoch 0")
+        raise SettingError(f"--checkpoint {path}: does not say its epoch; add --restart-schedule to begin at epoch 0")
     if epoch >= config.nb_epochs:
         raise SettingError(f"nb_epochs={config.nb_epochs}: the model in {path} was saved after epoch {epoch}; raise it")
     for name in ("arch", "sz_embedding"):
@@ -64,6 +64,8 @@ def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> 
     rows, partition = (kept.get(name, torch.empty(0)) for name in ("rows", "partition"))
     fits = rows.dtype == partition.dtype == torch.int64 and rows.dim() == 1 and rows.shape == partition.shape
     if not fits or not len(rows) or not -1 <= int(partition.min()) <= int(partition.max()) < len(given.masks):
-        raise checkpoint.CheckpointError(f"checkpoint {place}: its division is not one of its learners; take another")
+        raise checkpoint.CheckpointError(
+            f"checkpoint {place}: its division does not fit its learners; use another checkpoint"
+        )
     division = rows.numpy(), partition.numpy()
     return TrainedModel(path=path, model=given, epoch=epoch, division=division, names=said.get("names"))

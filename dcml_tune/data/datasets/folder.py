@@ -44,8 +44,8 @@ def read(config: TrialConfig) -> DataSet:
     single = sorted(name for name, size in sizes.items() if size == 1)
     if single and config.strict:
         raise SettingError(
-            f"{root}: {len(single):,} classes have a single image, so no pair to learn from or to find "
-            f"({named(single)}); add images, or leave --strict out to go on without these classes"
+            f"{root}: {len(single):,} classes have a single image, so they have no pair "
+            f"({named(single)}); add images, or leave --strict out to exclude these classes"
         )
     kept = [entry for entry in found.entries if sizes[entry.name] > 1]
     classes = sorted({entry.name for entry in kept})
@@ -101,7 +101,11 @@ def _train_classes(
     tests = by_side.get(tested, set())
     trains = {name for side, names in by_side.items() if side != tested for name in names}
     if not sides or not tests or tests & trains:
-        line = [f"{folders}: a split by image, merged by class, because classes that test must be new"] if tests else []
+        line = (
+            [f"{folders}: a split by image is merged by class, because test classes must not occur in training"]
+            if tests
+            else []
+        )
         return set(classes[: _nb_train_classes(root, len(classes), wanted)]), line
     own = ", ".join(f"{name}/" for name, side in sides.items() if side == tested)
     if wanted is not None:
@@ -110,8 +114,8 @@ def _train_classes(
         )
     if min(len(trains), len(tests)) < FEWEST:
         raise SettingError(
-            f"{root}: of the classes with two images or more {len(trains)} train and {len(tests)} test, and two are the least on "
-            "either side; add classes, or remove the folders of the split"
+            f"{root}: of the classes with two images or more {len(trains)} train and {len(tests)} test; at least two are needed on "
+            "each side; add classes, or remove the folders of the split"
         )
     return trains, [f"the split of the directory is taken: the classes of {own} test, the others train"]
 
@@ -120,13 +124,13 @@ def _nb_train_classes(root: Path, classes: int, wanted: int | None) -> int:
     """Number of the sorted classes that train."""
     if classes < 2 * FEWEST:
         raise SettingError(
-            f"dataset_dir={root}: {classes} folders in it hold two images or more, {2 * FEWEST} are the "
-            "least (two train, two test); give the directory that holds a folder of images a class"
+            f"dataset_dir={root}: {classes} folders in it hold two images or more; at least {2 * FEWEST} are needed "
+            "(two to train, two to test); give the directory that holds one folder of images per class"
         )
     if wanted is not None and not FEWEST <= wanted <= classes - FEWEST:
         raise SettingError(
             f"train_classes={wanted}: must leave two classes or more on either side, and {classes} have two "
-            f"images or more in {root}; take {FEWEST} to {classes - FEWEST}"
+            f"images or more in {root}; give {FEWEST} to {classes - FEWEST}"
         )
     return (classes + 1) // 2 if wanted is None else wanted
 
@@ -142,9 +146,9 @@ def _notes(tree: Tree, found: Labelled, single: list[str]) -> Iterator[str]:
     if tree.repeated:
         yield f"left out {len(tree.repeated):,} links to folders that are listed already: {named(tree.repeated)}"
     if broken := [path for path in tree.broken if not is_image(path)]:
-        yield f"left out {len(broken):,} links that lead nowhere or in a circle: {named(broken)}"
+        yield f"left out {len(broken):,} broken or circular links: {named(broken)}"
     if tree.closed:
         yield f"left out {len(tree.closed):,} folders that cannot be read: {named(tree.closed)}"
     others = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in tree.files if not is_image(path))
     if others:
-        yield f"{others.total():,} files are no images by their suffix: {named(sorted(others))}"
+        yield f"{others.total():,} files have no suffix of an image format: {named(sorted(others))}"

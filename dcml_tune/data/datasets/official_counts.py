@@ -69,10 +69,10 @@ def assemble(config: TrialConfig, root: Path, listing: Listing, notes: Sequence[
     dataset = _dataset(config.dataset, root, whole)
     problems = [f"{what}: found {found:,}, published {known:,}" for what, found, known in differences(dataset)]
     if missing:
-        problems.insert(0, f"{len(missing):,} listed images are not there ({named(missing, limit=3)})")
+        problems.insert(0, f"{len(missing):,} listed images are missing ({named(missing, limit=3)})")
     if problems and not config.allow_partial:
         raise SettingError(
-            f"{config.dataset} in {root}: {'; '.join(problems)}; complete the copy, or go on with what is there by "
+            f"{config.dataset} in {root}: {'; '.join(problems)}; complete the copy, or use what is there with "
             "--allow-partial"
         )
     _refuse_empty(dataset, root)
@@ -150,8 +150,8 @@ def _refuse_empty(dataset: DataSet, root: Path) -> None:
     for side, lists in sides.items():
         if min(images.nb_classes for images in lists) < 2:
             raise SettingError(
-                f"{dataset.name} in {root}: fewer than two classes of the split {side!r} are there, and nothing can be "
-                "learned from or measured on them; complete the copy"
+                f"{dataset.name} in {root}: fewer than two classes of the split {side!r} exist, too few to "
+                "train or measure; complete the copy"
             )
 
 
@@ -161,7 +161,7 @@ def _single(config: TrialConfig, dataset: DataSet) -> list[str]:
     single = [dataset.class_names[label] for label in classes[sizes == 1].tolist()]
     if single and config.strict:
         raise SettingError(
-            f"{dataset.name}: {len(single):,} training classes have a single image, so no pair to learn from "
+            f"{dataset.name}: {len(single):,} training classes have a single image, so they have no pair "
             f"({named(single)}); complete the copy, or leave --strict out"
         )
     return [f"{len(single):,} training classes have a single image: {named(single)}"] if single else []

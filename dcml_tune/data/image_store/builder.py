@@ -93,7 +93,7 @@ def _decode(
         decoded = layout.apply(picture.image)
         # Rotation exchanges height and width, and does not change the number of bytes.
         if decoded.nbytes != nbytes[row]:
-            raise ValueError("its pixels are not as many as its header says")
+            raise ValueError("its number of pixels differs from its header")
         sizes[row] = decoded.shape[:2]
         place = pixels[starts[row] : starts[row] + nbytes[row]] if is_flat else pixels[row]
         place[:] = decoded.reshape(place.shape)

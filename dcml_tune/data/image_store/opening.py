@@ -138,7 +138,7 @@ def _sound(wanted: Wanted, verify: bool) -> ImageStore | None:
     if isinstance(store, ImageStore) and verify and not store.is_verified():
         store = _verified(store, wanted.images)
     if isinstance(store, str):
-        logger.warning("%s: the image store is damaged (%s); it is built anew", wanted.final, store)
+        logger.warning("%s: the image store is damaged (%s) and is rebuilt", wanted.final, store)
         return None
     return store
 
@@ -150,13 +150,13 @@ def _verified(store: ImageStore, images: ImageList) -> ImageStore | str:
     state = state_of(store.directory)
     if rows := store.damaged():
         names = [images.name(i) for i in store.kept[rows].tolist()]
-        return f"{len(rows):,} of {len(store):,} images are not what was written: {named(names, limit=3)}"
+        return f"{len(rows):,} of {len(store):,} images differ from their checksums: {named(names, limit=3)}"
     try:
         write_checksummed(store.directory / STAMP, state)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        logger.info("%s: is sound, but that cannot be noted there (%s)", store.directory, why(error))
+        logger.info("%s: is intact, but this cannot be saved there (%s)", store.directory, why(error))
     return store
 
 

@@ -54,7 +54,7 @@ class ImageStore:
         index = (directory / INDEX).read_bytes()
         pixels = directory / PIXELS
         if (pixels.stat().st_size, zlib.crc32(index)) != (self._meta["bytes"], self._meta["index_crc"]):
-            raise ValueError(f"{directory}: {PIXELS} or {INDEX} is not what was written")
+            raise ValueError(f"{directory}: {PIXELS} or {INDEX} does not match its checksum")
         self._index: Indices = np.load(io.BytesIO(index), allow_pickle=False)
         self._refuse_impossible()
         # Shape and offset are those of the description, because the header of the file has no checksum.
@@ -77,7 +77,7 @@ class ImageStore:
             fits = len(index) == meta["shape"][0] and (index[:, 1] < max(1, len(index))).all()
             fits = fits and (index[:, 2:4] == meta["shape"][1:3]).all() and meta["shape"][3] == 3
         if not fits:
-            raise ValueError(f"{self.directory}: {META} and {INDEX} say what no store can be")
+            raise ValueError(f"{self.directory}: {META} and {INDEX} hold values that are not possible")
 
     def __reduce__(self) -> tuple[type[ImageStore], tuple[Path]]:
         return ImageStore, (self.directory,)

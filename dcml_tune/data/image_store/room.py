@@ -62,8 +62,8 @@ def cannot_write(error: OSError, wanted: Wanted) -> SettingError:
     if error.errno in DISK_FULL:
         return no_room(needed(wanted), wanted, f" ({why(error)})")
     return SettingError(
-        f"{wanted.directory}: the image store cannot be written there ({why(error)}); make it a directory that "
-        "can be written, or take another"
+        f"{wanted.directory}: the image store cannot be written there ({why(error)}); make the directory "
+        "writable, or choose another"
     )
 
 
@@ -74,5 +74,5 @@ def no_room(need: int, wanted: Wanted, reason: str = "") -> SettingError:
     smaller = ", or keep smaller images with --image-store small" if wanted.layout.kind == "full" else ""
     return SettingError(
         f"{wanted.directory}: the image store needs {readable_size(need)} and {free} are free there{reason}; free "
-        f"some space, or take a directory on another disk{smaller}"
+        f"some space, or choose a directory on another disk{smaller}"
     )
