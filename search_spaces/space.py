@@ -112,7 +112,7 @@ class SearchSpace:
         space = self._with_fixed(fixed)
         if not space.domains:
             raise SettingError(
-                f"search space {self.name}: every setting that varies is fixed by a flag; leave one of them out, "
+                f"search space {self.name}: every setting that varies is fixed by a flag, or has no effect with those that are; leave one out, "
                 "or use `python -m dcml_tune.train` for a single setting"
             )
         problem = space.problem(infeasible_reason)

@@ -18,7 +18,7 @@ BASE = {
 
 ACCEPTED = [
     {}, {"val_share": 0.7}, {"protocol": "paper"}, {"fold": 4}, {"sz_crop": 8}, {"hierarchy_method": "none"},
-    {"init_method": "pt_splitted"}, {"nb_clusters": 1}, {"nb_clusters": 8, "mod_epoch": 1}, {"seed": 2**32 - 1},
+    {"init_method": "pt_splitted"}, {"nb_clusters": 8, "mod_epoch": 1}, {"seed": 2**32 - 1},
     {"init_method": "pca"}, {"ratio_classes": 0.3}, {"force_full_embedding_epoch": 3}, {"small_class_action": "smaller_batch", "batch_size": 40},
 ]  # fmt: skip
 REFUSED = [
@@ -73,8 +73,15 @@ def test_both_refuse_for_the_same_reason(settings, outcomes):
     assert by_search.startswith(by_train)
 
 
+def test_only_a_search_needs_settings_that_vary(outcomes):
+    """With one cluster no setting of the masks acts, so that all trials would be the same."""
+    by_train, by_search = outcomes({"nb_clusters": 1})
+    assert by_train is None
+    assert "every setting that varies is fixed by a flag, or has no effect" in by_search
+
+
 def test_only_a_search_needs_classes_to_compare_on(outcomes):
-    """The one difference."""
+    """Training alone compares nothing."""
     by_train, by_search = outcomes({"val_share": 0})
     assert by_train is None
     assert "val_share=0: trials are compared on training classes that are held out" in by_search
