@@ -77,7 +77,7 @@ def test_a_trial_of_another_setting_does_not_take_its_files(config):
 
 def test_a_directory_that_other_nodes_do_not_see_is_refused(config, tmp_path):
     """On a cluster without shared storage the first trial says what is wrong."""
-    with pytest.raises(FileNotFoundError, match="--output-dir must lie on storage that all nodes share"):
+    with pytest.raises(FileNotFoundError, match="--output-dir must be on storage that all nodes share"):
         DivideAndConquer(config(directory=str(tmp_path / "nowhere" / "trial")))
 
 
