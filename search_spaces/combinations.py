@@ -8,6 +8,8 @@ A range of real numbers has no values that could be enumerated: a rule that read
 result on the whole range. If not, it excludes nothing.
 
 Source of backjumping by conflict sets: Prosser, "Hybrid Algorithms for the Constraint Satisfaction Problem", 1993.
+
+Above 250 lines because the search, its memory of conflicts and the questions that are asked of it are one algorithm.
 """
 
 from __future__ import annotations

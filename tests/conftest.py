@@ -24,6 +24,24 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
+def small(folder):
+    """Settings of a training of seconds, on the images of `folder`."""
+    return {
+        "dataset": "folder",
+        "dataset_dir": str(folder),
+        "train_classes": 16,
+        "arch": "test_resnet",
+        "weights": "none",
+        "sz_resize": 32,
+        "sz_crop": 32,
+        "sz_embedding": 8,
+        "batch_size": 8,
+        "num_samples_per_class": 2,
+        "base_lr": 1e-3,
+    }
+
+
+@pytest.fixture
 def one_thread():
     """Threads that wait for each other on a busy machine take four times as long as one."""
     import torch

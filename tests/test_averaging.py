@@ -21,19 +21,10 @@ BOTH = {"average_epochs": 3, "pretrained_share": 0.3}
 
 
 @pytest.fixture
-def config(folder):
+def config(small):
     """1, 2 and 4 clusters, statistics that move, the full-embedding phase."""
     return TrialConfig(
-        dataset="folder",
-        dataset_dir=str(folder),
-        train_classes=16,
-        arch="test_resnet",
-        weights="none",
-        sz_resize=32,
-        sz_crop=32,
-        sz_embedding=8,
-        batch_size=8,
-        num_samples_per_class=2,
+        **small,
         batch_sampler="adaptbalanced",
         sampler="distanceweighted",
         bn_learnable=True,
@@ -42,7 +33,6 @@ def config(folder):
         mod_epoch=2,
         force_full_embedding_epoch=4,
         mask_lr_mult=100,
-        base_lr=1e-3,
     )
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.tracking import Tracker
 from dcml_tune.training.divisions import Division
 from trainables.checkpoint_budget import CheckpointBudget, KeptModel
-from trainables.live_table import TableOptions, TrialRow
+from trainables.live_table import LiveTable, TableOptions, TrialRow
 from trainables.tracking_callback import Progress
 from trainables.watchdog import TrialWatchdog
 
@@ -44,6 +45,17 @@ def test_the_last_table_shows_all(progress):
     """As does one that has room for all."""
     assert names(progress.live.table()) == [f"{number:03d}" for number in range(40)]
     assert progress.live.table(most=40).caption is None
+
+
+def test_many_settings_share_a_column_of_those_that_differ():
+    """Values equal to the published ones are left out."""
+    varied = ("nb_clusters", "base_lr", "criterion", "margin", "beta", "mod_epoch", "batch_size")
+    published = {"nb_clusters": 2, **{name: getattr(TrialConfig(), name) for name in varied[1:]}}
+    options = TableOptions(search="s", metric="m", varied=varied, published=published, planned=1)
+    table = LiveTable(options)
+    table.rows["000"] = TrialRow(settings=SETTINGS, epochs=6)
+    table.rows["001"] = TrialRow(settings={**SETTINGS, "criterion": "supcon", "base_lr": 3e-5}, epochs=6)
+    assert list(table.table().columns[1].cells) == ["", "base_lr=3e-05 criterion=supcon"]
 
 
 def test_control_characters_do_not_reach_the_terminal(progress):

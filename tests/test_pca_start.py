@@ -17,21 +17,8 @@ NETWORK = {"arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop":
 
 
 @pytest.fixture
-def config(folder):
-    return TrialConfig(
-        **NETWORK,
-        dataset="folder",
-        dataset_dir=str(folder),
-        train_classes=16,
-        init_method="pca",
-        sz_embedding=8,
-        batch_size=8,
-        num_samples_per_class=2,
-        nb_epochs=2,
-        nb_clusters=2,
-        mod_epoch=1,
-        base_lr=1e-3,
-    )
+def config(small):
+    return TrialConfig(**small, init_method="pca", nb_epochs=2, nb_clusters=2, mod_epoch=1)
 
 
 def test_it_is_the_pca_of_scikit_learn():

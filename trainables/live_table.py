@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -25,6 +26,11 @@ RowState = Literal["running", "again", "interrupted", "done", "pruned", "failed"
 
 ENDED = ("failed", "done", "pruned")
 """States of trials that have ended."""
+
+MOST_COLUMNS = 6
+"""Largest number of searched settings that have a column each."""
+
+_DIFFERENCES = ("differs from the published setting",)
 
 _FRAME = 9  # lines of the table that are no trials: title, column names, rules, caption
 
@@ -98,7 +104,9 @@ class TableOptions:
     metric: str
     """Measure by which trials are compared."""
     varied: tuple[str, ...]
-    """Searched settings, one column each."""
+    """Searched settings: one column each, or if there are more than MOST_COLUMNS, one column of those that differ."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the published point for the searched settings."""
     planned: int
     """Number of trials of the stage."""
     quiet: bool = False
@@ -184,17 +192,28 @@ class LiveTable:
         Args:
             most: maximum number of rows; None: all. Running trials and the best of the others are kept.
         """
-        shown, varied = self._shown(most), self.options.varied
+        shown, columns = self._shown(most), self._columns
         others = len(self.rows) - len(shown)
         table = Table(title=self._title(), caption=f"and {others} more trials" if others else None)
-        for column in ("trial", *varied, "epoch", "phase", "last", "best", "state"):
+        for column in ("trial", *columns, "epoch", "phase", "last", "best", "state"):
             table.add_column(column, no_wrap=column in ("trial", "epoch", "last", "best"))
         for key, row in shown:
-            cells = [row.shown(name) for name in varied]
+            cells = [row.shown(name) for name in columns] if columns != _DIFFERENCES else [self._differences(row)]
             state = row.state + (f": {row.reason}" if row.reason else "")
             cells += [f"{row.epoch}/{row.epochs}", row.phase, _percent(row.last), _percent(row.best), state]
             table.add_row(*map(printable, [key, *cells]))
         return table
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        varied = self.options.varied
+        return varied if len(varied) <= MOST_COLUMNS else _DIFFERENCES
+
+    def _differences(self, row: TrialRow) -> str:
+        """Return the searched values of a trial that differ from those of the published point."""
+        values = {name: row.shown(name) for name in self.options.varied}
+        differ = {name: value for name, value in values.items() if value != brief(self.options.published.get(name))}
+        return " ".join(f"{name}={value}" for name, value in differ.items())
 
     def _shown(self, most: int | None) -> list[tuple[str, TrialRow]]:
         rows = sorted(self.rows.items(), key=lambda each: each[0])

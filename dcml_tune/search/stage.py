@@ -97,6 +97,7 @@ class StageRunner:
             search=plan.name,
             metric=plan.metric,
             varied=tuple(plan.space.domains),
+            published={name: plan.space.unvaried(name) for name in plan.space.domains},
             planned=planned,
             quiet=plan.config.quiet,
         )
