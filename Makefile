@@ -15,8 +15,8 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 search: $(READY)
-	@echo "Searching the embedded data set: about 13 minutes on 2 cores."
-	$(BIN)/python -m dcml_tune.search emoji --num-samples 6 --confirm 1 --folds 2 --final-seeds 1 $(ARGS)
+	@echo "Searching the embedded data set: about 20 minutes on 2 cores."
+	$(BIN)/python -m dcml_tune.search emoji --space wide --num-samples 8 --confirm 0 --final-seeds 3 $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -45,7 +46,9 @@ def settings(search: SearchData, album: Album) -> Section:
 def _add(section: Section, draw: Callable[..., Figure], search: SearchData, study: Study, album: Album) -> None:
     """Add a figure that Optuna draws, or a sentence that says why it cannot be drawn."""
     try:
-        section.parts.append(draw(search, study, album))
+        with warnings.catch_warnings():  # a setting that few trials have may have a single value in them
+            warnings.filterwarnings("ignore", message="Attempting to set identical")
+            section.parts.append(draw(search, study, album))
     except Exception as error:  # too few trials for the evaluator, or values that cannot be ordered
         section.say(f"{(draw.__doc__ or '').split(',')[0]} cannot be drawn: {' '.join(str(error).split())}.")
 
