@@ -20,6 +20,7 @@ SETTINGS = [
     "--batch-size", "8", "--num-samples-per-class", "2", "--nb-epochs", "4", "--force-full-embedding-epoch", "2",
     "--mod-epoch", "1", "--mod-epoch-freeze", "0",
 ]  # fmt: skip
+# Trials share no epochs, because the tests count the epochs that each one trains; `shares` in a test overrides it.
 SEARCH = ["--final", "none", "--final-seeds", "1", "--confirm", "0"]
 
 
@@ -43,9 +44,10 @@ class Scene:
     def faults(self, *faults):
         (self.directory / "faults.json").write_text(json.dumps(faults))
 
-    def start(self, *words, name="s", new=True, settings=SETTINGS, output=None):
+    def start(self, *words, name="s", new=True, settings=SETTINGS, output=None, shares=False):
         """Start a search (or a command on one), its output in a file, or where `output` says."""
-        flags = ["folder", "--dataset-dir", self.images, "--name", name, *SEARCH, *settings] if new else []
+        search = SEARCH if shares else [*SEARCH, "--no-share"]
+        flags = ["folder", "--dataset-dir", self.images, "--name", name, *search, *settings] if new else []
         log = (self.directory / f"log-{len(self.processes)}.txt").open("w")
         script = [sys.executable, HERE / "faulty_search.py", self.directory]
         process = subprocess.Popen(

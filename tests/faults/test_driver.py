@@ -108,3 +108,16 @@ def test_the_time_budget_is_that_of_all_processes(cheap):
     assert {run.info.status for run in runs.values()} <= {"FINISHED", "KILLED"}, said
     assert runs["s/001"].data.tags["dcml.state"] == "interrupted"
     assert runs["s/001"].data.tags["dcml.reason"] == "the time budget was used up"
+
+
+def test_a_killed_search_that_shares_epochs_is_resumed(scene):
+    """The lock of a shared epoch goes with the trial that held it; the resume knows every epoch of every trial."""
+    scene.faults({"trial": "001", "epoch": 2, "kind": "hang"})
+    process = scene.start("--num-samples", 3, "--scheduler", "none", shares=True)
+    scene.wait_for_hang("001", process)
+    process.kill()
+    process.wait()
+    status, said = scene.resume()
+    assert status == 0, said
+    scene.assert_sound(3)
+    assert len(set(scene.trained())) < 12, "no epoch was shared"
