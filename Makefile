@@ -19,7 +19,7 @@ search: $(READY)
 	$(BIN)/python -m dcml_tune.search emoji --space wide --num-samples 8 --confirm 0 --final-seeds 3 $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
