@@ -36,12 +36,13 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from objective import read
-from objective_settings import Settings, Space, draws, wide
+from objective_settings import Settings, draws, wide
 from objective_table import Curves, Record, complete
 from optuna.samplers import BaseSampler
 from surrogate import Surrogate, leave_one_out
 
 from dcml_tune.config.errors import SettingError
+from search_spaces.space import SearchSpace
 
 Array = NDArray[np.float64]
 Truth = Callable[[Settings], float]
@@ -73,7 +74,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 
 
 def replay(
-    sampler: BaseSampler, space: Space, truth: Truth, *, noise: float, trials: int, at_once: int, seed: int
+    sampler: BaseSampler, space: SearchSpace, truth: Truth, *, noise: float, trials: int, at_once: int, seed: int
 ) -> tuple[Array, Array]:
     """One search.
 
@@ -95,7 +96,7 @@ def replay(
         while len(running) < at_once:
             trial = study.ask()
             try:
-                running.append((trial, truth({**space.published, **space.suggest(trial)})))
+                running.append((trial, truth(space.whole(space.suggest(trial)))))
             except SettingError:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
         trial, value = running.pop(0)
