@@ -175,6 +175,9 @@ class _Line:
             raise SettingError("too high")
         return chosen
 
+    def whole(self, chosen):
+        return {**self.published, **chosen}
+
 
 class _Fixed(optuna.samplers.RandomSampler):
     """Draws about one value: a sampler that is good or bad, as the value is."""
