@@ -134,11 +134,11 @@ class Confirmation:
     metric: str
 
     @property
-    def values(self) -> dict[str, dict[str, float]]:
+    def values(self) -> dict[str, dict[FoldSeed, float]]:
         """Candidate -> unit -> value, for `Comparison`."""
-        found: dict[str, dict[str, float]] = {each.name: {} for each in self.candidates}
+        found: dict[str, dict[FoldSeed, float]] = {each.name: {} for each in self.candidates}
         for (name, unit), result in self.results.items():
-            found[name][str(unit)] = float(result[f"{self.metric}_best"])
+            found[name][unit] = float(result[f"{self.metric}_best"])
         return found
 
     @property

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import nct, t
 
-Values = Mapping[str, Mapping[str, float]]
+Values = Mapping[str, Mapping[Any, float]]
 """Setting -> unit -> value."""
 
 ALPHA = 0.05
@@ -85,7 +86,7 @@ class Comparison:
         self._noise = _exact(math.sqrt(rest / self._freedom)) if self._freedom > 0 else None
         self._units = float(np.mean(fitted[len(settings) :])) if rows else 0.0
 
-    def _finite(self, values: Values) -> dict[str, dict[str, float]]:
+    def _finite(self, values: Values) -> dict[str, dict[Any, float]]:
         """Return the finite values."""
         for setting, units in values.items():
             self.left_out += [
@@ -96,7 +97,7 @@ class Comparison:
         finite = {s: {u: value for u, value in each.items() if math.isfinite(value)} for s, each in values.items()}
         return {setting: units for setting, units in finite.items() if units}
 
-    def _connected(self, values: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    def _connected(self, values: dict[str, dict[Any, float]]) -> dict[str, dict[str, float]]:
         """Return the largest group of settings connected by common units; of equal groups the first."""
         groups: list[tuple[set[str], set[str]]] = []
         for setting, units in values.items():
