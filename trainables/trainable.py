@@ -14,6 +14,7 @@ from ray import tune
 from dcml_tune.cli.quantities import brief
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.hits import HITS_FILE
 from dcml_tune.runs.results import read_result, with_numbers
 from dcml_tune.training.devices import cap_gpu_memory, set_threads
 from dcml_tune.training.trainer import NonFiniteLossError, Trainer
@@ -77,7 +78,7 @@ class DivideAndConquer(tune.Trainable):
             if self._refused is not None:
                 return self._failed(self._refused)
             if self._again:
-                return self._again.popleft()
+                return self._repeated()
             result = self._guarded(self._untrained if self.run.role == "untrained" else self._epoch)
             return self._failed(self._refused) if self._refused is not None or result is None else self._save(result)
         except OSError as error:
@@ -85,6 +86,13 @@ class DivideAndConquer(tune.Trainable):
                 raise
             reason = f"{error.filename or self.directory} cannot be written ({error.strerror}); free some space there"
             return {**self._worst(), STOP_SEARCH: reason}
+
+    def _repeated(self) -> dict[str, Any]:
+        """Return a result that was saved with the state; a process may have ended before it wrote the file of its result."""
+        result = self._again.popleft()
+        if self.directory is not None and not (self.directory / RESULT_FILE).exists():
+            self._write_result(result)
+        return result
 
     def _begin(self, config: TrialConfig) -> None:
         self.trainer = self.make_trainer(config)
@@ -167,9 +175,16 @@ class DivideAndConquer(tune.Trainable):
             self.trainer.save(self.directory, result=result, **facts)
         if self._sharing is not None:
             self._sharing.offer()
-        if self.run.role != "trial" and result["done"]:
-            write_checksummed(self.directory / RESULT_FILE, {**result, CURVE: self.trainer.history})
+        self._write_result(result)
         return result
+
+    def _write_result(self, result: dict[str, Any]) -> None:
+        """Write the result of a run that is no trial, when it has ended; before it, what its queries found."""
+        if self.directory is None or self.run.role == "trial" or not result.get("done"):
+            return
+        if self.trainer.hits is not None:
+            self.trainer.hits.write(self.directory / HITS_FILE)
+        write_checksummed(self.directory / RESULT_FILE, {**result, CURVE: self.trainer.history})
 
     def _failed(self, reason: str | None) -> dict[str, Any]:
         """Return the report of a failed trial, with the worst finite value: scheduler and sampler would wait for a finite one."""

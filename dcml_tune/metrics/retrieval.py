@@ -8,6 +8,7 @@ its index, also if duplicates tie with it. Ties between gallery images are broke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -102,6 +103,28 @@ def retrieval_measures(
         >>> found["recall_at_1"], found["map_at_r"]
         (1.0, 1.0)
     """
+    return retrieve(embeddings, labels, ks, gallery=gallery, gallery_labels=gallery_labels).measures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """What a search for nearest neighbours found."""
+
+    measures: dict[str, float]
+    """As `retrieval_measures` returns them."""
+    hits: NDArray[np.bool_]
+    """(Q,) Whether the nearest gallery image of each query has its class; false for a query without a relevant image."""
+
+
+def retrieve(
+    embeddings: Rows,
+    labels: Rows,
+    ks: Sequence[int],
+    *,
+    gallery: Rows | None = None,
+    gallery_labels: Rows | None = None,
+) -> Retrieval:
+    """Return the measures, and the hits of each query, in one pass. For arguments and errors see `retrieval_measures`."""
     if (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels must be given together; give both or neither")
     if min(ks, default=1) < 1:
@@ -109,10 +132,13 @@ def retrieval_measures(
     search = _search(embeddings, labels, gallery, gallery_labels)
     relevant = _count_relevant(search.targets, search.other_targets) - int(search.itself)
     sums = dict.fromkeys([*(f"recall_at_{k}" for k in ks), "map_at_r", "marp", "r_precision"], 0.0)
+    nearest = np.zeros(len(relevant), dtype=np.bool_)
     for rows, hits in search.blocks(relevant, max(ks, default=1)):
         _add(sums, hits, relevant[rows], ks)
+        nearest[rows] = hits[:, 0]
     asked, answerable = max(1, len(relevant)), max(1, int((relevant > 0).sum()))
-    return {name: sums[name] / (asked if name.startswith("recall") else answerable) for name in sums}
+    measures = {name: sums[name] / (asked if name.startswith("recall") else answerable) for name in sums}
+    return Retrieval(measures=measures, hits=nearest)
 
 
 def _search(embeddings: Rows, labels: Rows, gallery: Rows | None, gallery_labels: Rows | None) -> Search:

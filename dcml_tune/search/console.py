@@ -18,6 +18,7 @@ from dcml_tune.runs.study import direction
 from dcml_tune.search.confirmation import CONTROLS
 from dcml_tune.search.outcome import Final, Outcome, best_trial
 from dcml_tune.search.resume import resume_command
+from dcml_tune.search.verdict import test_measure
 from dcml_tune.tracking import compare_url, ui_command
 from dcml_tune.utils.files import free_bytes, readable_size
 from dcml_tune.utils.stored import printable, printable_lines
@@ -148,7 +149,8 @@ def _test_lines(final: Final, winner: str) -> list[str]:
 def _test_scores(runs: list[dict[str, Any]]) -> str:
     """Mean of the runs in percent, with the standard deviation where there are several seeds."""
     parts = []
-    for name, measure in (("recall@1", "test/recall_at_1"), ("MAP@R", "test/map_at_r")):
+    for name, metric in (("recall@1", "test/recall_at_1"), ("MAP@R", "test/map_at_r")):
+        measure = test_measure(metric, {"": {str(seed): run for seed, run in enumerate(runs)}})
         values = [100 * run[measure] for run in runs]
         spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         parts.append(f"{name} {mean(values):.1f}{spread} %")

@@ -11,13 +11,13 @@ from dcml_tune.report import write_report
 from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.search.confirmation import PUBLISHED
 from dcml_tune.search.outcome import UNTRAINED
-from dcml_tune.search.verdict import TEST, verdict
+from dcml_tune.search.verdict import TEST, test_measure, verdict
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.files import write_checksummed
 
 if TYPE_CHECKING:
     from dcml_tune.runs.record import Record
-    from dcml_tune.search.outcome import Outcome
+    from dcml_tune.search.outcome import Final, Outcome
     from dcml_tune.search.plan import Plan
     from dcml_tune.tracking import Tracker
 
@@ -43,8 +43,7 @@ def record_verdict(plan: Plan, record: Record, tracker: Tracker, outcome: Outcom
         return None
     winner = confirmation.winner.name
     runs = {name: each for name, each in outcome.final.items() if name != UNTRAINED}
-    measure = f"test/{plan.metric.rpartition('/')[2]}"
-    untrained = next((each.get(measure) for each in outcome.final.get(UNTRAINED, {}).values()), None)
+    untrained = untrained_value(plan.metric, outcome.final)
     key = "000" if winner == PUBLISHED else winner
     found = verdict(confirmation, key, runs, {"validation": record.state.untrained, "test": untrained})
     write_checksummed(plan.directory / VERDICT, found)
@@ -55,6 +54,17 @@ def record_verdict(plan: Plan, record: Record, tracker: Tracker, outcome: Outcom
     if (plan.output / LEDGER).exists():
         tracker.artifact(plan.name, plan.output / LEDGER)
     return found
+
+
+def untrained_value(metric: str, final: Final) -> float | None:
+    """Return the value of the untrained network on the test classes, by the measure that compares the other runs there.
+
+    Args:
+        metric: by which trials are compared.
+        final: results of the final stage.
+    """
+    measure = test_measure(metric, final)
+    return next((each.get(measure) for each in final.get(UNTRAINED, {}).values()), None)
 
 
 def _metric_name(comparison: dict[str, Any]) -> str:

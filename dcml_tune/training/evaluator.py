@@ -17,8 +17,9 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import EvaluationSet, ImageList, ImageStore, remains
 from dcml_tune.data.datasets.vid import has_official_protocol, official_name
 from dcml_tune.metrics.protocols import EmbeddedOnce, official_measures
-from dcml_tune.metrics.retrieval import retrieval_measures
+from dcml_tune.metrics.retrieval import retrieve
 from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.ledger import enter
 from dcml_tune.training.embedding import embed, evaluation_store
 from dcml_tune.training.trial_data import Indices, TrialData
@@ -47,6 +48,8 @@ class Evaluator:
     """Name of the run in the ledger."""
     test_scored_before: int | None = None
     """How often the test classes had been scored, by the ledger, when `test` was last called; None before that."""
+    hits: QueryHits | None = None
+    """What the queries found when the model was last measured, on the first test set if there are several."""
     _test_stores: dict[ImageList, ImageStore] = field(default_factory=dict)
 
     @property
@@ -72,13 +75,14 @@ class Evaluator:
             return {}
         labels = self.data.labels
         embeddings = embed(self.model, self.data.views, queries, penultimate=penultimate)
-        found = retrieval_measures(
+        retrieved = retrieve(
             embeddings,
             labels[queries],
             self.data.ks,
             gallery=None if gallery is None else embed(self.model, self.data.views, gallery, penultimate=penultimate),
             gallery_labels=None if gallery is None else labels[gallery],
         )
+        found, self.hits = retrieved.measures, QueryHits(classes=labels[queries], hits=retrieved.hits)
         if has_official_protocol(self.config.dataset):  # which draws galleries: the same ones for every epoch and trial
             drawn = official_measures(embeddings, labels[queries], self.data.ks)
             found |= {name: value for name, value in drawn.items() if name in found}
@@ -135,24 +139,28 @@ class Evaluator:
         embedded = EmbeddedOnce(lambda images: self._embed_list(images, penultimate))
         for number, test in enumerate(dataset.tests):
             prefix = "test" if number == 0 else f"test_{test.name}"
-            measures |= {f"{prefix}/{name}": value for name, value in self._test_set(test, embedded).items()}
+            found, hits = self._test_set(test, embedded)
+            measures |= {f"{prefix}/{name}": value for name, value in found.items()}
+            if number == 0:
+                self.hits = hits
         return measures
 
-    def _test_set(self, test: EvaluationSet, embedded: EmbeddedOnce) -> dict[str, float]:
+    def _test_set(self, test: EvaluationSet, embedded: EmbeddedOnce) -> tuple[dict[str, float], QueryHits]:
         (queries, labels), *gallery = (embedded(images) for images in test.lists)
         kept = remains.matched_queries(test, labels, gallery[0][1] if gallery else None)
         queries, labels = queries[torch.from_numpy(kept).to(queries.device)], labels[kept]
-        found = retrieval_measures(
+        retrieved = retrieve(
             queries,
             labels,
             test.ks,
             gallery=gallery[0][0] if gallery else None,
             gallery_labels=gallery[0][1] if gallery else None,
         )
+        found = retrieved.measures
         if has_official_protocol(self.config.dataset):
             drawn = official_measures(queries, labels, test.ks)
             found |= {official_name(name): value for name, value in drawn.items()}
-        return found
+        return found, QueryHits(classes=labels, hits=retrieved.hits)
 
     def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:
         """Embed a list of test images; each store is opened once per trial."""

@@ -23,6 +23,7 @@ from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.loader import BatchLoader
 from dcml_tune.data.transforms import TrainTransform
+from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.training import saving
 from dcml_tune.training.averaging import MeasuredWeights
@@ -242,6 +243,11 @@ class Trainer:
     def test_scored_before(self) -> int | None:
         """How often the test classes had been scored, by the ledger, when this trainer scored them last."""
         return self._evaluator.test_scored_before
+
+    @property
+    def hits(self) -> QueryHits | None:
+        """What the queries found when the model was last measured; None before."""
+        return self._evaluator.hits
 
     def evaluate(self) -> dict[str, float]:
         """Measure the full embedding on the classes that trials are compared on; empty if there are none."""

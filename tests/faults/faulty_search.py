@@ -45,7 +45,7 @@ class CheapTrainer:
     def __init__(self, config, metric):
         self.config, self.metric, self.epoch, self.best = config, metric, 0, -math.inf
         self.loader, self.compares = NoLoader(), True
-        self.history, self.test_scored_before, self.division = [], None, None
+        self.history, self.test_scored_before, self.division, self.hits = [], None, None, None
 
     def untrained(self):
         return {self.metric: 0.1}
