@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcml_tune.config.errors import SettingError
+from search_spaces.base import BaseSpace, InfeasibleReason
 from search_spaces.combinations import OpenError
 from search_spaces.conditions import meant
-from search_spaces.rules import InfeasibleReason
-
-if TYPE_CHECKING:
-    from search_spaces.space import SearchSpace
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """A recipe to try after the published point. Settings that it does not name are those of the published point."""
-
-    name: str
-    """Name of the recipe."""
-    source: str
-    """Where it was published, and what of it is ours."""
-    settings: Mapping[str, Any]
-    """Its settings. Those that do not vary in a search have the value of the search."""
 
 
 def nearest_point(
-    space: SearchSpace, label: str, wanted: Mapping[str, Any], infeasible_reason: InfeasibleReason | None
+    space: BaseSpace, label: str, wanted: Mapping[str, Any], infeasible_reason: InfeasibleReason | None
 ) -> tuple[dict[str, Any], list[str]]:
     """The wanted values of the settings that vary, and a line for each value that had to be changed.
 
@@ -70,7 +54,7 @@ def nearest_point(
 
 
 def start_points(
-    space: SearchSpace, published: dict[str, Any], infeasible_reason: InfeasibleReason | None
+    space: BaseSpace, published: dict[str, Any], infeasible_reason: InfeasibleReason | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The points of the starts that differ from each other and from the published point, and a line for each.
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dcml_tune.cli.parser import typed
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.rules import RULES
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.config.unused import GROUPS, unused_reasons
+from search_spaces.base import BaseSpace, InfeasibleReason, feasibility_rules
 from search_spaces.combinations import Look, OpenError, Point, Problem
 from search_spaces.constant import MAY_NOT_VARY
 
-if TYPE_CHECKING:
-    from search_spaces.space import SearchSpace
-
-InfeasibleReason = Callable[[TrialConfig], str | None]
-"""A function that returns why a configuration cannot work on a data set, or None."""
-
-
-def feasibility_rules(infeasible_reason: InfeasibleReason | None) -> list[Look]:
-    """All rules that a trial must keep."""
-    return [*RULES, *([] if infeasible_reason is None else [infeasible_reason])]
-
 
 def why_nothing_works(
-    space: SearchSpace, problem: Problem, fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None
+    space: BaseSpace, problem: Problem, fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None
 ) -> str:
     """The message if no combination works. If one change of a fixed setting would help, the smallest is the remedy.
 
@@ -50,7 +40,7 @@ def why_nothing_works(
     return f"search space {space.name}: no combination of {varied} can work: {reason}{remedy}"
 
 
-def _common_reason(space: SearchSpace, infeasible_reason: InfeasibleReason | None) -> str | None:
+def _common_reason(space: BaseSpace, infeasible_reason: InfeasibleReason | None) -> str | None:
     """The reason that is the same for all values of the settings that vary, if there is one."""
     for rule in feasibility_rules(infeasible_reason):
         alone = Problem(space.settings(), space.domains, space.conditions, space.fallback, [rule])
@@ -60,7 +50,7 @@ def _common_reason(space: SearchSpace, infeasible_reason: InfeasibleReason | Non
     return None
 
 
-def _least_bad(space: SearchSpace, infeasible_reason: InfeasibleReason | None) -> Point:
+def _least_bad(space: BaseSpace, infeasible_reason: InfeasibleReason | None) -> Point:
     """A point that only the data refuse, or else the published point; with as few clusters as there are."""
     alone = space.problem(None)
     domain = space.domains.get("nb_clusters")
@@ -77,7 +67,7 @@ def _least_bad(space: SearchSpace, infeasible_reason: InfeasibleReason | None) -
     return point
 
 
-def _refusal_of(space: SearchSpace, point: Point, infeasible_reason: InfeasibleReason | None) -> str:
+def _refusal_of(space: BaseSpace, point: Point, infeasible_reason: InfeasibleReason | None) -> str:
     return space.refusal(point, infeasible_reason) or "no combination was found"
 
 
@@ -87,7 +77,7 @@ def _solution(problem: Problem) -> Point | None:
     return None
 
 
-def _changes(space: SearchSpace, problem: Problem, fixed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _changes(space: BaseSpace, problem: Problem, fixed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Changes of one setting that a failing rule has read: small changes first, and settings fixed by flags first."""
     settings = space.settings()
     names = [*fixed, *(name for name in space.published if name not in fixed)]
@@ -106,7 +96,7 @@ def _changes(space: SearchSpace, problem: Problem, fixed: dict[str, Any]) -> Ite
                     yield name, typed(name, changed)
 
 
-def unused_lines(space: SearchSpace) -> list[str]:
+def unused_lines(space: BaseSpace) -> list[str]:
     """One line for each setting that varies but has no effect, for all values of the other settings."""
     lines = []
     for name in space.domains:

@@ -49,8 +49,7 @@ from typing import Any
 from dcml_tune.config.errors import SettingError
 from search_spaces.conditions import When
 from search_spaces.domains import Choice, Domain, Float, Int
-from search_spaces.points import Start
-from search_spaces.space import SearchSpace
+from search_spaces.space import SearchSpace, Start
 
 BACKBONES = ("resnet50", "tf_efficientnet_lite0", "convnext_tiny.fb_in1k", "efficientnet_b0.ra_in1k")
 """Convolutional networks that share the range of base_lr."""

@@ -1,16 +1,14 @@
 """Rules between the settings of a trial: one function for each rule, which returns the error message or None.
 
-A message has one line: setting and value, the rule, the remedy. Bounds of a single setting stand in its field of
-`TrialConfig`; settings that have no effect are in `dcml_tune.config.unused`.
+A message has one line: setting and value, the rule, the remedy. Bounds of a single setting stand in its field
+(`dcml_tune.config.fields`); settings that have no effect are in `dcml_tune.config.unused`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # trial.py imports this module
-    from dcml_tune.config.trial import TrialConfig
+from dcml_tune.config.fields import TrialFields
 
 INIT_METHODS = (
     "pt_default",
@@ -27,13 +25,13 @@ INIT_METHODS = (
 _LARGEST_GAIN = 1000
 
 
-def broken_rule(config: TrialConfig) -> str | None:
+def broken_rule(config: TrialFields) -> str | None:
     """The message of the first rule that `config` breaks, or None if it keeps all of them."""
     messages = (rule(config) for rule in RULES)
     return next((message for message in messages if message is not None), None)
 
 
-def _clusters_are_a_power_of_two(config: TrialConfig) -> str | None:
+def _clusters_are_a_power_of_two(config: TrialFields) -> str | None:
     clusters = config.nb_clusters
     if _is_power_of_two(clusters) or config.hierarchy_method == "none":
         return None
@@ -43,7 +41,7 @@ def _clusters_are_a_power_of_two(config: TrialConfig) -> str | None:
     )
 
 
-def _full_embedding_follows_the_division(config: TrialConfig) -> str | None:
+def _full_embedding_follows_the_division(config: TrialFields) -> str | None:
     phase, divided = config.force_full_embedding_epoch, _end_of_division(config)
     if phase is None or phase == 0 or divided < phase:
         return None
@@ -54,7 +52,7 @@ def _full_embedding_follows_the_division(config: TrialConfig) -> str | None:
     )
 
 
-def _full_embedding_from_the_start_divides_nothing(config: TrialConfig) -> str | None:
+def _full_embedding_from_the_start_divides_nothing(config: TrialFields) -> str | None:
     clusters = config.nb_clusters
     if config.force_full_embedding_epoch != 0 or clusters == 1 or config.hierarchy_method == "none":
         return None
@@ -64,7 +62,7 @@ def _full_embedding_from_the_start_divides_nothing(config: TrialConfig) -> str |
     )
 
 
-def _training_outlasts_the_division(config: TrialConfig) -> str | None:
+def _training_outlasts_the_division(config: TrialFields) -> str | None:
     last, divided = config.nb_epochs, _end_of_division(config)
     if divided < last:
         return None
@@ -75,7 +73,7 @@ def _training_outlasts_the_division(config: TrialConfig) -> str | None:
     )
 
 
-def _backbone_trains(config: TrialConfig) -> str | None:
+def _backbone_trains(config: TrialFields) -> str | None:
     if config.mod_epoch_freeze == 0 or config.mod_epoch_freeze < config.mod_epoch:
         return None
     return (
@@ -84,7 +82,7 @@ def _backbone_trains(config: TrialConfig) -> str | None:
     )
 
 
-def _backbone_trains_after_the_warm_up(config: TrialConfig) -> str | None:
+def _backbone_trains_after_the_warm_up(config: TrialFields) -> str | None:
     if config.warmup_epochs < config.nb_epochs:
         return None
     return (
@@ -93,13 +91,13 @@ def _backbone_trains_after_the_warm_up(config: TrialConfig) -> str | None:
     )
 
 
-def _averaged_epochs_exist(config: TrialConfig) -> str | None:
+def _averaged_epochs_exist(config: TrialFields) -> str | None:
     if config.average_epochs <= config.nb_epochs:
         return None
     return f"average_epochs={config.average_epochs}: must be at most nb_epochs={config.nb_epochs}; lower it or raise nb_epochs"
 
 
-def _replicas_divide_the_batch(config: TrialConfig) -> str | None:
+def _replicas_divide_the_batch(config: TrialFields) -> str | None:
     if config.batch_size % config.num_replicas == 0 and config.images_per_batch >= 2:
         return None
     return (
@@ -108,7 +106,7 @@ def _replicas_divide_the_batch(config: TrialConfig) -> str | None:
     )
 
 
-def _samples_per_class_divide_the_batch(config: TrialConfig) -> str | None:
+def _samples_per_class_divide_the_batch(config: TrialFields) -> str | None:
     samples = config.num_samples_per_class
     if config.batch_sampler == "randombatch" or config.images_per_batch % samples == 0:
         return None
@@ -118,7 +116,7 @@ def _samples_per_class_divide_the_batch(config: TrialConfig) -> str | None:
     )
 
 
-def _batch_holds_two_classes(config: TrialConfig) -> str | None:
+def _batch_holds_two_classes(config: TrialFields) -> str | None:
     samples = config.num_samples_per_class
     if config.batch_sampler == "randombatch" or config.images_per_batch >= 2 * samples or not config.needs_pairs:
         return None
@@ -128,7 +126,7 @@ def _batch_holds_two_classes(config: TrialConfig) -> str | None:
     )
 
 
-def _batch_holds_positive_pairs(config: TrialConfig) -> str | None:
+def _batch_holds_positive_pairs(config: TrialFields) -> str | None:
     if config.batch_sampler == "randombatch" or config.num_samples_per_class >= 2 or not config.needs_pairs:
         return None
     return (
@@ -137,13 +135,13 @@ def _batch_holds_positive_pairs(config: TrialConfig) -> str | None:
     )
 
 
-def _crop_fits_the_image(config: TrialConfig) -> str | None:
+def _crop_fits_the_image(config: TrialFields) -> str | None:
     if config.sz_resize >= config.sz_crop:
         return None
     return f"sz_crop={config.sz_crop}: must be at most sz_resize={config.sz_resize}; lower it or raise sz_resize"
 
 
-def _fixed_masks_own_a_dimension(config: TrialConfig) -> str | None:
+def _fixed_masks_own_a_dimension(config: TrialFields) -> str | None:
     if not config.fixed_mask or config.sz_embedding >= config.nb_clusters:
         return None
     return (
@@ -152,7 +150,7 @@ def _fixed_masks_own_a_dimension(config: TrialConfig) -> str | None:
     )
 
 
-def _only_summed_masks_are_normalised(config: TrialConfig) -> str | None:
+def _only_summed_masks_are_normalised(config: TrialFields) -> str | None:
     if config.masks_sum_for_full_emb or config.masks_normalize_before_sum is None:
         return None
     return (
@@ -161,7 +159,7 @@ def _only_summed_masks_are_normalised(config: TrialConfig) -> str | None:
     )
 
 
-def _only_folder_takes_train_classes(config: TrialConfig) -> str | None:
+def _only_folder_takes_train_classes(config: TrialFields) -> str | None:
     if config.train_classes is None or config.dataset == "folder":
         return None
     return (
@@ -170,7 +168,7 @@ def _only_folder_takes_train_classes(config: TrialConfig) -> str | None:
     )
 
 
-def _clusters_split_the_embedding(config: TrialConfig) -> str | None:
+def _clusters_split_the_embedding(config: TrialFields) -> str | None:
     if config.init_method != "pt_splitted" or config.sz_embedding % config.nb_clusters == 0:
         return None
     return (
@@ -179,7 +177,7 @@ def _clusters_split_the_embedding(config: TrialConfig) -> str | None:
     )
 
 
-def _init_method_is_known(config: TrialConfig) -> str | None:
+def _init_method_is_known(config: TrialFields) -> str | None:
     if _is_init_method(config.init_method):
         return None
     return (
@@ -188,7 +186,7 @@ def _init_method_is_known(config: TrialConfig) -> str | None:
     )
 
 
-RULES: tuple[Callable[[TrialConfig], str | None], ...] = (
+RULES: tuple[Callable[[TrialFields], str | None], ...] = (
     _clusters_are_a_power_of_two,
     _full_embedding_follows_the_division,
     _full_embedding_from_the_start_divides_nothing,
@@ -214,12 +212,12 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _end_of_division(config: TrialConfig) -> int:
+def _end_of_division(config: TrialFields) -> int:
     """The epoch at which the division ends; 0 where another rule refuses the number of clusters."""
     return config.epoch_of_full_division if _is_power_of_two(config.nb_clusters) else 0
 
 
-def _times_replicas(config: TrialConfig) -> str:
+def _times_replicas(config: TrialFields) -> str:
     return f" times num_replicas={config.num_replicas}" if config.num_replicas > 1 else ""
 
 
