@@ -158,3 +158,20 @@ def test_issue_forms_can_be_shown():
         assert form["description"]
         assert len({field["id"] for field in fields}) == len(fields)
         assert all(field["attributes"]["label"] for field in fields)
+
+
+def test_architecture_names_every_module():
+    """The layout in docs/architecture.md names each module of the three packages once, in its package, and nothing else."""
+    layout = re.search(r"^    dcml_tune/\n(?:    .*\n)+", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    named, packages = [], {}
+    for line in layout[0].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parent = packages.get(depth - 1, Path())
+        for name in re.split(r"  +", line.strip())[0].split(", "):
+            if name.endswith("/"):
+                packages = {each: path for each, path in packages.items() if each < depth} | {depth: parent / name}
+            else:
+                named.append((parent / name).as_posix())
+    files = [path for package in ("dcml_tune", "search_spaces", "trainables") for path in (ROOT / package).rglob("*.py")]
+    modules = [path.relative_to(ROOT).with_suffix("").as_posix() for path in files if not path.stem.startswith("__")]
+    assert sorted(named) == sorted(modules)
