@@ -172,6 +172,8 @@ def test_architecture_names_every_module():
                 packages = {each: path for each, path in packages.items() if each < depth} | {depth: parent / name}
             else:
                 named.append((parent / name).as_posix())
-    files = [path for package in ("dcml_tune", "search_spaces", "trainables") for path in (ROOT / package).rglob("*.py")]
+    files = [
+        path for package in ("dcml_tune", "search_spaces", "trainables") for path in (ROOT / package).rglob("*.py")
+    ]
     modules = [path.relative_to(ROOT).with_suffix("").as_posix() for path in files if not path.stem.startswith("__")]
     assert sorted(named) == sorted(modules)

@@ -12,7 +12,7 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.contents import Identity
 from dcml_tune.data.datasets import cars, cub, emoji, folder, inshop, sop, vid
 from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, UnreadableImageError, fingerprint
-from dcml_tune.data.image_store import ImageStore, Inspection, Kind, inspect, needed_bytes, open_or_build
+from dcml_tune.data.image_store import ImageStore, Inspection, Kind, inspect, needed_bytes, open_or_build, open_store
 from dcml_tune.data.samplers import epoch_batches, round_robin
 from dcml_tune.data.splits import HeldOut, hold_out, hold_out_rows
 
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "needed_bytes",
     "open_or_build",
+    "open_store",
     "round_robin",
 ]
 

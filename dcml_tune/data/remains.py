@@ -19,7 +19,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.decoding import departure_lines
 from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, Indices, named
-from dcml_tune.data.image_store import open_or_build
+from dcml_tune.data.image_store import open_store
 
 Mask = npt.NDArray[np.bool_]
 
@@ -116,19 +116,7 @@ def store_tests(config: TrialConfig, dataset: DataSet, stores: Path, *, verify: 
     Raises:
         SettingError: if images cannot be decoded and `skip_unreadable` is not set, or too few classes remain.
     """
-    return of_tests(
-        config,
-        dataset,
-        lambda images: open_or_build(
-            images,
-            stores,
-            kind="evaluation",
-            sz_resize=config.sz_resize,
-            sz_crop=config.sz_crop,
-            skip_unreadable=config.skip_unreadable,
-            verify=verify,
-        ),
-    ).checked()
+    return of_tests(config, dataset, lambda images: open_store(config, images, stores, verify=verify)).checked()
 
 
 def _frequent(labels: Indices, least: int) -> Indices:

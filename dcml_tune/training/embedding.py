@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcml_tune import data
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.data import ImageList, ImageStore
+from dcml_tune.data import ImageList, ImageStore, open_store
 from dcml_tune.data.loader import EVALUATION_BATCH, ToDevice, evaluation_batches
 from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.training.trial_data import Indices
@@ -63,18 +62,6 @@ def embed_images(
     Raises:
         SettingError: for images that cannot be decoded, or a store that cannot be written.
     """
-    store = evaluation_store(images, config, stores)
+    store = open_store(config, images, stores)
     rows = np.arange(len(store.kept), dtype=np.int64)
     return embed(model, store, rows, penultimate=penultimate), images.labels[store.kept]
-
-
-def evaluation_store(images: ImageList, config: TrialConfig, stores: Path) -> ImageStore:
-    """Open or build the store of images as the network sees them in evaluation."""
-    return data.open_or_build(
-        images,
-        stores,
-        kind="evaluation",
-        sz_resize=config.sz_resize,
-        sz_crop=config.sz_crop,
-        skip_unreadable=config.skip_unreadable,
-    )

@@ -21,7 +21,7 @@ from dcml_tune.metrics.retrieval import retrieve
 from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.ledger import enter
-from dcml_tune.training.embedding import embed, evaluation_store
+from dcml_tune.training.embedding import embed
 from dcml_tune.training.trial_data import Indices, TrialData
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
 from dcml_tune.utils.stored import Finite, Stored
@@ -165,7 +165,7 @@ class Evaluator:
     def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:
         """Embed a list of test images; each store is opened once per trial."""
         if images not in self._test_stores:
-            self._test_stores[images] = evaluation_store(images, self.config, self.stores)
+            self._test_stores[images] = data.open_store(self.config, images, self.stores)
         store = self._test_stores[images]
         rows = np.arange(len(store.kept), dtype=np.int64)
         return embed(self.model, store, rows, penultimate=penultimate), images.labels[store.kept]

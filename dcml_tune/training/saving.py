@@ -146,8 +146,7 @@ def load_state(
         SettingError: if the state has another configuration.
     """
     tensors, about = checkpoint.newest(directory, _STATE, _StateFacts)
-    best = about["best"]
-    if best is not None:
+    if (best := about["best"]) is not None:
         weights, _ = checkpoint.read(directory / checkpoint.numbered(BEST, best["epoch"]), "model")
         tensors |= {f"best/{name}": value for name, value in weights.items()}
     if not shared:
@@ -160,11 +159,7 @@ def load_state(
         best=None if best is None else _best(tensors, **best),
         partition=to_array(tensors["partition"]),
         assignment=to_array(tensors["assignment"]) if "assignment" in tensors else None,
-        learned=LearnedTensors(
-            model=under("model/", tensors),
-            criterion=under("criterion/", tensors),
-            moments=under("moments/", tensors),
-        ),
+        learned=LearnedTensors(**{part: under(f"{part}/", tensors) for part in ("model", "criterion", "moments")}),
         kept=under("kept/", tensors),
     )
     return state, about["facts"]

@@ -51,16 +51,7 @@ class TrialData:
         """
         dataset = data.load(config)
         originals, views = (
-            data.open_or_build(
-                dataset.train,
-                stores,
-                kind=kind,
-                sz_resize=config.sz_resize,
-                sz_crop=config.sz_crop,
-                skip_unreadable=config.skip_unreadable,
-                verify=verify,
-            )
-            for kind in _kinds(config)
+            data.open_store(config, dataset.train, stores, kind=kind, verify=verify) for kind in _kinds(config)
         )
         images = dataset.train.take(originals.kept)
         remains.of_train(config, dataset, originals).checked()

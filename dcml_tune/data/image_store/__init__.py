@@ -17,7 +17,17 @@ detected: changes of meta.json, of index.npy or of a file size when the store is
 
 from dcml_tune.data.image_store.builder import unreadable
 from dcml_tune.data.image_store.layout import VERSION, Kind
-from dcml_tune.data.image_store.opening import Inspection, inspect, needed_bytes, open_or_build
+from dcml_tune.data.image_store.opening import Inspection, inspect, needed_bytes, open_or_build, open_store
 from dcml_tune.data.image_store.reader import ImageStore
 
-__all__ = ["VERSION", "ImageStore", "Inspection", "Kind", "inspect", "needed_bytes", "open_or_build", "unreadable"]
+__all__ = [
+    "VERSION",
+    "ImageStore",
+    "Inspection",
+    "Kind",
+    "inspect",
+    "needed_bytes",
+    "open_or_build",
+    "open_store",
+    "unreadable",
+]

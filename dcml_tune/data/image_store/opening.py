@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.image_list import ImageList, Indices, named, why
 from dcml_tune.data.image_store.builder import build, unreadable
 from dcml_tune.data.image_store.headers import needed
@@ -25,6 +26,32 @@ from dcml_tune.utils.errnos import CANNOT_WRITE, SHORTAGE
 from dcml_tune.utils.files import readable_size, write_checksummed
 
 logger = logging.getLogger(__name__)
+
+
+def open_store(
+    config: TrialConfig, images: ImageList, directory: Path, *, kind: Kind = "evaluation", verify: bool = False
+) -> ImageStore:
+    """Open or build a store as the settings of a trial say; see `open_or_build`.
+
+    Args:
+        config: gives the sizes, and whether images that cannot be decoded are left out.
+        images: images to store.
+        directory: directory of all stores.
+        kind: as in `open_or_build`; by default the images as the network sees them in evaluation.
+        verify: as in `open_or_build`.
+
+    Raises:
+        SettingError: as in `open_or_build`.
+    """
+    return open_or_build(
+        images,
+        directory,
+        kind=kind,
+        sz_resize=config.sz_resize,
+        sz_crop=config.sz_crop,
+        skip_unreadable=config.skip_unreadable,
+        verify=verify,
+    )
 
 
 def open_or_build(
