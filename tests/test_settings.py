@@ -331,9 +331,10 @@ def test_the_page_names_every_setting_and_tests_that_exist():
 
 
 def test_each_difference_from_the_original_has_its_tests():
-    """Rows 1 to 16 of the page, each with at least one test that exists."""
+    """The rows of the page are numbered from 1, and each has at least one test that exists."""
     lines = [line for line in PAGE.read_text().splitlines() if re.match(r"\| \d+ \| ", line)]
-    assert {int(line.split("|")[1]) for line in lines} == set(range(1, 17))
+    assert [int(line.split("|")[1]) for line in lines] == list(range(1, len(lines) + 1))
+    assert len(lines) >= 16
     for line in lines:
         assert_they_exist(re.findall(r"`(test_[^`]+)`", line), line)
 

@@ -95,7 +95,7 @@ def test_flags_without_meaning_are_said_in_one_line(train):
     """They are accepted, with or without a value, and said once."""
     words = ["--init-clusters=2", "--with-l1", "--is-debug", "--verbose", "--reset-learners-fix", "1", "--save-masks=0"]
     status, said = train(*words, "--name=r")
-    (line,) = [line for line in said.splitlines() if line.startswith("without meaning here")]
+    (line,) = [line for line in said.splitlines() if line.startswith("ignored here")]
     assert status == 0
     assert all(word.split("=")[0] in line for word in words if word.startswith("--"))
 

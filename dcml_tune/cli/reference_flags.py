@@ -21,12 +21,12 @@ DATA_PATH = "DataPath"
 """The folder of the working directory in which the original looks for data sets."""
 
 _WITHOUT_MEANING = {
-    "--init-clusters": "--hierarchy-method decides how training begins",
-    "--with-l1": "the original ignores it, too",
-    "--is-debug": "the logs hold this information",
+    "--init-clusters": "--hierarchy-method defines the number of clusters at the start",
+    "--with-l1": "the original ignores it as well",
+    "--is-debug": "the logs contain this information",
     "--verbose": "one line for each epoch is always printed",
-    "--reset-learners-fix": "masks and their optimiser state always follow the division",
-    "--save-masks": "every checkpoint holds the masks",
+    "--reset-learners-fix": "the optimiser state of the masks always starts anew at a division",
+    "--save-masks": "every checkpoint contains the masks",
 }
 
 
@@ -87,7 +87,7 @@ class ReferenceFlags:
     def ignored(self) -> list[str]:
         """One line that names the given flags that have no meaning here; no line if there are none."""
         given = [f"{flag} ({_WITHOUT_MEANING[flag]})" for flag in self.without_meaning]
-        return [f"without meaning here: {'; '.join(given)}"] if given else []
+        return [f"ignored here: {'; '.join(given)}"] if given else []
 
 
 def take_without_meaning(values: dict[str, Any]) -> tuple[str, ...]:
@@ -108,11 +108,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-seed", "--random-seed", dest="seed", default=argparse.SUPPRESS, help="the same as --seed")
     group.add_argument("-crs", dest="clustering_random_state", default=argparse.SUPPRESS,
                        help="the same as --clustering-random-state")  # fmt: skip
-    group.add_argument("--checkpoint", metavar="DIR", help="continue training this model at the epoch after its own")
+    group.add_argument("--checkpoint", metavar="DIR", help="directory of a model; continue its training at its next epoch")
     group.add_argument("--restart-schedule", action="store_true",
-                       help="start at epoch 0, and take only the weights of --checkpoint")  # fmt: skip
+                       help="start at epoch 0, and use only the weights of --checkpoint")  # fmt: skip
     group.add_argument("--save-model", type=_every, metavar="N", default=1,
-                       help="checkpoints to keep; 0: none; 1: the best model; N: also the model of every N-th epoch")  # fmt: skip
+                       help="models to keep; 0: none; 1: the best one; N above 1: also that of every N-th epoch")  # fmt: skip
     group.add_argument("--wandb-enabled", nargs="?", type=truth, metavar="0|1", const=True, default=False,
                        help="also log to Weights & Biases (pip install 'dcml-tune[wandb]')")  # fmt: skip
     group.add_argument(
@@ -122,7 +122,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="number of the GPU to train on; ignored on a machine without GPUs",
     )
     for flag, why in _WITHOUT_MEANING.items():
-        group.add_argument(flag, nargs="?", const="", default=argparse.SUPPRESS, help=f"without meaning here: {why}")
+        group.add_argument(flag, nargs="?", const="", default=argparse.SUPPRESS, help=f"ignored here: {why}")
 
 
 def _every(text: str) -> int:
