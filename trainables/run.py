@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Role = Literal["trial", "confirm", "final", "published", "no division", "untrained"]
+Role = Literal["trial", "confirm", "ablate", "final", "published", "no division", "untrained"]
 
 SCORES_TEST = ("final", "published", "no division", "untrained")
 """Roles of the runs that score the test classes, once, at their end."""
@@ -65,7 +65,8 @@ class Run:
     metric: str = "val/recall_at_1"
     """Measure by which the trial's best epoch is chosen."""
     role: Role = "trial"
-    """trial: compared on held-out classes. confirm: trained again on other folds. Other roles score the test classes."""
+    """trial: compared on held-out classes. confirm: trained again on other folds. ablate: the winner
+    with a setting put back to the published value. Other roles score the test classes."""
     setting: str = ""
     """The setting that a run which is no trial repeats: the key of a trial, published, or no division."""
     until: int | None = None

@@ -291,7 +291,7 @@ class Progress(Callback):
         best = best_model(directory)
         if best is None or row.state == "failed":
             return
-        if row.role == "confirm":
+        if row.role in ("confirm", "ablate"):
             remove_model(best)
             return
         measures = {n: v for n, v in result.items() if n.startswith(("val/", "test", "paper"))}

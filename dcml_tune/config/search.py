@@ -82,6 +82,9 @@ class SearchConfig(BaseModel):
     """number of sets of held-out classes in the confirmation; default 3"""
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
     """number of seeds per set of held-out classes"""
+    ablate: Annotated[int, Field(ge=0, le=1000)] = 0
+    """number of the winner's most important settings that are put back to the published value, one at a time, on held-out
+    classes, to see which of them made the difference; 0: none"""
     final: Literal["best", "none"] = "best"
     """score winner and controls on the test classes, or not"""
     final_seeds: Annotated[int, Field(ge=1, le=1000)] = 3

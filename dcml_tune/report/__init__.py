@@ -69,10 +69,17 @@ def write_report(directory: Path, *, uri: str, pictures: bool = True) -> Path:
 
 def _builders(pictures: bool) -> list[Callable[[SearchData, Album], Section]]:
     """The functions that build the sections, in their order."""
-    from dcml_tune.report.sections import commands, confirmation, division, progress, settings, verdict
+    from dcml_tune.report.sections import ablation, commands, confirmation, division, progress, settings, verdict
     from dcml_tune.report.sections.pictures import pictures as of_images
 
-    builders = [verdict.verdict, progress.learning, settings.settings, progress.costs, division.division]
+    builders = [
+        verdict.verdict,
+        ablation.ablation,
+        progress.learning,
+        settings.settings,
+        progress.costs,
+        division.division,
+    ]
     return [*builders, *([of_images] if pictures else []), confirmation.confirmation, commands.commands]
 
 

@@ -18,7 +18,7 @@ from dcml_tune.runs.study import KEY, by_launch, read_study
 from dcml_tune.tracking.uris import absolute_uri
 from dcml_tune.utils.files import CorruptFileError, read_checksummed
 from dcml_tune.utils.redaction import redact
-from dcml_tune.utils.stored import Count, Finite, Stored, printable
+from dcml_tune.utils.stored import Count, Finite, Scalar, Stored, printable
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -137,6 +137,30 @@ class _Gap(Stored):
     test: Finite | None
 
 
+class _Change(Stored):
+    setting: str
+    was: Scalar = Field(alias="from")
+    to: Scalar
+
+
+class _PutBack(Stored):
+    setting: str
+    change: str
+    changes: list[_Change]
+    importance: Finite
+    pairs: Count
+    difference: Finite | None
+    low: Finite | None
+    high: Finite | None
+
+
+class _Ablation(Stored):
+    order: str
+    winner: str
+    settings: list[_PutBack]
+    lines: list[str]
+
+
 class _Verdict(Stored):
     """verdict.json, which `dcml_tune.search.verdict.verdict` returns."""
 
@@ -145,6 +169,7 @@ class _Verdict(Stored):
     lines: list[str] = Field(default_factory=list)
     comparisons: list[_Comparison] = Field(default_factory=list)
     gap: list[_Gap] = Field(default_factory=list)
+    ablation: _Ablation | None = None
 
 
 def _verdict(directory: Path, problems: list[str]) -> dict[str, Any] | None:

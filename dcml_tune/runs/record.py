@@ -50,6 +50,7 @@ class Flags(Stored):
     epoch_budget: Positive | None = None
     patience: Positive | None = None
     confirm: Count = 4
+    ablate: Count = 0
     folds: Positive | None = None
     seeds: Positive = 1
     final: str = "best"

@@ -14,7 +14,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.remains import store_tests
 from dcml_tune.runs.paths import STORES
-from dcml_tune.search.confirmation import CONTROLS
+from dcml_tune.search.confirmation import CONTROLS, FOLDS
 from dcml_tune.search.disk import CheckpointSpace, model_bytes, most_copies, refuse_full_disk
 from dcml_tune.search.gpu_probe import full_division, resolve
 from dcml_tune.tracking.checking import check_store
@@ -132,10 +132,16 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
     return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=dashboard)
 
 
-def _runs_per_later_stage(flags: SearchConfig) -> tuple[int, int]:
-    """Number of concurrent runs that one unit of the confirmation has, and that final scoring has."""
+def _runs_per_later_stage(flags: SearchConfig) -> tuple[int, int, int]:
+    """Number of concurrent runs of one unit of the confirmation, of the ablation, and of final scoring."""
     confirm = flags.confirm + len(CONTROLS) if flags.confirm else 0
-    return confirm, 1 + (1 + len(CONTROLS)) * flags.final_seeds if flags.final == "best" else 0
+    ablate = flags.ablate * _ablation_units(flags)
+    return confirm, ablate, 1 + (1 + len(CONTROLS)) * flags.final_seeds if flags.final == "best" else 0
+
+
+def _ablation_units(flags: SearchConfig) -> int:
+    """Number of units on which settings are put back, all of them at once; data may have fewer folds."""
+    return (flags.folds or FOLDS) * flags.seeds if flags.confirm else 1
 
 
 def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares) -> CheckpointSpace:
@@ -152,7 +158,9 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
         concurrent=shares.concurrent,
         planned=request.planned,
         scored=(1 + len(CONTROLS)) * flags.final_seeds if scores_test else 0,
-        shared=0 if flags.no_share else _shared_states(settings.space),
+        shared=0
+        if flags.no_share
+        else _shared_states(settings.space, max(2, _ablation_units(flags) if flags.ablate else 0)),
     )
     if flags.checkpoint_budget:
         budget = size(flags.checkpoint_budget)
@@ -163,10 +171,10 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
     return space
 
 
-def _shared_states(space: SearchSpace) -> int:
-    """Number of states that trials share at once. Two units of a confirmation run together, each with its own states."""
+def _shared_states(space: SearchSpace, units: int) -> int:
+    """Number of states that trials share at once. Units that run together, two in a confirmation, have their own states."""
     point, _ = space.published_point()
-    return min(MOST, 2 * count_states(TrialConfig(**space.whole(point)), space.domains, most=MOST))
+    return min(MOST, units * count_states(TrialConfig(**space.whole(point)), space.domains, most=MOST))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 PUBLISHED, NO_DIVISION = "published", "no division"
 CONTROLS = (PUBLISHED, NO_DIVISION)
-_FOLDS = 3  # of a confirmation, unless --folds is given
+FOLDS = 3
+"""Number of folds of a confirmation, unless --folds is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def confirmation_units(
             f"--folds {folds}: val_share={base.val_share:g} leaves {most} beside that of the search; give at most so "
             "many, or lower --val-share"
         )
-    count = min(_FOLDS if folds is None else folds, most)
+    count = min(FOLDS if folds is None else folds, most)
     if count == 0:
         return [], [f"nothing is confirmed: val_share={base.val_share:g} leaves no further classes to hold out"]
     return units(count, seeds, base.seed), []

@@ -63,13 +63,19 @@ def plan_text(plan: Plan) -> str:
 
 
 def _later_stages(plan: Plan) -> list[str]:
-    """Lines about the confirmation and final scoring."""
+    """Lines about the confirmation, the ablation and final scoring."""
     lines = []
     if plan.units:
         folds = len({unit.fold for unit in plan.units})
         lines.append(
             f"  the best {plan.config.confirm} and the controls ({', '.join(CONTROLS)}) are then compared on {folds} "
             f"further folds of classes, {len(plan.units)} seeds in all, until one is ahead"
+        )
+    if plan.ablates:
+        runs = plan.ablates * max(1, len(plan.units))
+        lines.append(
+            f"  up to {plan.ablates} settings of the winner are put back to published, one at a time, on held-out classes: "
+            f"up to {runs} runs"
         )
     if plan.scores_test:
         lines.append(

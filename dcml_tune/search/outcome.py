@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dcml_tune.runs.study import first_best
 
 if TYPE_CHECKING:
+    from dcml_tune.search.ablation import Ablation
     from dcml_tune.search.confirmation import Confirmation
     from trainables.known_trial import KnownTrial
 
@@ -32,11 +33,13 @@ class Outcome:
     """(trial, value of each metric) of the Pareto-optimal trials; empty with one metric."""
     confirmation: Confirmation | None
     """None if no trial has a value."""
+    ablation: Ablation | None = None
+    """None if nothing was put back to the published value."""
     final: Final
     ended_early: str | None
     """Why a budget ended the search or the confirmation; None if none did."""
     missing_runs: list[str]
-    """Keys of confirmation and final runs without a result."""
+    """Keys of confirmation, ablation and final runs without a result."""
 
     @property
     def failed(self) -> list[str]:

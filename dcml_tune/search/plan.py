@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcml_tune.cli.quantities import seconds
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
@@ -145,6 +146,8 @@ class Plan:
             shares_epochs=self.checkpoints.shared > 0,
             wait_s=min(Run.wait_s, (self.trial_timeout or math.inf) / 2),
         )
+        if flags.ablate and not self.ablates:
+            self.lines.append("nothing is put back: --protocol paper holds no classes out")
         if flags.prior:
             self.lines.append("prior: the published setting is the prior, strongest in the first trials")
 
@@ -156,6 +159,11 @@ class Plan:
     def keep_models(self) -> int | None:
         """Maximum number of models of ended trials that --checkpoint-budget allows; None: all."""
         return self.checkpoints.keep_models
+
+    @property
+    def ablates(self) -> int:
+        """Number of settings that are put back to the published value after the confirmation."""
+        return self.config.ablate if self.base.protocol == "held_out" else 0
 
     # -- the parts of a run ----------------------------------------------------------------------------
 
@@ -234,15 +242,20 @@ class Plan:
         need = self.checkpoints.save_bytes()
         return TrialWatchdog(directory=self.output, need=need, trial_timeout=self.trial_timeout)
 
-    def begin_stage(self, record: Record, *, searches: bool) -> None:
-        """Start the clock of a stage. The confirmation has its share of the time budget, counted in runs of all epochs.
+    def begin_stage(self, record: Record, stage: Literal["search", "confirm", "ablate"]) -> None:
+        """Start the clock of a stage. Each has its share of the time budget, counted in runs of all epochs.
 
         Args:
             record: has the seconds that were used before.
-            searches: whether the stage runs the trials.
+            stage: that begins.
         """
-        runs = (self.config.confirm + len(CONTROLS)) * len(self.units)
-        share = self.planned / (self.planned + runs) if searches else 1.0
+        runs = {
+            "search": self.planned,
+            "confirm": (self.config.confirm + len(CONTROLS)) * len(self.units),
+            "ablate": self.ablates * max(1, len(self.units)),
+        }
+        until = itertools.accumulate(runs.values())
+        share = dict(zip(runs, until, strict=True))[stage] / sum(runs.values())
         self.budget.begin_stage(share=share, elapsed_s=record.state.elapsed_s)
 
     def candidates(self, trials: list[KnownTrial]) -> list[Candidate]:

@@ -46,10 +46,16 @@ def record_verdict(plan: Plan, record: Record, tracker: Tracker, outcome: Outcom
     untrained = untrained_value(plan.metric, outcome.final)
     key = "000" if winner == PUBLISHED else winner
     found = verdict(confirmation, key, runs, {"validation": record.state.untrained, "test": untrained})
+    measured = {_metric_name(each): each["difference"] for each in found["comparisons"]}
+    if outcome.ablation is not None:
+        ablation = outcome.ablation.facts()
+        found = {**found, "lines": [*found["lines"], *ablation["lines"]], "ablation": ablation}
+        settings = [each for each in ablation["settings"] if each["difference"] is not None]
+        measured |= {f"verdict/ablation/{each['setting']}": each["difference"] for each in settings}
     write_checksummed(plan.directory / VERDICT, found)
     tracker.tags(plan.name, {"dcml.verdict": "\n".join(found["lines"]), "dcml.winner": key})
     epochs = sum(result["epoch"] for result in confirmation.results.values())
-    tracker.metrics(plan.name, epochs, {_metric_name(each): each["difference"] for each in found["comparisons"]})
+    tracker.metrics(plan.name, epochs, measured)
     tracker.artifact(plan.name, plan.directory / VERDICT)
     if (plan.output / LEDGER).exists():
         tracker.artifact(plan.name, plan.output / LEDGER)

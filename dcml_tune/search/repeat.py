@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainables.run import Role
 
 EXPERIMENT = "dcml_tune"
-_REPEATABLE = ("trial", "confirm")
+_REPEATABLE = ("trial", "confirm", "ablate")
 _COMPARED = ("val/", "paper/", "train/", "clusters/", "phase/")  # times are not compared
 _SAME, _DIFFERENT = 0, 3
 
@@ -124,7 +124,7 @@ def _find(uri: str, name: str) -> StoredRun:
         raise SettingError(f"--repeat-trial {name}: no such run in MLflow; give SEARCH/KEY{known}")
     if run.role not in _REPEATABLE:
         raise SettingError(
-            f"--repeat-trial {name}: it is a run of role {run.role or 'unknown'}; only {' and '.join(_REPEATABLE)} runs are "
+            f"--repeat-trial {name}: it is a run of role {run.role or 'unknown'}; only {', '.join(_REPEATABLE)} runs are "
             "repeated, as others score the test classes"
         )
     return run

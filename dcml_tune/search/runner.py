@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dcml_tune.runs.record import all_records
 from dcml_tune.runs.study_file import impatient
+from dcml_tune.search.ablation import ablate
 from dcml_tune.search.confirmation import CONTROLS, Candidate, Confirmation, FoldSeed, race
 from dcml_tune.search.console import print_interruption, print_outcome, print_undelivered
 from dcml_tune.search.outcome import EXIT_INCOMPLETE, UNTRAINED, Final, Outcome, best_trial
@@ -25,6 +26,7 @@ from trainables.run import run_of
 from trainables.tracking_callback import Earlier, Hooks
 
 if TYPE_CHECKING:
+    from dcml_tune.search.ablation import Ablation
     from dcml_tune.search.plan import Plan
     from trainables.run import Role
     from trainables.searcher import OptunaSearcher
@@ -86,12 +88,14 @@ class SearchRunner:
             confirmation = self._confirm(plan.candidates(trials)) if best_trial(trials) is not None else None
             if plan.units and plan.scores_test:
                 try_to_write_report(plan)
+            ablation = self._ablate(confirmation, searcher) if confirmation is not None and plan.ablates else None
             final = self._score_test(confirmation) if confirmation is not None and plan.scores_test else {}
             outcome = Outcome(
                 trials=trials,
                 planned=plan.planned,
                 pareto_front=pareto_front,
                 confirmation=confirmation,
+                ablation=ablation,
                 final=final,
                 ended_early=self.ended_early,
                 missing_runs=self.stages.missing,
@@ -154,7 +158,7 @@ class SearchRunner:
                 on_failure=searcher.set_failure_reason,
             ),
         )
-        plan.begin_stage(self.record, searches=True)
+        plan.begin_stage(self.record, "search")
         if left > 0 and plan.budget.out_of_time() is None:
             self.stages.run(
                 progress,
@@ -163,6 +167,7 @@ class SearchRunner:
                 scheduler=plan.scheduler(known),
                 num_samples=left,
                 why_over=lambda: plan.budget.why_over(progress.epochs),
+                keeps_prefixes=plan.ablates > 0 and not plan.units,
             )
         else:
             self._end_early(searcher, progress)
@@ -183,7 +188,7 @@ class SearchRunner:
     def _confirm(self, found: list[Candidate]) -> Confirmation:
         """Compare the best settings and the controls on further folds; without units, return the best of the search."""
         plan = self.plan
-        plan.begin_stage(self.record, searches=False)
+        plan.begin_stage(self.record, "confirm")
         if plan.units:
             print(f"\n{len(found)} settings are compared on further held-out classes: {', '.join(c.name for c in found)}",
                   flush=True)  # fmt: skip
@@ -203,6 +208,13 @@ class SearchRunner:
         )
         self.ended_early = self.ended_early or (plan.budget.out_of_time() if plan.units else None)
         return confirmation
+
+    def _ablate(self, confirmation: Confirmation, searcher: OptunaSearcher) -> Ablation:
+        """Put the winner's most important settings back to the published value, one at a time, and measure that."""
+        self.plan.begin_stage(self.record, "ablate")
+        found = ablate(self.plan, self.stages, confirmation, searcher)
+        self.ended_early = self.ended_early or self.plan.budget.out_of_time()
+        return found
 
     def _score_test(self, confirmation: Confirmation) -> Final:
         """Train winner and controls on all training classes; score them and the untrained network, each run once."""

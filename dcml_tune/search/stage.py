@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from trainables.tracking_callback import Earlier, Hooks, Progress
 from trainables.tuner import run_trials
 
 if TYPE_CHECKING:
+    from dcml_tune.config.trial import TrialConfig
     from dcml_tune.runs.record import Record
     from dcml_tune.search.plan import Plan
     from dcml_tune.tracking import Tracker
@@ -48,14 +49,25 @@ class StageRunner:
         self._before = record.state.elapsed_s
 
     def run_missing(
-        self, runs: list[dict[str, Any]], why_over: Callable[[], str | None] = lambda: None
+        self,
+        runs: list[dict[str, Any]],
+        why_over: Callable[[], str | None] = lambda: None,
+        others: Sequence[TrialConfig] = (),
     ) -> dict[str, dict[str, Any]]:
-        """Run what has no result yet, from this process or an earlier one; returns key -> what the run measured."""
+        """Run what has no result yet, from this process or an earlier one; returns key -> what the run measured.
+
+        Args:
+            runs: their dictionaries.
+            why_over: returns why no more are run, or None.
+            others: configurations of earlier trials, whose states may still be there.
+        """
         plan, known = self.plan, self.plan.runs.results(runs)
         missing = [run for run in runs if run_of(run).key not in known]
         if missing and why_over() is None:
             progress = self.new_progress(len(missing))
-            self.run(progress, param_space=pack_list(plan.runs.sharing(missing)), num_samples=1, why_over=why_over)
+            self.run(
+                progress, param_space=pack_list(plan.runs.sharing(missing, others)), num_samples=1, why_over=why_over
+            )
             known = plan.runs.results(runs)
             if reason := why_over():
                 progress.interrupt(reason)
@@ -63,8 +75,22 @@ class StageRunner:
             self.missing += [run_of(run).key for run in runs if run_of(run).key not in known]
         return known
 
-    def run(self, progress: Progress, *, then: Callable[[], None] = lambda: None, **tuning: Any) -> None:
-        """Let Ray run trials, call `then`, and record how long they ran."""
+    def run(
+        self,
+        progress: Progress,
+        *,
+        then: Callable[[], None] = lambda: None,
+        keeps_prefixes: bool = False,
+        **tuning: Any,
+    ) -> None:
+        """Let Ray run trials, call `then`, and record how long they ran.
+
+        Args:
+            progress: callback of the stage.
+            then: called when the trials have ended.
+            keeps_prefixes: whether the states that trials share are kept for the next stage.
+            tuning: arguments of `trainables.tuner.run_trials`.
+        """
         plan, self.progress = self.plan, progress
         self._stages += 1
         name = f"process-{self.record.state.processes:02d}-{self._stages}"
@@ -77,14 +103,16 @@ class StageRunner:
                 **tuning,
             )
             then()
-            self._remove_prefixes()  # not after an interruption: a resume goes on with them
+            if not keeps_prefixes:
+                self.remove_prefixes()  # not after an interruption: a resume goes on with them
         finally:
             progress.close()
             self._before, self._started = self.elapsed(), None
             with suppress(OSError):  # a full disk
                 self.record.update(elapsed_s=self._before)
 
-    def _remove_prefixes(self) -> None:
+    def remove_prefixes(self) -> None:
+        """Remove the states that the trials of a stage shared."""
         if (prefixes := self.plan.runs.prefixes) is not None:
             shutil.rmtree(prefixes, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,11 @@ class TrialRuns:
         run = self._run_of(key, "confirm", candidate)
         return pack({**candidate.config, "fold": unit.fold, "seed": unit.seed}, run)
 
+    def ablate_run(self, candidate: Candidate, unit: FoldSeed, slug: str) -> dict[str, Any]:
+        """Return the dictionary of a run that measures the winner with a setting put back; `slug` is a part of its key."""
+        run = self._run_of(f"ablate-{slug}-fold-{unit.fold}-seed-{unit.seed}", "ablate", candidate)
+        return pack({**candidate.config, "fold": unit.fold, "seed": unit.seed}, run)
+
     def final_run(self, candidate: Candidate, role: Role, number: int, until: int | None) -> dict[str, Any]:
         """Return the dictionary of a run that trains a setting on all training classes and scores the test classes.
 
@@ -92,15 +98,20 @@ class TrialRuns:
     def _run_of(self, key: str, role: Role, candidate: Candidate, **changes: Any) -> Run:
         return self.run(key=key, role=role, setting=candidate.name, directory=str(self.directory / key), **changes)
 
-    def sharing(self, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the dictionaries of runs that are made in one stage, so that they share epochs with each other."""
+    def sharing(self, runs: list[dict[str, Any]], others: Sequence[TrialConfig] = ()) -> list[dict[str, Any]]:
+        """Return the dictionaries of runs that are made in one stage, so that they share epochs with each other.
+
+        Args:
+            runs: their dictionaries.
+            others: configurations of earlier trials, with which they share epochs, too.
+        """
         if self.prefixes is None:
             return runs
         configs = [TrialConfig(**unpack(run)[0]) for run in runs]
         shared = []
         for run, config in zip(runs, configs, strict=True):
             settings, how = unpack(run)
-            shares = () if how.role == "untrained" else shared_with(config, configs)
+            shares = () if how.role == "untrained" else shared_with(config, [*configs, *others])
             shared.append(pack(settings, replace(how, prefixes=str(self.prefixes), shares=shares)))
         return shared
 

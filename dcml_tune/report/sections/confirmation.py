@@ -15,7 +15,7 @@ from dcml_tune.runs.results import read_result
 from dcml_tune.utils.files import CorruptFileError
 
 _MOST_LINES = 100  # lines of the ledger that are shown
-_NOT_SCORED = ("search", "trial", "confirm", "")  # roles of runs that do not score the test classes
+_NOT_SCORED = ("search", "trial", "confirm", "ablate", "")  # roles of runs that do not score the test classes
 
 
 def confirmation(search: SearchData, album: Album) -> Section:
