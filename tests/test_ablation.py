@@ -142,7 +142,13 @@ def rated(count):
             trial.set_user_attr(KEY, f"{number:03d}")
         trial.report(value, 1)
         study.tell(trial, value)
-    return importance(study.trials, list(SPACE.domains), whole=SPACE.whole, winner=WINNER, published=SPACE.published)
+    return importance(
+        study.trials,
+        list(SPACE.domains),
+        settings=lambda trial: SPACE.whole(trial.params),
+        winner=WINNER,
+        published=SPACE.published,
+    )
 
 
 @pytest.mark.parametrize(("count", "method"), [(60, "PED-ANOVA of 59 trials"), (9, "difference of means of 8 trials")])

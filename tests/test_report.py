@@ -55,6 +55,17 @@ VERDICT = {
         {"setting": "winner", "validation": 0.713, "test": 0.509},
         {"setting": "untrained", "validation": None, "test": 0.412},
     ],
+    "ablation": {
+        "order": "difference of means of 3 trials", "winner": "002", "lines": [],
+        "settings": [
+            {"setting": "nb_clusters", "change": "nb_clusters 2 -> 4", "importance": 0.1, "pairs": 3,
+             "changes": [{"setting": "nb_clusters", "from": 2, "to": 4}, {"setting": "mod_epoch", "from": 3, "to": 2}],
+             "difference": -0.021, "low": -0.03, "high": -0.012},
+            {"setting": "init_method", "change": "init_method pca -> none", "importance": 0.0, "pairs": 1,
+             "changes": [{"setting": "init_method", "from": "pca", "to": None}],
+             "difference": -0.04, "low": None, "high": None},
+        ],
+    },
 }  # fmt: skip
 ALWAYS = {"best-over-trials", "best-over-time", "learning-curves", "importance", "slices", "parallel"}
 
@@ -204,7 +215,7 @@ def test_all_figures_are_files_too(whole):
     names = {file.stem for file in place.glob("*.png")}
     assert names == ALWAYS | {
         "forest", "nmi", "left-out", "largest-smallest", "cluster-sizes", "mask-overlap", "masks", "neighbours", "clusters",
-        "confirmation",
+        "confirmation", "ablation",
     }  # fmt: skip
     for name in names:
         assert len(np.unique(np.asarray(Image.open(place / f"{name}.png").convert("L")))) > 10
@@ -243,6 +254,8 @@ def test_the_page_needs_no_network(whole):
         "4 of 4 have ended (1 pruned, 1 failed, 0 running)",
         "<td>published</td><td>held-out classes</td><td>5</td><td>+3.1</td><td>+1.2 to +5.0</td>",
         "<td>no division</td><td>test classes</td><td>1</td><td>-0.4</td><td>\N{EN DASH}</td><td>23</td>",
+        "<td>nb_clusters 2 -&gt; 4</td><td>mod_epoch 3 -&gt; 2</td><td>3</td><td>-2.1</td><td>-3.0 to -1.2</td>",
+        "<td>init_method pca -&gt; none</td><td>\N{EN DASH}</td><td>1</td><td>-4.0</td><td>\N{EN DASH}</td>",
         "<td>winner</td><td>71.3 %</td><td>50.9 %</td><td>+20.4</td>",
         "&lt;b&gt;it is&lt;/b&gt;",  # what others wrote is not HTML
         "<td>000 (published)</td>",

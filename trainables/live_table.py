@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dcml_tune.cli.quantities import brief
+from dcml_tune.cli.quantities import DIFFERENCES, MOST_COLUMNS, brief, differences
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.study import first_best
@@ -26,11 +26,6 @@ RowState = Literal["running", "again", "interrupted", "done", "pruned", "failed"
 
 ENDED = ("failed", "done", "pruned")
 """States of trials that have ended."""
-
-MOST_COLUMNS = 6
-"""Largest number of searched settings that have a column each."""
-
-_DIFFERENCES = ("differs from the published setting",)
 
 _FRAME = 9  # lines of the table that are no trials: title, column names, rules, caption
 
@@ -86,9 +81,13 @@ class TrialRow:
         """Phase of the trial's last epoch."""
         return EpochPlan.at(max(0, self.epoch - 1), self._config).phase
 
+    def value(self, name: str) -> Any:
+        """Return the value of a setting."""
+        return self.settings.get(name, getattr(self._config, name))
+
     def shown(self, name: str) -> str:
         """Return the value of a setting as text."""
-        return brief(self.settings.get(name, getattr(self._config, name)))
+        return brief(self.value(name))
 
     @cached_property
     def _config(self) -> TrialConfig:
@@ -198,7 +197,7 @@ class LiveTable:
         for column in ("trial", *columns, "epoch", "phase", "last", "best", "state"):
             table.add_column(column, no_wrap=column in ("trial", "epoch", "last", "best"))
         for key, row in shown:
-            cells = [row.shown(name) for name in columns] if columns != _DIFFERENCES else [self._differences(row)]
+            cells = [row.shown(name) for name in columns] if columns != (DIFFERENCES,) else [self._differences(row)]
             state = row.state + (f": {row.reason}" if row.reason else "")
             cells += [f"{row.epoch}/{row.epochs}", row.phase, _percent(row.last), _percent(row.best), state]
             table.add_row(*map(printable, [key, *cells]))
@@ -207,13 +206,11 @@ class LiveTable:
     @property
     def _columns(self) -> tuple[str, ...]:
         varied = self.options.varied
-        return varied if len(varied) <= MOST_COLUMNS else _DIFFERENCES
+        return varied if len(varied) <= MOST_COLUMNS else (DIFFERENCES,)
 
     def _differences(self, row: TrialRow) -> str:
         """Return the searched values of a trial that differ from those of the published point."""
-        values = {name: row.shown(name) for name in self.options.varied}
-        differ = {name: value for name, value in values.items() if value != brief(self.options.published.get(name))}
-        return " ".join(f"{name}={value}" for name, value in differ.items())
+        return differences({name: row.value(name) for name in self.options.varied}, self.options.published)
 
     def _shown(self, most: int | None) -> list[tuple[str, TrialRow]]:
         rows = sorted(self.rows.items(), key=lambda each: each[0])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dcml_tune.config.errors import SettingError
@@ -174,3 +174,21 @@ def brief(value: Any) -> str:
         ('0.01235', '4', 'margin')
     """
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+MOST_COLUMNS = 6
+"""Largest number of settings that have a column each in a table of trials; more share a column of those that differ."""
+
+DIFFERENCES = "differs from the published setting"
+"""Title of that column."""
+
+
+def differences(settings: Mapping[str, Any], published: Mapping[str, Any]) -> str:
+    """The settings of a trial whose value, as a table shows it, differs from the published one.
+
+    Example:
+        >>> differences({"nb_clusters": 4, "masking_lambda": 0.5}, {"nb_clusters": 4, "masking_lambda": 0.01})
+        'masking_lambda=0.5'
+    """
+    shown = {name: brief(value) for name, value in settings.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items() if value != brief(published.get(name)))

@@ -19,13 +19,14 @@ from dcml_tune.models.embedder import best_model
 from dcml_tune.report.page import NOTHING
 from dcml_tune.runs.paths import TRIALS
 from dcml_tune.runs.record import Record
-from dcml_tune.runs.study import SHARED_EPOCHS, first_best
+from dcml_tune.runs.study import KEY, SHARED_EPOCHS, first_best
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
+    from dcml_tune.runs.importance import Importance
     from dcml_tune.tracking.reading import StoredRun
 
 PUBLISHED = "000"
@@ -173,7 +174,7 @@ class SearchData:
         import optuna
 
         made = optuna.create_study(direction="maximize")
-        drawn = {} if not whole else self._distributions()
+        drawn: dict[str, BaseDistribution] = {} if not whole else self._distributions()
         for trial in self.ended:
             frozen = trial.frozen
             settings = {**{name: getattr(trial.config, name) for name in drawn}, **frozen.params}
@@ -194,23 +195,34 @@ class SearchData:
             )
         return made
 
+    def importance(self) -> Importance:
+        """The importance of the settings that vary, for the best trial."""
+        from dcml_tune.runs.importance import importance
+
+        configs = {trial.key: trial.config.model_dump() for trial in self.ended}
+        return importance(
+            [trial.frozen for trial in self.ended],
+            self.varied,
+            settings=lambda frozen: configs[frozen.user_attrs[KEY]],
+            winner={} if self.best is None else self.best.config.model_dump(),
+            published=self.published_point,
+        )
+
+    @property
+    def published_point(self) -> dict[str, Any]:
+        """The settings of trial 0; of a search without it, the published ones."""
+        first = next((trial for trial in self.trials if trial.key == PUBLISHED), None)
+        return self.published if first is None else first.config.model_dump()
+
     def _distributions(self) -> dict[str, BaseDistribution]:
         """For each sampled setting a distribution that holds the values of all ended trials."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+        from dcml_tune.runs.importance import common_distribution
 
         found: dict[str, BaseDistribution] = {}
         for name in dict.fromkeys(name for trial in self.ended for name in trial.frozen.params):
             drawn = [trial.frozen.distributions[name] for trial in self.ended if name in trial.frozen.params]
             values = [trial.settings.get(name, getattr(trial.config, name)) for trial in self.ended]
-            first = drawn[-1]
-            if isinstance(first, CategoricalDistribution):
-                found[name] = CategoricalDistribution(tuple(dict.fromkeys([*first.choices, *values])))
-            elif isinstance(first, IntDistribution):
-                low, high = min([first.low, *values]), max([first.high, *values])
-                found[name] = IntDistribution(low, high, log=first.log and low > 0)
-            elif isinstance(first, FloatDistribution):
-                low, high = min([first.low, *values]), max([first.high, *values])
-                found[name] = FloatDistribution(low, high, log=first.log and low > 0)
+            found[name] = common_distribution(drawn, values)
         return found
 
 

@@ -37,14 +37,15 @@ class Importance:
     method: str
     """How it was computed, in words."""
     label: str
-    """Title of an axis."""
+    """Title of an axis that shows the importance times `scale`."""
+    scale: float
 
 
 def importance(
     trials: Iterable[FrozenTrial],
     names: Sequence[str],
     *,
-    whole: Callable[[dict[str, Any]], Mapping[str, Any]],
+    settings: Callable[[FrozenTrial], Mapping[str, Any]],
     winner: Mapping[str, Any],
     published: Mapping[str, Any],
 ) -> Importance:
@@ -53,7 +54,7 @@ def importance(
     Args:
         trials: of the study.
         names: the settings to rate.
-        whole: returns all settings of a trial, given those that were sampled.
+        settings: returns all settings of a trial, those included that it did not vary.
         winner: settings of the best trial.
         published: settings of the published point.
     """
@@ -63,14 +64,16 @@ def importance(
             of=_sorted(_ped_anova(ended, names)),
             method=f"PED-ANOVA of {len(ended)} trials",
             label="importance (PED-ANOVA, share of 1)",
+            scale=1.0,
         )
-    settings = [({**whole(trial.params)}, value) for trial, value in ended]
+    known = [(settings(trial), value) for trial, value in ended]
     scales = {name: _is_log([trial for trial, _ in ended], name) for name in names}
-    found = {name: _advantage(settings, name, winner, published, log=scales[name]) for name in names}
+    found = {name: _advantage(known, name, winner, published, log=scales[name]) for name in names}
     return Importance(
         of=_sorted(found),
         method=f"difference of means of {len(ended)} trials",
         label="trials with the winner's value, minus others (points)",
+        scale=100.0,
     )
 
 
@@ -129,7 +132,7 @@ def _is_log(trials: list[FrozenTrial], name: str) -> bool:
 
 
 def _advantage(
-    settings: list[tuple[dict[str, Any], float]],
+    known: list[tuple[Mapping[str, Any], float]],
     name: str,
     winner: Mapping[str, Any],
     published: Mapping[str, Any],
@@ -139,7 +142,7 @@ def _advantage(
     """Mean of the trials whose value is nearer to the winner's than to the published one, minus that of the others."""
     ours, theirs = winner.get(name), published.get(name)
     sides: dict[bool, list[float]] = {True: [], False: []}
-    for config, value in settings:
+    for config, value in known:
         sides[_is_nearer(config.get(name), ours, theirs, log=log)].append(value)
     return fmean(sides[True]) - fmean(sides[False]) if sides[True] and sides[False] else 0.0
 

@@ -118,7 +118,7 @@ def ablate(plan: Plan, stages: StageRunner, confirmation: Confirmation, searcher
     rated = importance(
         searcher.study.get_trials(deepcopy=False),
         list(plan.space.domains),
-        whole=plan.space.whole,
+        settings=lambda trial: plan.space.whole(trial.params),
         winner=known.winner.config,
         published=published,
     )

@@ -13,8 +13,7 @@ def test_a_killed_ablation_repeats_no_run(cheap):
     """Killed after one of its runs has ended: a resume runs the others, and the verdict has all of them."""
     process = cheap.start("--num-samples", 3, "--scheduler", "none", "--ablate", 2)
     cheap.wait_for("put back to published, one at a time: ", process, 200)
-    while "ablate-" not in (said := process.log.read_text()) or said.count("ablate-") < 6:
-        assert process.poll() is None, said
+    cheap._wait(lambda: process.log.read_text().count("ablate-") >= 6, process, 200)
     process.send_signal(signal.SIGKILL)
     process.wait()
     status, said = cheap.resume()

@@ -13,16 +13,19 @@ from optuna.study import Study, create_study
 from optuna.trial import TrialState, create_trial
 from optuna.visualization.matplotlib import (
     plot_parallel_coordinate,
-    plot_param_importances,
     plot_pareto_front,
     plot_slice,
 )
 
-from dcml_tune.cli.quantities import brief
-from dcml_tune.report.figures import SIZE, Album, in_percent
+from dcml_tune.cli.quantities import DIFFERENCES, MOST_COLUMNS, brief, differences
+from dcml_tune.report.figures import SIZE, Album, axes, in_percent
 from dcml_tune.report.page import Figure, Part, Section, Table, percent
 from dcml_tune.report.search_data import PUBLISHED, SearchData
+from dcml_tune.runs.importance import Importance
 from dcml_tune.runs.study import KEY, direction
+
+_MOST_BARS, _MOST_DRAWN = 10, 6
+"""Largest numbers of settings in the figure of the importance, and in each other figure: the most important ones."""
 
 
 def settings(search: SearchData, album: Album) -> Section:
@@ -37,18 +40,22 @@ def settings(search: SearchData, album: Album) -> Section:
             f"{len(search.ended)} have ended."
         )
         return section
-    whole = search.study(whole=True)
-    for draw, study in ((_importance, whole), (_slices, search.study()), (_parallel, whole)):
-        _add(section, draw, search, study, album)
+    rated = search.importance()
+    section.parts.append(_importance(search, rated, album))
+    names = search.varied if len(search.varied) <= _MOST_DRAWN else list(rated.of)[:_MOST_DRAWN]
+    for draw, study in ((_slices, search.study()), (_parallel, search.study(whole=True))):
+        _add(section, draw, search, study, names, album)
     return section
 
 
-def _add(section: Section, draw: Callable[..., Figure], search: SearchData, study: Study, album: Album) -> None:
+def _add(
+    section: Section, draw: Callable[..., Figure], search: SearchData, study: Study, names: list[str], album: Album
+) -> None:
     """Add a figure that Optuna draws, or a sentence that says why it cannot be drawn."""
     try:
         with warnings.catch_warnings():  # a setting that few trials have may have a single value in them
             warnings.filterwarnings("ignore", message="Attempting to set identical")
-            section.parts.append(draw(search, study, album))
+            section.parts.append(draw(search, study, names, album))
     except Exception as error:  # too few trials for the evaluator, or values that cannot be ordered
         section.say(f"{(draw.__doc__ or '').split(',')[0]} cannot be drawn: {' '.join(str(error).split())}.")
 
@@ -76,24 +83,25 @@ def _fronts(search: SearchData, album: Album) -> list[Part]:
     return parts
 
 
-def _importance(search: SearchData, study: Study, album: Album) -> Figure:
-    """The importance of the settings, by Optuna's evaluator."""
-    drawn = plot_param_importances(study, params=search.varied)
-    drawn.get_figure(root=True).set_size_inches(SIZE[0], 1.5 + 0.5 * len(search.varied))  # type: ignore[union-attr]
-    drawn.get_legend().remove()  # type: ignore[union-attr]
-    drawn.set_xlabel(f"importance for {search.metric} (share of 1)")
+def _importance(search: SearchData, rated: Importance, album: Album) -> Figure:
+    """The importance of the settings, the largest first."""
+    bars = list(rated.of.items())[:_MOST_BARS]
+    drawn = axes(height=1.5 + 0.5 * len(bars))
+    drawn.barh([name for name, _ in bars], [rated.scale * value for _, value in bars], color="C1")
+    drawn.invert_yaxis()
+    drawn.set_xlabel(f"{rated.label}, for {search.metric}")
     drawn.set_ylabel("setting")
+    others = f" The {len(rated.of) - len(bars)} others are smaller." if len(rated.of) > len(bars) else ""
     caption = (
         f"Look for the longest bar: this setting explains most of the difference between the {len(search.ended)} trials that "
-        "ended. With fewer than about twenty trials it is no more than a hint. Where a condition kept a setting from varying, "
-        "the value that the trial had counts."
+        f"ended. With fewer than about twenty trials it is no more than a hint.{others}"
     )
     return album.keep(drawn, "importance", title="Importance of the settings", caption=caption)
 
 
-def _slices(search: SearchData, study: Study, album: Album) -> Figure:
+def _slices(search: SearchData, study: Study, names: list[str], album: Album) -> Figure:
     """The slices, one for each setting."""
-    found = plot_slice(study, params=search.varied, target_name=search.metric)
+    found = plot_slice(study, params=names, target_name=search.metric)
     several = cast("list[Axes]", np.atleast_1d(cast(Any, found)).tolist())
     number = next((place for place, trial in enumerate(search.ended) if trial.key == PUBLISHED), None)
     for each in several:
@@ -118,9 +126,9 @@ def _mark(drawn: Axes, number: int) -> None:
             drawn.plot(*place, marker="*", markersize=16, color="tab:red", markeredgecolor="white", zorder=5)
 
 
-def _parallel(search: SearchData, study: Study, album: Album) -> Figure:
+def _parallel(search: SearchData, study: Study, names: list[str], album: Album) -> Figure:
     """The parallel coordinates, a line for each trial."""
-    drawn = plot_parallel_coordinate(study, params=search.varied, target_name=search.metric)
+    drawn = plot_parallel_coordinate(study, params=names, target_name=search.metric)
     drawn.get_figure(root=True).set_size_inches(SIZE[0] + 1, SIZE[1] + 0.5)  # type: ignore[union-attr]
     in_percent(drawn.yaxis)
     in_percent(drawn.collections[0].colorbar.ax.yaxis)  # type: ignore[union-attr]
@@ -136,17 +144,26 @@ def _parallel(search: SearchData, study: Study, album: Album) -> Figure:
 
 
 def _table(search: SearchData) -> Table:
-    """All trials, best first."""
+    """All trials, best first; of many settings only those that differ from the published point."""
     names = search.varied or list(dict.fromkeys(name for trial in search.trials for name in trial.settings))
     trials = sorted(search.trials, key=lambda trial: -(trial.best or 0.0))
+    columns, published = names, search.published_point
+    if len(names) > MOST_COLUMNS:
+        columns = [DIFFERENCES]
     rows = [
         [
             trial.key + (" (published)" if trial.key == PUBLISHED else ""),
-            *(brief(trial.settings.get(name, "")) for name in names),
+            *(
+                [brief(trial.settings.get(name, "")) for name in names]
+                if columns is names
+                else [differences({name: getattr(trial.config, name) for name in names}, published)]
+            ),
             f"{trial.epochs} of {trial.config.nb_epochs}",
             percent(trial.best),
             trial.state,
         ]
         for trial in trials
     ]
-    return Table(title="Trials, the best first", columns=["trial", *names, "epochs", search.metric, "state"], rows=rows)
+    return Table(
+        title="Trials, the best first", columns=["trial", *columns, "epochs", search.metric, "state"], rows=rows
+    )
