@@ -18,6 +18,7 @@ from trainables.known_trial import KnownTrial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 METRIC = "val/recall_at_1"
+ONE, TWO = FoldSeed(1, 1), FoldSeed(2, 2)
 DATASETS = ["cub", "cars", "sop", "inshop", "vid", "emoji", "folder"]
 
 
@@ -185,7 +186,7 @@ def confirmed(units):
 
 
 def ablation(values, **changes):
-    found = reference(confirmed([FoldSeed(1, 1), FoldSeed(2, 2)]), [], FoldSeed(0, 0))
+    found = reference(confirmed([ONE, TWO]), [], FoldSeed(0, 0))
     reverted = [put_back("criterion", "arcface", "margin"), put_back("init_method", "pca", None)]
     given = {"reversions": reverted, "reference": found, "method": "PED-ANOVA of 20 trials", "left_out": []}
     return Ablation(values=values, **(given | changes))
@@ -193,8 +194,8 @@ def ablation(values, **changes):
 
 def test_lines_have_intervals_where_there_are_two_runs():
     """One line each, in points, and the same facts as JSON."""
-    winner = {"one": 0.6, "two": 0.7}
-    found = ablation({"001": winner, "criterion": {"one": 0.578, "two": 0.680}, "init_method": {"one": 0.56}})
+    winner = {ONE: 0.6, TWO: 0.7}
+    found = ablation({"001": winner, "criterion": {ONE: 0.578, TWO: 0.680}, "init_method": {ONE: 0.56}})
     head, first, second = found.lines()
     assert head.startswith("trial 001 with one setting put back to published, minus trial 001 as it is")
     assert "by PED-ANOVA of 20 trials" in head
@@ -209,7 +210,7 @@ def test_lines_have_intervals_where_there_are_two_runs():
 def test_one_run_each_has_no_interval_and_a_failed_one_no_value():
     """Both are said; so is what was not put back."""
     found = ablation(
-        {"001": {"one": 0.6}, "criterion": {"one": 0.58}, "init_method": {}}, left_out=["base_lr: not put back"]
+        {"001": {ONE: 0.6}, "criterion": {ONE: 0.58}, "init_method": {}}, left_out=["base_lr: not put back"]
     )
     _, *lines = found.lines()
     assert lines == [
@@ -217,7 +218,7 @@ def test_one_run_each_has_no_interval_and_a_failed_one_no_value():
         "init_method pca -> none: no result: its run failed",
         "base_lr: not put back",
     ]
-    assert ablation({"001": {"one": 0.6}}, reversions=[]).lines() == [
+    assert ablation({"001": {ONE: 0.6}}, reversions=[]).lines() == [
         "nothing is put back: trial 001 differs from the published setting in nothing that has an effect"
     ]
 

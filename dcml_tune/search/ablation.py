@@ -48,7 +48,7 @@ class Ablation:
     """What an ablation has measured."""
 
     reversions: list[Reversion]
-    values: dict[str, dict[str, float]]
+    values: dict[str, dict[FoldSeed, float]]
     """Setting that was put back, or the name of the winner -> unit -> value."""
     reference: Reference
     method: str
@@ -213,7 +213,7 @@ def _same(candidate: Candidate, known: Reference) -> str:
 
 def _values(
     confirmation: Confirmation, known: Reference, found: list[Reversion], results: Measured
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[FoldSeed, float]]:
     """Name -> unit -> value, as the confirmation values a run or, without one, by the best epoch, as the search does."""
     winner = known.winner
     if known.is_confirmed:
@@ -221,6 +221,6 @@ def _values(
         return replace(confirmation, candidates=compared, results=results, dropped={}).values
     measure = f"{confirmation.metric}_best"
     return {
-        name: {str(unit): float(results[name, unit][measure]) for unit in known.units if (name, unit) in results}
+        name: {unit: float(results[name, unit][measure]) for unit in known.units if (name, unit) in results}
         for name in (winner.name, *(each.setting for each in found))
     }
