@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
-from dcml_tune.search.statistics import Comparison, pairs_needed
+from dcml_tune.search.confirmation import FoldSeed
+from dcml_tune.search.statistics import Comparison, Noise
 
 
 def drawn(effects, units, *, noise=0.01, seed=0, missing=()):
@@ -54,7 +55,6 @@ def test_one_unit_has_no_interval():
     """And nothing is beaten by it."""
     found = Comparison({"a": {"u": 0.9}, "b": {"u": 0.1}})
     assert found.difference("a", "b").found == "one pair: no interval"
-    assert found.difference("a", "b").needed is None
     assert found.beaten(1) == []
     assert Comparison({}).best is None
     assert Comparison({"a": {"u": 0.9}}).beaten(1) == []
@@ -82,39 +82,100 @@ def test_a_race_seldom_drops_the_best():
     assert Comparison(drawn({"a": 0.1, "b": 0.1, "c": 0.0}, 2, noise=0.002)).beaten(3) == ["c"]
 
 
-@pytest.mark.parametrize(("effect", "pairs"), [(1.0, 10), (0.5, 34), (0.2, 199), (2.0, 5)])
-def test_pairs_that_are_needed(effect, pairs):
-    """As tables of the paired t-test at 5 % with 80 % power have it (two-sided)."""
-    assert abs(pairs_needed(effect, 1.0) - pairs) <= 1
-    assert pairs_needed(-effect, 1.0) == pairs_needed(effect, 1.0)
+def on_folds(effects, seeds, *, interaction=0.005, noise=0.006, seed=0):
+    """Values of settings on folds with these numbers of seeds, which may differ between settings."""
+    rng = np.random.default_rng(seed)
+    levels, found = rng.normal(0.5, 0.025, len(seeds)), {}
+    for name, effect in effects.items():
+        found[name] = {}
+        for fold, (level, count) in enumerate(zip(levels, seeds, strict=True), 1):
+            own = rng.normal(0, interaction)
+            drawn = effect + level + own + rng.normal(0, noise, count)
+            found[name] |= {FoldSeed(fold, number): float(value) for number, value in enumerate(drawn)}
+    return found
 
 
-def test_pairs_that_are_needed_at_the_ends():
-    """No difference needs endlessly many, one without noise two."""
-    assert pairs_needed(0.0, 1.0) is None
-    assert pairs_needed(1e-4, 1.0) is None
-    assert pairs_needed(0.1, 0.0) == 2
+def test_seeds_are_averaged_within_a_fold():
+    """The paired t-test over folds; seeds on one fold are one unit, and have no interval."""
+    values = on_folds({"a": 0.01, "b": 0.0}, [3, 3, 3, 3])
+    means = [[np.mean([v for u, v in units.items() if u.fold == f]) for f in range(1, 5)] for units in values.values()]
+    found = Comparison(values).difference("a", "b")
+    assert (found.low, found.high) == pytest.approx(ttest_rel(*means).confidence_interval(0.95))
+    assert (found.pairs, found.freedom) == (4, pytest.approx(3))
+    one = Comparison(on_folds({"a": 0.3, "b": 0.0}, [6]))
+    assert (one.difference("a", "b").found, one.lower_end("a", "b"), one.beaten(1)) == (
+        "one pair: no interval",
+        None,
+        [],
+    )
+
+
+@pytest.mark.parametrize("seeds", [[2, 2, 2], [4, 1, 1, 1], [3, 3, 1, 1, 1, 1]])
+@pytest.mark.parametrize("interaction", [0.0, 0.01])
+def test_intervals_over_folds_hold_what_they_say(seeds, interaction):
+    """Also where numbers of seeds differ (Satterthwaite), and with three settings."""
+    missed = [
+        Comparison(on_folds(dict.fromkeys("abc", 0.0), seeds, interaction=interaction, seed=seed)).difference("a", "b")
+        for seed in range(500)
+    ]
+    assert 0.02 < np.mean([each.found != "no difference found" for each in missed]) < 0.08
+
+
+def test_the_lower_end_holds_for_whichever_setting_was_chosen():
+    """Of 2,000 winners of six equal settings at most one in forty is ahead of the control; an ordinary t finds more."""
+    names, ahead, ordinary = "abcdef", [], []
+    for seed in range(2000):
+        found = Comparison(drawn(dict.fromkeys(names, 0.0), 4, seed=seed))
+        if found.best != "f":
+            end = found.lower_end(found.best, "f")
+            ahead.append(end.low > 0)
+            assert (end.p < 0.025) == (end.low > 0)
+            ordinary.append(found.difference(found.best, "f").low > 0)
+    assert np.sum(ahead) / 2000 < 0.025 + 3 * 0.0035
+    assert np.sum(ordinary) / 2000 > 0.06
+
+
+def test_which_settings_may_be_the_best():
+    """Hsu's set contains the best of six in 95 % of cases, and not one that is far behind."""
+    effects = {"a": 0.005, **dict.fromkeys("bcde", 0.0), "f": -0.1}
+    held = []
+    for seed in range(500):
+        found = Comparison(drawn(effects, 3, seed=seed))
+        held.append("a" in [found.best, *found.not_told_from(found.best)])
+        assert "f" not in found.not_told_from(found.best)
+    assert np.mean(held) > 0.95 - 3 * 0.01
+
+
+def test_more_seeds_are_judged_by_the_noise_of_the_first():
+    """Stein's two stages: the mean is that of all seeds, the noise that of the first."""
+    values = drawn({"a": 0.02, "b": 0.0}, 12)
+    first = Comparison({name: dict(list(units.items())[:4]) for name, units in values.items()})
+    found = Comparison(values, noise=first.noise).difference("a", "b")
+    assert found.mean == pytest.approx(Comparison(values).difference("a", "b").mean)
+    assert (found.freedom, found.error) == (pytest.approx(3), pytest.approx(first.noise.sd * np.sqrt(2 / 12)))
+    assert Comparison(values, noise=Noise(sd=0.01, freedom=5)).noise.sd == 0.01
 
 
 def test_equal_settings_are_never_better():
     """Whatever the values are, rounding finds no difference between equal ones, and drops nobody."""
     rng = np.random.default_rng(0)
-    for _ in range(2000):
+    for _ in range(500):
         units = {f"u{number}": value for number, value in enumerate(rng.random(rng.integers(2, 7)))}
         found = Comparison({"a": units, "b": dict(units)})
         difference = found.difference("a", "b")
-        assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
-        assert (difference.found, difference.needed) == ("no difference found", None)
+        assert (difference.mean, difference.low, difference.high) == (0.0, None, None)
+        assert (difference.p, difference.interval(0.1), found.lower_end("a", "b")) == (None, None, None)
         assert (found.best, found.beaten(3)) == ("a", [])
         assert Comparison({"b": units, "a": dict(units)}).best == "b"
 
 
-def test_a_difference_of_one_image_is_found():
-    """Where nothing else differs: one of a hundred million."""
+def test_a_difference_without_spread_has_no_interval():
+    """One more image of a hundred million on each unit: rounding is no measure of how much settings vary."""
     one = {f"u{number}": number / 7 for number in range(4)}
     found = Comparison({"a": {unit: value + 1e-8 for unit, value in one.items()}, "b": one})
-    assert found.difference("a", "b").found == "better"
-    assert found.beaten(1) == ["b"]
+    assert found.difference("a", "b").found == "no spread: no interval"
+    assert found.best == "a"
+    assert found.beaten(1) == []
 
 
 def test_settings_that_share_no_unit_are_not_compared():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -120,6 +120,13 @@ def _runs(uri: str, name: str) -> list[StoredRun]:
     return read_runs(uri, _EXPERIMENT, search=name)
 
 
+class _NewClasses(Stored):
+    low: Finite | None
+    high: Finite | None
+    classes: Count | None
+    found: str
+
+
 class _Comparison(Stored):
     control: str
     on: str
@@ -129,6 +136,9 @@ class _Comparison(Stored):
     high: Finite | None
     needed: Count | None
     found: str
+    sided: Literal["both", "lower"] = "both"
+    unit: str = "pairs"
+    new_classes: _NewClasses | None = None
 
 
 class _Gap(Stored):
@@ -164,6 +174,7 @@ class _Ablation(Stored):
 class _Verdict(Stored):
     """verdict.json, which `dcml_tune.search.verdict.verdict` returns."""
 
+    format: Count = 1
     metric: str
     winner: str
     lines: list[str] = Field(default_factory=list)

@@ -11,7 +11,8 @@ from dcml_tune.report import write_report
 from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.search.confirmation import PUBLISHED
 from dcml_tune.search.outcome import UNTRAINED
-from dcml_tune.search.verdict import TEST, test_measure, verdict
+from dcml_tune.search.verdict import test_measure, verdict
+from dcml_tune.search.wording import TEST
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.files import write_checksummed
 

@@ -1,31 +1,54 @@
-"""Paired comparison of settings that were measured on the same units, with confidence intervals.
+"""Comparison of settings that were measured on the same blocks, with confidence intervals.
 
-A unit is one fold of held-out classes with one seed; on the test classes it is a seed. Units differ more than settings do,
-so the model is value = setting + unit + noise, fitted by least squares. The noise has the same standard deviation for all
-settings. With two settings this is the paired t-test. With more, the standard deviation is estimated from more values, and
-a setting that was eliminated early contributes the units that it has.
+A block is a fold of held-out classes; on the test classes it is a seed. Seeds on one fold see the same classes, so they are
+no independent evidence about other classes: they are averaged first (nested design). Blocks differ more than settings do, so
+the model is value = setting + block + noise, fitted by least squares. The noise has the same standard deviation for all
+settings. With two settings this is the paired t-test over blocks. With more, the standard deviation is estimated from more
+values, and a setting that was eliminated early contributes the blocks that it has.
 
-Source: two-way layout without interaction, such as Montgomery, "Design and Analysis of Experiments", section 4.1.
+Where numbers of seeds differ, so do the variances of the averages. Their ratio is estimated from the spread of seeds within
+folds, and the degrees of freedom are those of Satterthwaite.
+
+Sources: two-way layout without interaction, such as Montgomery, "Design and Analysis of Experiments", section 4.1;
+Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", Biometrics Bulletin 2, 1946; Stein, "A
+Two-Sample Test for a Linear Hypothesis Whose Power is Independent of the Variance", Annals of Mathematical Statistics 16, 1945.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy.stats import nct, t
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from dcml_tune.search.many_to_one import bound, exceedance
 
 Values = Mapping[str, Mapping[Any, float]]
-"""Setting -> unit -> value."""
+"""Setting -> unit -> value. A unit with an attribute `fold` belongs to this block; any other unit is a block of its own."""
 
 ALPHA = 0.05
-POWER = 0.8
-_MOST = 10_000  # pairs; a larger number is reported as None
 TIE = 1e-9
 """Values that differ by less are equal. Shares of fewer than a billion images differ by more, unless by rounding alone."""
+
+
+def t_bound(freedom: float, level: float) -> float:
+    """Return the value that Student's t exceeds with the probability `level`."""
+    return -float(stdtrit(freedom, level))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Standard deviation of a value around setting + block, and how well it is known."""
+
+    sd: float
+    freedom: float
+    """Degrees of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +56,54 @@ class Difference:
     """One setting minus another."""
 
     pairs: int
-    """Number of units that both have."""
+    """Number of blocks that both have."""
     mean: float
     low: float | None
-    """Lower end of the 95 % interval; None if there is only one unit."""
+    """Lower end of the 95 % interval; None if the spread is not known: one block, or no spread over blocks."""
     high: float | None
-    needed: int | None
-    """Pairs with which a difference of this size is found with a power of 80 %; None: more than ten thousand."""
+    error: float | None
+    """Standard error; None as for `low`."""
+    freedom: float | None
+    """Degrees of freedom of the standard error; None as for `low`."""
 
     @property
     def found(self) -> str:
-        """The finding in words."""
+        """The finding of this interval alone, in words."""
         if self.low is None or self.high is None:
-            return "one pair: no interval"
+            return "one pair: no interval" if self.pairs == 1 else "no spread: no interval"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference found"
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p-value of no difference; None where there is no interval."""
+        if self.error is None or self.freedom is None:
+            return None
+        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
+
+    def interval(self, level: float) -> tuple[float, float] | None:
+        """Return the interval that misses the true difference with the probability `level`; None where there is none."""
+        if self.error is None or self.freedom is None:
+            return None
+        half = t_bound(self.freedom, level / 2) * self.error
+        return self.mean - half, self.mean + half
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowerEnd:
+    """The least by which a setting that was chosen after the fact is ahead of a control (Dunnett)."""
+
+    low: float
+    p: float
+    """Probability of so large a lead of any of the settings, if none were better than the control."""
 
 
 class Comparison:
-    """Settings that were measured on the same units. A setting need not have every unit.
+    """Settings that were measured on the same blocks. A setting need not have every block.
 
     Attributes:
-        values: the values that are compared.
+        values: the values that are compared, setting -> unit -> value.
         left_out: a line for each setting or value that is not compared.
+        noise: None if it cannot be estimated: fewer than two common blocks, or the same differences on all of them.
 
     Example:
         >>> values = {"a": {"seed 1": 0.50, "seed 2": 0.60}, "b": {"seed 1": 0.48, "seed 2": 0.57}}
@@ -62,29 +111,32 @@ class Comparison:
         0.025
     """
 
-    def __init__(self, values: Values) -> None:
-        """Fit setting + unit + noise.
+    def __init__(self, values: Values, *, noise: Noise | None = None) -> None:
+        """Fit setting + block + noise.
 
         Args:
             values: setting -> unit -> value. Left out are settings without a value, values that are not finite, and
-                settings outside the largest group that is connected by common units.
+                settings outside the largest group that is connected by common blocks.
+            noise: estimated before some of the values were measured, and used instead of their own estimate (Stein's
+                two stages): the number of values may then depend on this estimate. Each block has one value then.
         """
         self.left_out: list[str] = []
         self.values = self._connected(self._finite(values))
-        settings, units = list(self.values), list(dict.fromkeys(u for each in self.values.values() for u in each))
-        rows = [(s, u, value) for s, each in self.values.items() for u, value in each.items()]
-        design = np.zeros((len(rows), len(settings) + len(units)))
-        for row, (setting, unit, _) in enumerate(rows):
-            design[row, settings.index(setting)] = design[row, len(settings) + units.index(unit)] = 1
-        y = np.array([value for *_, value in rows])
-        inverse = np.linalg.pinv(design.T @ design)
-        fitted = inverse @ design.T @ y
-        self._at = {setting: place for place, setting in enumerate(settings)}
-        self._effects, self._inverse = fitted, inverse
-        self._freedom = len(rows) - int(np.linalg.matrix_rank(design)) if rows else 0
-        rest = float(np.sum((y - design @ fitted) ** 2))
-        self._noise = _exact(math.sqrt(rest / self._freedom)) if self._freedom > 0 else None
-        self._units = float(np.mean(fitted[len(settings) :])) if rows else 0.0
+        self._cells = {setting: _by_block(units) for setting, units in self.values.items()}
+        blocks = list(dict.fromkeys(block for each in self._cells.values() for block in each))
+        rows = [(s, block, cell) for s, each in self._cells.items() for block, cell in each.items()]
+        self._at = {setting: place for place, setting in enumerate(self._cells)}
+        places = {block: len(self._at) + place for place, block in enumerate(blocks)}
+        design = np.zeros((len(rows), len(self._at) + len(blocks)))
+        for row, (setting, block, _) in enumerate(rows):
+            design[row, [self._at[setting], places[block]]] = 1
+        self._inverse = np.linalg.pinv(design) if rows else np.zeros((0, 0))
+        y = np.array([fmean(cell) for *_, cell in rows])
+        self._effects = self._inverse @ y
+        self._units = float(np.mean(self._effects[len(self._at) :])) if rows else 0.0
+        self._residual = np.eye(len(rows)) - design @ self._inverse if rows else np.zeros((0, 0))
+        self._ratios = self._relative_variances(y, [cell for *_, cell in rows])
+        self.noise = noise or self._estimate_noise(y)
 
     def _finite(self, values: Values) -> dict[str, dict[Any, float]]:
         """Return the finite values."""
@@ -97,15 +149,14 @@ class Comparison:
         finite = {s: {u: value for u, value in each.items() if math.isfinite(value)} for s, each in values.items()}
         return {setting: units for setting, units in finite.items() if units}
 
-    def _connected(self, values: dict[str, dict[Any, float]]) -> dict[str, dict[str, float]]:
-        """Return the largest group of settings connected by common units; of equal groups the first."""
-        groups: list[tuple[set[str], set[str]]] = []
+    def _connected(self, values: dict[str, dict[Any, float]]) -> dict[str, dict[Any, float]]:
+        """Return the largest group of settings connected by common blocks; of equal groups the first."""
+        groups: list[tuple[set[str], set[Hashable]]] = []
         for setting, units in values.items():
-            joined = [group for group in groups if group[1] & units.keys()]
+            own = {_block(unit) for unit in units}
+            joined = [group for group in groups if group[1] & own]
             groups = [group for group in groups if group not in joined]
-            groups.append(
-                ({setting}.union(*(names for names, _ in joined)), set(units).union(*(of for _, of in joined)))
-            )
+            groups.append(({setting}.union(*(names for names, _ in joined)), own.union(*(of for _, of in joined))))
         places = list(values)
         largest = max(groups, key=lambda each: (len(each[0]), -min(map(places.index, each[0]))), default=(set(), set()))
         self.left_out += [
@@ -115,37 +166,111 @@ class Comparison:
         ]
         return {setting: units for setting, units in values.items() if setting in largest[0]}
 
-    @property
+    # -- the noise -------------------------------------------------------------------------------------
+
+    def _relative_variances(self, y: NDArray[np.float64], cells: list[list[float]]) -> NDArray[np.float64]:
+        """Variance of each block's average relative to that of one value; ones if numbers of seeds are equal.
+
+        The variance of an average of n seeds is that of setting x block, plus that of seeds divided by n. The former
+        is estimated from the residuals, the latter from the spread within blocks.
+        """
+        counts = np.array([len(cell) for cell in cells], dtype=float)
+        if len(set(counts)) <= 1:
+            return np.ones(len(cells))
+        seeds = sum(float(np.var(cell)) * len(cell) for cell in cells) / float(np.sum(counts - 1))
+        trace = float(np.trace(self._residual))
+        shares = np.diag(self._residual)
+        rest = float(y @ self._residual @ y) - seeds * float(shares @ (1 / counts))
+        interaction = max(0.0, rest / trace) if trace > TIE else 0.0
+        total = interaction + seeds
+        return (interaction + seeds / counts) / total if total > TIE**2 else np.ones(len(cells))
+
+    def _estimate_noise(self, y: NDArray[np.float64]) -> Noise | None:
+        """Estimate the noise of one value from the residuals; its degrees of freedom are Satterthwaite's."""
+        spread = self._residual * self._ratios
+        trace = float(np.trace(spread))
+        if trace < TIE:
+            return None
+        sd = math.sqrt(max(0.0, float(y @ self._residual @ y)) / trace)
+        return None if sd < TIE else Noise(sd=sd, freedom=trace**2 / float(np.sum(spread * spread.T)))
+
+    # -- what is compared ------------------------------------------------------------------------------
+
+    @cached_property
     def best(self) -> str | None:
-        """The setting with the highest mean, adjusted for missing units; of equal ones the first."""
+        """The setting with the highest mean, adjusted for missing blocks; of equal ones the first."""
         highest = max(map(self.mean, self._at), default=0.0)
         return next((setting for setting in self._at if highest - self.mean(setting) < TIE), None)
 
     def pairs(self, one: str, other: str) -> int:
-        """Return the number of units that both have; 0 for a setting that is left out."""
-        return len(self.values.get(one, {}).keys() & self.values.get(other, {}).keys())
+        """Return the number of blocks that both have; 0 for a setting that is left out."""
+        return len(self._cells.get(one, {}).keys() & self._cells.get(other, {}).keys())
+
+    def blocks(self, setting: str) -> int:
+        """Return the number of blocks of a setting."""
+        return len(self._cells.get(setting, {}))
 
     def mean(self, setting: str) -> float:
-        """Return the mean of a setting, adjusted for missing units."""
+        """Return the mean of a setting, adjusted for missing blocks."""
         return float(self._effects[self._at[setting]]) + self._units
 
     def difference(self, one: str, other: str) -> Difference:
         """Return the first minus the second, with its 95 % interval (Student's t).
 
         Raises:
-            ValueError: if there is no unit that both have.
+            ValueError: if there is no block that both have.
         """
         if self.pairs(one, other) == 0:
             raise ValueError(f"{one} and {other} have no unit in common; ask `pairs` before")
         mean, error = self._contrast(one, other)
-        half = None if error is None else float(t.ppf(1 - ALPHA / 2, self._freedom)) * error
+        if self._are_tied(one, other):
+            error = None
+        freedom = None if self.noise is None or error is None else self.noise.freedom
+        half = None if error is None or freedom is None else t_bound(freedom, ALPHA / 2) * error
         return Difference(
             pairs=self.pairs(one, other),
             mean=mean,
             low=None if half is None else mean - half,
             high=None if half is None else mean + half,
-            needed=None if self._noise is None else pairs_needed(mean, math.sqrt(2) * self._noise),
+            error=error,
+            freedom=freedom,
         )
+
+    def lower_end(self, one: str, control: str, level: float = ALPHA / 2) -> LowerEnd | None:
+        """Return the least by which a setting is ahead of a control, whichever setting was chosen (Dunnett, 1955).
+
+        The bound holds for all settings at the same time, and therefore for the one that these values made the winner.
+
+        Args:
+            one: a setting.
+            control: another one.
+            level: probability that the bound is too high for any of the settings.
+
+        Returns:
+            None if both have fewer than two blocks in common, or there is no spread.
+        """
+        if self.noise is None or self.pairs(one, control) < 2 or self._are_tied(one, control):
+            return None
+        mean, error = self._contrast(one, control)
+        if error is None:
+            return None
+        others, freedom = len(self._at) - 1, self.noise.freedom
+        p = exceedance(mean / error, others, freedom)
+        return LowerEnd(low=mean - bound(others, freedom, level) * error, p=p)
+
+    def not_told_from(self, one: str) -> list[str]:
+        """Return the other settings that may be as good as a setting (Hsu's multiple comparisons with the best).
+
+        The probability that the truly best setting is neither `one` nor among them is at most 5 %, whichever setting
+        was chosen. Source: Hsu, "Constrained Simultaneous Confidence Intervals for Multiple Comparisons with the Best",
+        Annals of Statistics 12, 1984.
+        """
+        others = [each for each in self._at if each != one and self.pairs(one, each)]
+        if self.noise is None or one not in self._at:
+            return others
+        limit = bound(max(1, len(self._at) - 1), self.noise.freedom, ALPHA)
+        leads = {each: self._contrast(one, each) for each in others}
+        return [each for each, (mean, error) in leads.items() if error is None or mean <= limit * error]
 
     def beaten(self, looks: int) -> list[str]:
         """Return the settings that are significantly worse than the best one.
@@ -157,56 +282,38 @@ class Comparison:
             looks: number of times that this is tested in the course of a race.
         """
         best = self.best
-        if best is None or self._noise is None or len(self._at) < 2:
+        if best is None or self.noise is None or len(self._at) < 2:
             return []
-        bound = float(t.ppf(1 - ALPHA / looks / (len(self._at) - 1), self._freedom))
+        limit = t_bound(self.noise.freedom, ALPHA / looks / (len(self._at) - 1))
         lost = []
         for setting in self._at:
             mean, error = self._contrast(best, setting)
-            if self.pairs(best, setting) and error is not None and setting != best and mean > bound * error:
+            if self.pairs(best, setting) and error is not None and setting != best and mean > limit * error:
                 lost.append(setting)
         return lost
 
+    def _are_tied(self, one: str, other: str) -> bool:
+        """Whether two settings have equal values in all common blocks: no evidence of how much they vary."""
+        cells, others = self._cells[one], self._cells[other]
+        return all(abs(fmean(cells[block]) - fmean(others[block])) < TIE for block in cells if block in others)
+
     def _contrast(self, one: str, other: str) -> tuple[float, float | None]:
         """Return the difference of two settings and its standard error; None if the noise cannot be estimated."""
-        contrast = np.zeros(len(self._effects))
-        contrast[self._at[one]], contrast[self._at[other]] = 1, -1
-        variance = max(0.0, float(contrast @ self._inverse @ contrast))
-        error = None if self._noise is None else self._noise * math.sqrt(variance)
-        return _exact(float(contrast @ self._effects)), error
+        weights = self._inverse[self._at[one]] - self._inverse[self._at[other]]
+        mean = float(self._effects[self._at[one]] - self._effects[self._at[other]])
+        error = None if self.noise is None else self.noise.sd * math.sqrt(float(weights**2 @ self._ratios))
+        return (0.0 if abs(mean) < TIE else mean), error
 
 
-def _exact(value: float) -> float:
-    """Return a difference, or 0 if it is within rounding."""
-    return 0.0 if abs(value) < TIE else value
+def _block(unit: Any) -> Hashable:
+    """The block that a unit belongs to."""
+    found: Hashable = getattr(unit, "fold", unit)
+    return found
 
 
-def pairs_needed(mean: float, spread: float) -> int | None:
-    """Return the number of pairs with which a paired t-test at 5 % has a power of 80 %.
-
-    Args:
-        mean: of the differences.
-        spread: standard deviation of the differences.
-
-    Returns:
-        2 or more; None for more than ten thousand.
-    """
-    if mean == 0:
-        return None
-    if spread <= abs(mean) * 1e-9:
-        return 2
-
-    def is_enough(pairs: int) -> bool:
-        shift = abs(mean) / spread * math.sqrt(pairs)
-        return bool(nct.sf(t.ppf(1 - ALPHA / 2, pairs - 1), pairs - 1, shift) >= POWER)
-
-    high = 2
-    while not is_enough(high):
-        high *= 2
-        if high > _MOST:
-            return None
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+def _by_block(units: Mapping[Any, float]) -> dict[Hashable, list[float]]:
+    """Block -> values of its units."""
+    found: dict[Hashable, list[float]] = {}
+    for unit, value in units.items():
+        found.setdefault(_block(unit), []).append(value)
+    return found

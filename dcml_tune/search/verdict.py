@@ -1,21 +1,58 @@
-"""The verdict: whether the winner of a search is better than its controls, with confidence intervals."""
+"""The verdict: whether the winner of a search is better than its controls, with confidence intervals.
+
+Held-out classes chose the winner, so a difference there is evidence of selection: it is given with the lower end that holds
+for whichever setting was chosen. Test classes chose nothing: the difference there is the result, with an interval for these
+classes and one for new classes of the same kind. docs/verdict.md describes both.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from dcml_tune.runs.hits import QueryHits
+from dcml_tune.search.answers import (
+    DIFFERENCE,
+    answers,
+    level_at,
+    rejected,
+    seeds_for_equivalence,
+    seeds_needed,
+)
+from dcml_tune.search.class_sampling import for_new_classes, shared_by_classes
 from dcml_tune.search.confirmation import CONTROLS, Confirmation
-from dcml_tune.search.statistics import Comparison, Difference
+from dcml_tune.search.statistics import ALPHA, Comparison, Difference
+from dcml_tune.search.wording import HELD_OUT, TEST, lines
 
-HELD_OUT, TEST = "held-out classes", "test classes"
+FORMAT = 2
+"""Of verdict.json. Format 1, of version 0.1, had none of the keys `format`, `sided`, `unit`, `new_classes` and `decides`."""
 
-_Comparisons = dict[str, Comparison]
-"""Held-out classes, test classes -> the settings that were measured there."""
+Measures = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Candidate -> seed -> measures of the test classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalStage:
+    """What the verdict takes into account of the final stage, besides the measures."""
+
+    hits: Mapping[str, Mapping[str, QueryHits]] = field(default_factory=dict)
+    """Candidate -> seed -> what the run retrieved; without it there is no interval for new classes."""
+    looks: tuple[int, ...] = ()
+    """Number of final seeds at each earlier verdict, the first one first; empty: nobody has seen a verdict."""
+    difference: float = DIFFERENCE
+    """The smallest difference that matters."""
+    run_s: float | None = None
+    """Seconds that one final run takes; None: not known."""
+    at_once: int = 1
+    """Number of final runs that run at the same time."""
+    name: str | None = None
+    """Of the search, for the command that adds seeds."""
 
 
 def verdict(
-    raced: Confirmation, key: str, test: dict[str, dict[str, dict[str, Any]]], untrained: dict[str, Any]
+    raced: Confirmation, key: str, test: Measures, untrained: dict[str, Any], final: FinalStage | None = None
 ) -> dict[str, Any]:
     """Compare the winner with its controls on held-out and on test classes.
 
@@ -24,55 +61,197 @@ def verdict(
         key: of the winner's trial in the search, or the name of a control.
         test: candidate -> seed -> measures of the test classes; empty if they were not scored.
         untrained: `validation` and `test` of the untrained network, from 0 to 1 or None.
+        final: further facts of the final stage.
 
     Returns:
-        `metric`, `test_metric`, `winner`, `lines`, `comparisons` and `gap`, as the report and MLflow show them.
+        `format`, `metric`, `test_metric`, `difference`, `winner`, `lines`, `comparisons`, `not_told_from_winner`, `decides`
+        and `gap`, as the report and MLflow show them.
     """
+    final = final or FinalStage()
     on_test = test_measure(raced.metric, test)
     scored = {name: {seed: each[on_test] for seed, each in runs.items()} for name, runs in test.items()}
-    measured = {HELD_OUT: Comparison(raced.values), TEST: Comparison(scored)}
-    comparisons = _comparisons(raced.winner.name, measured)
-    gap = _gap(raced, measured, untrained)
-    return {
+    held_out, tested = Comparison(raced.values), _compared_on_test(scored, final.looks)
+    found: dict[str, Any] = {
+        "format": FORMAT,
         "metric": raced.metric,
         "test_metric": on_test,
+        "difference": final.difference,
         "winner": key,
-        "lines": [
-            *_winner_lines(raced, measured[HELD_OUT]),
-            *_dropped_lines(raced),
-            *map(_comparison_line, comparisons),
-            *_left_out_lines(raced.winner.name, measured),
-            *_gap_lines(gap),
+        "comparisons": [
+            *_selection(raced.winner.name, held_out),
+            *_result(raced.winner.name, tested, scored, final),
         ],
-        "comparisons": comparisons,
-        "gap": gap,
+        "not_told_from_winner": _not_told(raced, held_out),
+        "decides": None,
+        "gap": _gap(raced, held_out, tested, untrained),
     }
+    if any(each["on"] == TEST and each["found"] == "undecided" for each in found["comparisons"]):
+        found["decides"] = _decides(tested, final)
+    return {**found, "lines": lines(found, raced, {HELD_OUT: held_out, TEST: tested})}
 
 
-def test_measure(metric: str, test: dict[str, dict[str, dict[str, Any]]]) -> str:
+def test_measure(metric: str, test: Measures) -> str:
     """Return the measure of the test classes that corresponds to the metric by which settings were compared."""
     name = metric.rpartition("/")[2]
-    some = next((each for runs in test.values() for each in runs.values()), {})
+    some: Mapping[str, Any] = next((each for runs in test.values() for each in runs.values()), {})
     official = f"test/official_{name}"  # the protocol of VehicleID
     return official if official in some else f"test/{name}"
 
 
-def _comparisons(winner: str, measured: _Comparisons) -> list[dict[str, Any]]:
-    """The difference of the winner and each other control, wherever both have a common unit."""
+# -- held-out classes ------------------------------------------------------------------------------------
+
+
+def _selection(winner: str, compared: Comparison) -> list[dict[str, Any]]:
+    """The winner's lead of each other control on held-out classes, with Dunnett's lower end."""
+    controls = [each for each in CONTROLS if each != winner and compared.pairs(winner, each)]
+    ends = {each: compared.lower_end(winner, each) for each in controls}
+    ahead = rejected({name: end.p if end else None for name, end in ends.items()}, ALPHA / 2)
+    found = []
+    for control, end in ends.items():
+        difference = compared.difference(winner, control)
+        word = "better" if control in ahead else "undecided"
+        facts = {
+            "control": control,
+            "on": HELD_OUT,
+            "unit": "folds",
+            "sided": "lower",
+            "pairs": difference.pairs,
+            "difference": difference.mean,
+            "low": end.low if end else None,
+            "high": None,
+            "needed": None,
+            "new_classes": None,
+            "found": word if end else _without_interval(difference),
+        }
+        found.append(facts)
+    return found
+
+
+def _without_interval(difference: Difference) -> str:
+    return next(iter(answers({"": difference}, difference=DIFFERENCE).values()))
+
+
+def _not_told(raced: Confirmation, compared: Comparison) -> list[str]:
+    """The settings that may be as good as the winner on held-out classes."""
+    winner = raced.winner.name
+    return [each for each in compared.not_told_from(winner) if each not in raced.dropped]
+
+
+# -- test classes ----------------------------------------------------------------------------------------
+
+
+def _compared_on_test(scored: Mapping[str, Mapping[str, float]], looks: tuple[int, ...]) -> Comparison:
+    """The comparison on test classes; after a first look, with the noise of the seeds of that look (Stein)."""
+    if not looks:
+        return Comparison(scored)
+    seeds = list(dict.fromkeys(seed for runs in scored.values() for seed in runs))[: looks[0]]
+    first = Comparison({name: {seed: runs[seed] for seed in seeds if seed in runs} for name, runs in scored.items()})
+    return Comparison(scored, noise=first.noise)
+
+
+def _result(
+    winner: str, compared: Comparison, scored: Mapping[str, Mapping[str, float]], final: FinalStage
+) -> list[dict[str, Any]]:
+    """The difference of the winner and each other control on test classes, with both intervals and an answer."""
+    controls = [each for each in CONTROLS if each != winner and compared.pairs(winner, each)]
+    here = {each: compared.difference(winner, each) for each in controls}
+    new = {each: _new_classes(here[each], winner, each, scored, final) for each in controls}
+    level = level_at(len(final.looks) + 1)
+    said_here = answers(here, difference=final.difference, level=level)
+    said_new = answers(
+        {name: each for name, (each, _) in new.items() if each}, difference=final.difference, level=level
+    )
+    needed = _seeds_that_decide(compared, final)[0]
     return [
-        {"control": control, "on": place, **_facts(comparison.difference(winner, control))}
-        for place, comparison in measured.items()
-        for control in CONTROLS
-        if control != winner and comparison.pairs(winner, control)
+        {
+            "control": control,
+            "on": TEST,
+            "unit": "seeds",
+            "sided": "both",
+            "pairs": each.pairs,
+            "difference": each.mean,
+            "low": each.low,
+            "high": each.high,
+            "needed": needed if said_here[control] == "undecided" else None,
+            "new_classes": _facts_of_new(new[control], said_new.get(control)),
+            "found": said_here[control],
+        }
+        for control, each in here.items()
     ]
 
 
-def _facts(found: Difference) -> dict[str, Any]:
-    facts = asdict(found)
-    return {"difference": facts.pop("mean"), **facts, "found": found.found}
+def _new_classes(
+    here: Difference, winner: str, control: str, scored: Mapping[str, Mapping[str, float]], final: FinalStage
+) -> tuple[Difference | None, int | str]:
+    """The difference with the interval for new classes, and their number; or None, and why there is no interval."""
+    if here.error is None:
+        return None, "there is none for these classes"
+    seeds = [seed for seed in scored[winner] if seed in scored[control]]
+    runs = {name: [final.hits.get(name, {}).get(seed) for seed in seeds] for name in (winner, control)}
+    known = {name: [each for each in of if each is not None] for name, of in runs.items()}
+    if any(len(of) < len(seeds) for of in known.values()):
+        return None, "the hits of its queries are not known"
+    for name, of in known.items():
+        if any(abs(float(each.hits.mean()) - scored[name][seed]) > 1e-6 for seed, each in zip(seeds, of, strict=True)):
+            return None, "the measure is not the share of queries with a right nearest neighbour"
+    try:
+        shared = shared_by_classes(known[winner], known[control])
+    except ValueError as error:
+        return None, str(error)
+    return for_new_classes(here, shared), shared.classes
 
 
-def _gap(raced: Confirmation, measured: _Comparisons, untrained: dict[str, Any]) -> list[dict[str, Any]]:
+def _facts_of_new(found: tuple[Difference | None, int | str], answer: str | None) -> dict[str, Any]:
+    difference, about = found
+    if difference is None:
+        return {"low": None, "high": None, "classes": None, "found": f"no interval: {about}"}
+    return {"low": difference.low, "high": difference.high, "classes": about, "found": answer}
+
+
+def _seeds_that_decide(compared: Comparison, final: FinalStage) -> tuple[int | None, float]:
+    """Number of final seeds that tell the smallest difference from none, both ways; and that difference.
+
+    If so many seeds are there already, the true difference is probably smaller; half of it is then asked for, and so on.
+    """
+    now, difference = max((compared.blocks(name) for name in compared.values), default=0), final.difference
+    if compared.noise is None or now < 2:
+        return None, difference
+    level = level_at(len(final.looks) + 2) / max(1, len(compared.values) - 1)
+    while True:
+        finds = seeds_needed(compared.noise, difference=difference, level=level)
+        excludes = seeds_for_equivalence(compared.noise, difference=difference)
+        if finds is None or excludes is None:
+            return None, difference
+        if max(finds, excludes) > now:
+            return max(finds, excludes), difference
+        difference /= 2
+
+
+def _decides(compared: Comparison, final: FinalStage) -> dict[str, Any]:
+    """What would decide what is undecided: final seeds, runs, time and the command."""
+    needed, difference = _seeds_that_decide(compared, final)
+    if needed is None:
+        return {"difference": difference, "seeds": None, "more": None, "runs": None, "seconds": None, "command": None}
+    more = needed - max(compared.blocks(name) for name in compared.values)
+    runs = more * len(compared.values)
+    command = f"python -m dcml_tune.search --extend {final.name} --more-final-seeds {more}" if final.name else None
+    seconds = None if final.run_s is None else final.run_s * math.ceil(runs / max(1, final.at_once))
+    return {
+        "difference": difference,
+        "seeds": needed,
+        "more": more,
+        "runs": runs,
+        "seconds": seconds,
+        "command": command,
+    }
+
+
+# -- from held-out to test classes ------------------------------------------------------------------------
+
+
+def _gap(
+    raced: Confirmation, held_out: Comparison, tested: Comparison, untrained: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Means of winner, controls and untrained network on held-out and on test classes.
 
     A setting that the confirmation did not measure has its value of the search.
@@ -80,9 +259,9 @@ def _gap(raced: Confirmation, measured: _Comparisons, untrained: dict[str, Any])
     winner, searched = raced.winner.name, {each.name: each.value for each in raced.candidates}
     gap = []
     for name in dict.fromkeys([winner, *CONTROLS]):
-        confirmed = _mean(measured[HELD_OUT], name)
+        confirmed = _mean(held_out, name)
         validation = searched.get(name) if confirmed is None else confirmed
-        test = _mean(measured[TEST], name)
+        test = _mean(tested, name)
         if validation is not None or test is not None:
             gap.append({"setting": "winner" if name == winner else name, "validation": validation, "test": test})
     return [*gap, {"setting": "untrained", **untrained}]
@@ -90,67 +269,3 @@ def _gap(raced: Confirmation, measured: _Comparisons, untrained: dict[str, Any])
 
 def _mean(comparison: Comparison, name: str) -> float | None:
     return comparison.mean(name) if name in comparison.values else None
-
-
-def _winner_lines(raced: Confirmation, compared: Comparison) -> list[str]:
-    """Which setting won, on what evidence, and whether it is a control."""
-    winner = raced.winner.name
-    said = f"the winner is {f'the control {winner!r}' if winner in CONTROLS else f'trial {winner}'}"
-    if not raced.results:
-        return [f"{said}, by the search alone: nothing was confirmed"]
-    if winner not in compared.values:
-        lines = [f"{said}, by the search alone: no run of the confirmation has a value"]
-    else:
-        lines = [
-            f"{said}: {100 * compared.mean(winner):.1f} % of {raced.metric} on further held-out "
-            f"classes ({len(compared.values[winner])} folds and seeds)"
-        ]
-    return [*lines, "the search found nothing better than its controls"] if winner in CONTROLS else lines
-
-
-def _dropped_lines(raced: Confirmation) -> list[str]:
-    """Which candidates the confirmation eliminated, and after how many units."""
-    lines = []
-    for number in sorted(set(raced.dropped.values())):
-        names = [name for name, when in raced.dropped.items() if when == number]
-        lines.append(f"out of the race after {number} folds and seeds, as they cannot win any more: {', '.join(names)}")
-    return lines
-
-
-def _comparison_line(each: dict[str, Any]) -> str:
-    """A difference in points, with its interval and the number of pairs that would show it."""
-    said = f"winner - {each['control']}, {each['on']}: {100 * each['difference']:+.1f} points"
-    pairs = f"{each['pairs']} pair{'s' if each['pairs'] != 1 else ''}"
-    if each["low"] is None:
-        return f"{said} ({each['found']})"
-    said += f", 95 % interval {100 * each['low']:+.1f} to {100 * each['high']:+.1f} ({pairs}): {each['found']}"
-    if each["found"] == "no difference found":
-        needed = each["needed"]
-        said += (
-            f"; a difference of this size shows with {needed} pairs" if needed else "; no number of pairs would show it"
-        )
-    return said
-
-
-def _left_out_lines(winner: str, measured: _Comparisons) -> list[str]:
-    """What was measured and is not compared, and why."""
-    lines = []
-    for place, comparison in measured.items():
-        lines += [f"{place}: {line}" for line in comparison.left_out]
-        lines += [
-            f"winner - {control}, {place}: not compared, as nothing that both were measured on is left"
-            for control in CONTROLS
-            if control != winner
-            and {control, winner} <= comparison.values.keys()
-            and comparison.pairs(winner, control) == 0
-        ]
-    return lines
-
-
-def _gap_lines(gap: list[dict[str, Any]]) -> list[str]:
-    """How many points each setting loses from held-out to test classes."""
-    known = [each for each in gap if each["validation"] is not None and each["test"] is not None]
-    if not known:
-        return []
-    parts = [f"{each['setting']} {100 * (each['validation'] - each['test']):.1f}" for each in known]
-    return [f"from held-out to test classes, points lost: {', '.join(parts)}"]

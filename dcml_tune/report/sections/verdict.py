@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from dcml_tune.report.figures import Album, axes
 from dcml_tune.report.page import NOTHING, Figure, Section, Table, percent, points
 from dcml_tune.report.search_data import SearchData
@@ -32,21 +34,36 @@ def _comparisons(comparisons: list[dict[str, Any]]) -> Table:
         [
             each["control"],
             each["on"],
-            str(each["pairs"]),
+            f"{each['pairs']} {_unit(each)}",
             points(each["difference"]),
             _interval(each),
+            _interval(_new_classes(each)),
             NOTHING if each["needed"] is None else str(each["needed"]),
             each["found"],
         ]
         for each in comparisons
     ]
-    columns = ["winner against", "on", "pairs", "difference (points)", "95 % interval", "pairs needed", "found"]
+    needed = "pairs needed" if _unit(comparisons[0]) == "pairs" else "final seeds needed"
+    interval = "95 % interval"
+    columns = ["winner against", "on", "of", "difference (points)", interval, "for new classes", needed, "found"]
     return Table(title="Comparisons", columns=columns, rows=rows)
 
 
+def _unit(each: dict[str, Any]) -> str:
+    """What a difference is a mean of: folds, seeds or, in verdicts of version 0.1, pairs."""
+    return str(each.get("unit", "pairs"))
+
+
+def _new_classes(each: dict[str, Any]) -> dict[str, Any]:
+    """The interval for new classes; one without ends if there is none."""
+    return each.get("new_classes") or {"low": None, "high": None}
+
+
 def _interval(each: dict[str, Any]) -> str:
-    if each["low"] is None or each["high"] is None:
+    if each["low"] is None:
         return NOTHING
+    if each["high"] is None:
+        return f"at least {points(each['low'])}"
     return f"{points(each['low'])} to {points(each['high'])}"
 
 
@@ -54,20 +71,37 @@ def _forest(comparisons: list[dict[str, Any]], metric: str, album: Album) -> Fig
     drawn = axes(height=1.6 + 0.5 * len(comparisons))
     for row, each in enumerate(comparisons):
         middle = 100 * each["difference"]
-        known = each["low"] is not None and each["high"] is not None
-        spread = [[middle - 100 * each["low"]], [100 * each["high"] - middle]] if known else None
-        drawn.errorbar([middle], [row], xerr=spread, fmt="o", capsize=4, color="C1", mfc="C1" if known else "none")
+        known = each["low"] is not None
+        _draw_interval(drawn, row, _new_classes(each), width=1.5)
+        _draw_interval(drawn, row, each, width=5.0)
+        drawn.plot([middle], [row], "o", color="black" if known else "C1", mfc="black" if known else "none")
     drawn.axvline(0, color="black", linewidth=1)
     drawn.set_yticks(
         range(len(comparisons)), [f"{each['control']}, {each['on']} ({each['pairs']})" for each in comparisons]
     )
     drawn.set_ylim(len(comparisons) - 0.5, -0.5)
-    drawn.set_xlabel(f"winner minus control, {metric.rpartition('/')[2]} (points, 95 % interval)")
-    drawn.set_ylabel("control (pairs)")
+    drawn.set_xlabel(f"winner minus control, {metric.rpartition('/')[2]} (points)")
+    drawn.set_ylabel(f"control ({', '.join(dict.fromkeys(map(_unit, comparisons)))})")
     caption = (
-        "Look for intervals that do not contain zero: only these show a difference. An empty circle has no interval."
+        "Look for bars that do not contain zero: only these show a difference. Thick: 95 % interval over seeds, for these test "
+        "classes. Thin: also over classes, for new classes of the same kind. An arrow begins at the lower end of a lead on "
+        "held-out classes, which chose the winner: evidence of selection, with no upper end. An empty circle has no interval."
     )
     return album.keep(drawn, "forest", title="The winner against its controls", caption=caption)
+
+
+def _draw_interval(drawn: Axes, row: int, each: dict[str, Any], *, width: float) -> None:
+    """Draw an interval as a bar, one without an upper end as an arrow; nothing if there is none."""
+    if each["low"] is None:
+        return
+    low = 100 * each["low"]
+    if each["high"] is not None:
+        drawn.plot([low, 100 * each["high"]], [row, row], color="C1", linewidth=width, solid_capstyle="butt")
+        return
+    end = max(0.0, 100 * each["difference"]) + 0.5
+    drawn.annotate("", (end, row), (low, row), arrowprops={"arrowstyle": "->", "color": "C1", "linewidth": 1.5})
+    drawn.plot([low], [row], "|", color="C1", markersize=12)
+    drawn.plot([end], [row], ",", alpha=0.0)  # an arrow does not widen the axes
 
 
 def _gap(gap: list[dict[str, Any]], metric: str) -> Table:
