@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import deque
@@ -63,6 +64,17 @@ class DivideAndConquer(tune.Trainable):
         if self.directory is not None:
             self._take(self.directory)
         self._guarded(lambda: self._begin(TrialConfig(**settings)))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become the next trial of a search in the same process, which has its modules and its GPU ready."""
+        self.cleanup()
+        for name in ("trainer", "_sharing", "_lock"):  # as in a new process
+            self.__dict__.pop(name, None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.setup(new_config)
+        return True
 
     def make_trainer(self, config: TrialConfig) -> Trainer:
         """Build the trainer of a configuration; a subclass may build another one."""

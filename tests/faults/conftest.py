@@ -64,16 +64,16 @@ class Scene:
     def search(self, *words, **options):
         """Run a search to its end; returns its status and what it said."""
         process = self.start(*words, **options)
-        return process.wait(240), process.log.read_text()
+        return process.wait(480), process.log.read_text()
 
     def resume(self, *words, name="s"):
         return self.search("--resume", name, *words, new=False)
 
-    def wait_for(self, text, process, seconds=90):
+    def wait_for(self, text, process, seconds=300):
         """Wait until a process has said something."""
         self._wait(lambda: text in process.log.read_text(), process, seconds)
 
-    def wait_for_hang(self, trial, process, seconds=90):
+    def wait_for_hang(self, trial, process, seconds=300):
         """Wait until a trial's step hangs, for which it has reported the epoch before."""
         self._wait((self.directory / f"done-{trial}-hang-0").exists, process, seconds)
 

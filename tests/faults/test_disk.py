@@ -36,7 +36,7 @@ def until(name, text, process):
 
 SETTINGS = sys.argv[4].split()
 NEW = ["folder", "--dataset-dir", images, "--name", "s", "--num-samples", "2", "--final", "none",
-       "--confirm", "0", "--scheduler", "none", *SETTINGS]
+       "--confirm", "0", "--scheduler", "none", "--no-share", *SETTINGS]
 """
 
 FULL = (
