@@ -88,3 +88,29 @@ def test_more_dimensions_than_features_are_refused(build):
         SettingError, match=r"sz_embedding=4096: must be at most \d+, the number of features of test_res"
     ):
         build(config)
+
+
+def test_the_projection_is_computed_once(config, tmp_path, monkeypatch):
+    """Trials of one search read it; other images, weights or sizes get their own, and a damaged file is made anew."""
+    stores, computed = tmp_path / "store", []
+
+    def features(model, views, rows):
+        computed.append(len(rows))
+        return penultimate_features(model, views, rows)
+
+    monkeypatch.setattr("dcml_tune.training.pca_start.penultimate_features", features)
+
+    def layer(**changes):
+        trainer = Trainer(config.changed(**changes), stores=stores, device="cpu")
+        return trainer.model.embedding.weight.detach().clone()
+
+    first = layer()
+    assert torch.equal(layer(base_lr=1e-5, nb_epochs=3), first)
+    assert len(computed) == 1
+    others = [layer(fold=1), layer(seed=9), layer(features_pooling="gem"), layer(sz_embedding=4)]
+    assert len(computed) == 5
+    assert not any(other.shape == first.shape and torch.equal(other, first) for other in others)
+    for file in stores.glob("pca-*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert torch.equal(layer(), first)
+    assert len(computed) == 6

@@ -5,28 +5,64 @@ Shapes: N images, F penultimate features, D embedding dimensions.
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from dcml_tune.data.image_list import fingerprint
 from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.training.embedding import penultimate_features
 from dcml_tune.training.trial_data import TrialData
+from dcml_tune.utils import checkpoint
 
 _CHUNK = 4096
 """Images whose features are converted to float64 at once."""
 
 
-def initialise_by_pca(model: MaskedEmbedder, data: TrialData) -> None:
+def initialise_by_pca(model: MaskedEmbedder, data: TrialData, stores: Path) -> None:
     """Let the embedding layer project onto the principal directions of the features of the images that train.
 
     The layer subtracts the mean of the features, so that cosines are those of centred features, and does not whiten. No
-    held-out image and no test image is read. No random number is drawn.
+    held-out image and no test image is read. No random number is drawn. The trials of a search have the same pretrained
+    network and mostly the same images, so the projection is cached beside the image stores.
+
+    Args:
+        model: with the pretrained weights of its backbone.
+        data: images of the trial.
+        stores: directory of the image stores.
     """
-    features_NF = penultimate_features(model, data.views, data.train)
-    weight_DF, bias_D = projection(features_NF, model.embedding.out_features)
+    name = f"pca-{_key(model, data)}"
+    with FileLock(stores / f"{name}.lock"):
+        try:
+            found = checkpoint.read(stores, name)[0]
+        except checkpoint.CheckpointError:
+            features_NF = penultimate_features(model, data.views, data.train)
+            weight_DF, bias_D = projection(features_NF, model.embedding.out_features)
+            found = {"weight": weight_DF.float(), "bias": bias_D.float()}
+            checkpoint.write(stores, name, found, {})
     with torch.no_grad():
-        model.embedding.weight.copy_(weight_DF)
-        model.embedding.bias.copy_(bias_D)
+        model.embedding.weight.copy_(found["weight"])
+        model.embedding.bias.copy_(found["bias"])
+
+
+def _key(model: MaskedEmbedder, data: TrialData) -> str:
+    """Hash of all that the projection depends on, rounding included."""
+    config, digest = model.config, hashlib.blake2b(data.train.tobytes(), digest_size=16)
+    for name, values in model.backbone.state_dict().items():
+        digest.update(f"{name} {tuple(values.shape)}".encode())
+        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    network = (
+        config.arch,
+        config.features_pooling,
+        config.bn_learnable,
+        config.amp,
+        tuple(model.embedding.weight.shape),
+    )
+    machine = (model.masks.device.type, torch.get_num_threads())
+    return fingerprint(data.views.key, digest.hexdigest(), *network, *machine)
 
 
 def projection(features_NF: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class Trainer:
         self.train_step = step = TrainStep(config, nb_classes, self.device, trained)
         self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
         if config.init_method == "pca":
-            initialise_by_pca(self.model, self.data)
+            initialise_by_pca(self.model, self.data, stores)
         self.loader = self._loader()
         self._evaluator = Evaluator(
             model=self.model,
