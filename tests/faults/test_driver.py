@@ -1,9 +1,13 @@
 """The process of a search is killed, or asked to stop."""
 
 import random
+import shutil
 import signal
 import time
+from pathlib import Path
+from urllib.parse import unquote
 
+import mlflow
 import pytest
 
 from dcml_tune.utils.files import read_checksummed
@@ -121,3 +125,29 @@ def test_a_killed_search_that_shares_epochs_is_resumed(scene):
     assert status == 0, said
     scene.assert_sound(3)
     assert len(set(scene.trained())) < 12, "no epoch was shared"
+
+
+def test_a_killed_search_goes_on_in_another_place(scene, tmp_path):
+    """Output directory and images are moved together; final stage, verdict and report end there, and nothing is left behind."""
+    scene.images = Path(shutil.copytree(scene.images, tmp_path / "images"))
+    scene.faults({"trial": "001", "epoch": 2, "kind": "hang"})
+    process = scene.start("--num-samples", 2, "--scheduler", "none", "--final", "best")
+    scene.wait_for_hang("001", process)
+    process.kill()
+    process.wait()
+    place = tmp_path / "another place"
+    place.mkdir()
+    scene.output = Path(shutil.move(scene.output, place / "searches"))
+    scene.images = Path(shutil.move(scene.images, place / "images"))
+    status, said = scene.resume("--dataset-dir", scene.images)
+    assert status == 0, said
+    scene.assert_sound(2)
+    assert scene.lost() == []
+    assert not (tmp_path / "runs").exists()
+    assert (scene.output / "s" / "verdict.json").is_file()
+    client = mlflow.MlflowClient(scene.uri)
+    for key, run in scene.runs().items():
+        assert run.info.status == "FINISHED", key
+        assert str(scene.output) in unquote(run.info.artifact_uri)
+    parent = scene.runs()["s"].info.run_id
+    assert "report" in {each.path for each in client.list_artifacts(parent)}
