@@ -108,7 +108,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-seed", "--random-seed", dest="seed", default=argparse.SUPPRESS, help="the same as --seed")
     group.add_argument("-crs", dest="clustering_random_state", default=argparse.SUPPRESS,
                        help="the same as --clustering-random-state")  # fmt: skip
-    group.add_argument("--checkpoint", metavar="DIR", help="directory of a model; continue its training at its next epoch")
+    group.add_argument(
+        "--checkpoint", metavar="DIR", help="directory of a model; continue its training at its next epoch"
+    )
     group.add_argument("--restart-schedule", action="store_true",
                        help="start at epoch 0, and use only the weights of --checkpoint")  # fmt: skip
     group.add_argument("--save-model", type=_every, metavar="N", default=1,
