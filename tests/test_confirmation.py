@@ -1,11 +1,23 @@
 import json
 import math
+from dataclasses import replace
 from statistics import mean
 
+import numpy as np
 import pytest
 
 from dcml_tune.runs.study import by_launch, first_best
-from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Confirmation, FoldSeed, candidates, race, units
+from dcml_tune.search.confirmation import (
+    NO_DIVISION,
+    PUBLISHED,
+    Confirmation,
+    FoldSeed,
+    candidates,
+    nb_confirming_runs,
+    race,
+    units,
+)
+from dcml_tune.search.halving import rounds
 from dcml_tune.search.outcome import best_trial
 from dcml_tune.search.verdict import verdict
 from trainables.known_trial import KnownTrial
@@ -76,30 +88,133 @@ def test_units_have_a_seed_each_and_no_fold_of_the_search():
     assert [unit.seed for unit in found] == [6, 7, 8, 9, 10, 11]
 
 
-def test_a_race_drops_who_cannot_win_and_ends_when_one_is_left():
-    """All run on the same units; two units are the fewest that tell anything."""
-    runs = Runs({"001": 0.6, "002": 0.5, PUBLISHED: 0.597, NO_DIVISION: 0.4})
-    found = race(four(), units(6, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
-    assert runs.asked[0] == [(name, FoldSeed(n, n)) for n in (1, 2) for name in ("001", "002", PUBLISHED, NO_DIVISION)]
-    assert found.dropped["002"] == found.dropped[NO_DIVISION] == 2
-    assert {name for batch in runs.asked[1:] for name, _ in batch} <= {"001", PUBLISHED}
-    assert found.winner.name == "001"
-
-    runs = Runs({"001": 0.6, "002": 0.2, PUBLISHED: 0.3, NO_DIVISION: 0.1})
-    race(four(), units(6, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
-    assert len(runs.asked) == 1  # the winner was clear
+def compare(runs, count=3, *, found=None, over=False, controls_compete=False):
+    """A confirmation of `four()` on this number of units."""
+    return race(
+        found or four(),
+        units(count, 1, 0),
+        metric=METRIC,
+        results=runs,
+        is_over=lambda: over,
+        controls_compete=controls_compete,
+    )
 
 
-def test_a_race_without_an_end_uses_all_units_and_one_that_is_stopped_says_what_it_has():
-    """Nobody is dropped where the noise is as large as what sets them apart."""
-    effects = {"001": 0.6, "002": 0.599, PUBLISHED: 0.598, NO_DIVISION: 0.6}
-    runs = Runs(effects, noise=0.02)
-    found = race(four(), units(3, 2, 0), metric=METRIC, results=runs, is_over=lambda: False)
-    assert found.dropped == {}
-    assert [len(batch) for batch in runs.asked] == [8, 4, 4, 4, 4]
-    runs = Runs(effects, noise=0.02)
-    found = race(four(), units(3, 2, 0), metric=METRIC, results=runs, is_over=lambda: True)
-    assert (len(runs.asked), len(found.results)) == (1, 8)
+def many(count):
+    """Trials of decreasing value, and the controls."""
+    trials = [
+        trial(f"{number:03d}", [0.9 - 0.01 * number], masking_lambda=float(number)) for number in range(1, count + 1)
+    ]
+    return candidates(trials, POINT, count)
+
+
+def test_the_better_half_stays():
+    """Two units are the fewest that tell anything; a control runs on one unit, for its number of epochs."""
+    effects = {"001": 0.6, "002": 0.5, "003": 0.55, "004": 0.4, PUBLISHED: 0.7, NO_DIVISION: 0.8}
+    runs = Runs(effects)
+    found = compare(runs, found=many(4))
+    first, second = ([(unit.fold, name) for name, unit in batch] for batch in runs.asked)
+    trials = ["001", "002", "003", "004"]
+    controls = [(1, PUBLISHED), (1, NO_DIVISION)]
+    assert first == [*((fold, name) for fold in (1, 2) for name in trials), *controls]
+    assert second == [(3, "001"), (3, "003")]
+    assert found.dropped == {"002": 2, "004": 2}
+    assert found.winner.name == "001", "a control that is not chosen among cannot win, whatever its one run is"
+    assert len(found.results) == nb_confirming_runs(4, 3, 2, controls_compete=False) == 12
+
+    runs = Runs(effects)
+    found = compare(runs, found=many(4), controls_compete=True)
+    assert found.winner.name == NO_DIVISION, "where the test classes are not scored, controls run to the end"
+    assert {name for name, _ in runs.asked[1]} == {"001", "003", PUBLISHED, NO_DIVISION}
+    assert len(found.results) == nb_confirming_runs(4, 3, 2, controls_compete=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"), [(s, u) for s in (1, 2, 3, 4, 7, 8, 20) for u in (0, 1, 2, 3, 4, 6, 12)]
+)
+def test_rounds_use_each_unit_once_and_halve(settings, count):
+    """The first round has all settings and, where there are so many, two units; each later one half of the settings."""
+    found = rounds(settings, count)
+    assert [number for each in found for number in each.units] == list(range(count))
+    assert [each.settings for each in found] == [math.ceil(settings / 2**number) for number in range(len(found))]
+    if count:
+        assert len(found[0].units) >= min(2, count)
+        assert found[-1].settings >= min(2, settings)
+
+
+def without(runs, missing):
+    """Runs of which some fail; they are (name, fold)."""
+
+    def results(wanted):
+        found = runs(wanted)
+        return {(name, unit): each for (name, unit), each in found.items() if (name, unit.fold) not in missing}
+
+    return results
+
+
+FAILURES = {
+    "the best, where it is hard": ({("001", 1)}, "003", {"001": [1]}),
+    "the best, with no result": ({("001", 1), ("001", 2)}, "003", {"001": [1, 2]}),
+    "a finalist, in the last round": ({("003", 3)}, "001", {"003": [3]}),
+    "both finalists": ({("001", 3), ("003", 3)}, "002", {"001": [3], "003": [3]}),
+    "all": (
+        {(name, 2) for name in ("001", "002", "003", "004")},
+        "001",
+        {f"00{number}": [2] for number in range(1, 5)},
+    ),
+    "a control": ({(PUBLISHED, 1)}, "001", {PUBLISHED: [1]}),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_setting_whose_run_failed_is_out(kind):
+    """It is never compared on the units on which it happens to have a result, and a line says so."""
+    missing, winner, failed = FAILURES[kind]
+    effects = {"001": 0.6, "002": 0.5, "003": 0.55, "004": 0.4, PUBLISHED: 0.5, NO_DIVISION: 0.4}
+    found = compare(without(Runs(effects), missing), found=many(4))
+    assert found.winner.name == winner
+    assert {name: [unit.fold for unit in each] for name, each in found.failed.items()} == failed
+    said = verdict(found, winner, {}, {"validation": None, "test": None})["lines"]
+    for name, folds in failed.items():
+        line = next(each for each in said if each.startswith(f"{name} "))
+        assert all(f"fold {fold}" in line for fold in folds)
+    assert any("so the winner is" in line for line in said) == (kind in ("all", "both finalists"))
+
+
+def test_a_budget_that_ends_a_confirmation_is_no_failure():
+    """What has not run is not held against a setting: the units that all have are compared, or the search decides."""
+    effects = {"001": 0.5, "002": 0.6, "003": 0.4, "004": 0.3, PUBLISHED: 0.5, NO_DIVISION: 0.4}
+    late = {(name, 2) for name in ("002", "003", "004")}
+    found = compare(without(Runs(effects), late), found=many(4), over=True)
+    assert (found.winner.name, found.failed, found.dropped) == ("002", {}, {})
+    late |= {("002", 1)}
+    found = compare(without(Runs(effects), late), found=many(4), over=True)
+    assert (found.winner.name, found.failed) == ("001", {})
+
+
+def test_a_run_has_no_part_in_the_choice_of_its_epoch():
+    """Its value is that of the epoch that is best in the other runs; the maximum of its own noise adds nothing."""
+    [one, *_] = four()
+    curves = {1: [0.1, 0.9, 0.4], 2: [0.3, 0.2, 0.5], 3: [0.1, 0.3, 0.6]}
+    results = {(one.name, FoldSeed(n, n)): {"curve": c} for n, c in curves.items()}
+    found = Confirmation(candidates=four(), units=[], results=results, dropped={}, metric=METRIC)
+    assert found.values["001"] == {FoldSeed(1, 1): 0.4, FoldSeed(2, 2): 0.2, FoldSeed(3, 3): 0.3}
+    rng = np.random.default_rng(0)
+    flat = 0.5 + 0.01 * rng.normal(size=(300, 3, 20))  # plateaus of 20 epochs
+    chosen = []
+    for three in flat:
+        results = {(one.name, FoldSeed(n, n)): {"curve": list(curve)} for n, curve in enumerate(three, 1)}
+        chosen += replace(found, results=results).values["001"].values()
+    assert flat.max(axis=2).mean() > 0.515
+    assert np.mean(chosen) == pytest.approx(0.5, abs=0.002)
+
+
+def test_a_single_run_is_valued_where_the_search_was_best():
+    """At its last epoch where that is unknown."""
+    results = {(name, FoldSeed(1, 1)): {"curve": [0.3, 0.5, 0.4]} for name in ("001", PUBLISHED)}
+    found = Confirmation(candidates=four(), units=[], results=results, dropped={}, metric=METRIC)
+    assert found.values["001"] == {FoldSeed(1, 1): 0.3}  # its curve in the search has one epoch
+    assert found.values[PUBLISHED] == {FoldSeed(1, 1): 0.4}
 
 
 def test_without_units_the_search_alone_says_which_is_the_best():
@@ -130,7 +245,7 @@ def final(name, *values):
 def test_the_verdict_says_what_was_found_and_how_sure_it_is():
     """Differences with intervals, pairs that would be needed, points lost from held-out to test classes."""
     runs = Runs({"001": 0.6, "002": 0.5, PUBLISHED: 0.598, NO_DIVISION: 0.4}, noise=0.002)
-    raced = race(four(), units(3, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    raced = replace(compare(runs, controls_compete=True), dropped={"002": 2, NO_DIVISION: 2})
     test = {
         **final("001", 0.52, 0.53, 0.54),
         **final(PUBLISHED, 0.53, 0.52, 0.54),
@@ -158,7 +273,7 @@ def test_the_verdict_says_what_was_found_and_how_sure_it_is():
 def test_a_control_that_wins_is_said_to_have_won():
     """The search found nothing; one seed has no interval."""
     runs = Runs({"001": 0.55, "002": 0.5, PUBLISHED: 0.6, NO_DIVISION: 0.4})
-    raced = race(four(), units(2, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    raced = compare(runs, 2, controls_compete=True)
     found = verdict(
         raced, "000", {**final(PUBLISHED, 0.5), **final(NO_DIVISION, 0.4)}, {"validation": None, "test": None}
     )
@@ -192,7 +307,7 @@ def test_of_equal_trials_the_first_is_the_best_everywhere():
     assert [(each.name, each.key) for each in found] == [("001", "001"), (PUBLISHED, "000"), (NO_DIVISION, "002")]
     assert race(found, [], metric=METRIC, results=Runs({}), is_over=lambda: False).winner.name == PUBLISHED
     runs = Runs(dict.fromkeys(["001", PUBLISHED, NO_DIVISION], 0.6), noise=0.0)
-    assert race(found, units(3, 1, 0), metric=METRIC, results=runs, is_over=lambda: False).winner.name == PUBLISHED
+    assert compare(runs, found=found, controls_compete=True).winner.name == PUBLISHED
     later = candidates([trial("1000", [0.6], masking_lambda=0.3), trial("999", [0.6], masking_lambda=0.2)], POINT, 2)
     assert [each.name for each in later][:2] == ["999", "1000"]
     raced = Confirmation(candidates=later, units=[], results={}, dropped={}, metric=METRIC)
@@ -211,9 +326,9 @@ def test_first_best():
 def test_the_verdict_says_what_is_not_compared():
     """A run without a number, and a control that was measured on other units: a line each, and no interval."""
     runs = Runs({"001": 0.6, "002": 0.5, PUBLISHED: 0.58, NO_DIVISION: 0.4}, noise=0.002)
-    raced = race(four(), units(3, 1, 0), metric=METRIC, results=runs, is_over=lambda: False)
+    raced = compare(runs, controls_compete=True)
     broken = next(key for key in raced.results if key[0] == PUBLISHED)
-    raced.results[broken][f"{METRIC}_best"] = math.nan
+    raced.results[broken]["curve"] = [math.nan] * 3
     test = {**final("001", 0.52, 0.53), **final(PUBLISHED, 0.5, 0.51)}
     test[NO_DIVISION] = {"seed 8": test[PUBLISHED]["seed 0"]}
     found = verdict(raced, "001", test, {"validation": None, "test": None})
@@ -225,6 +340,6 @@ def test_the_verdict_says_what_is_not_compared():
     assert any(line.startswith("test classes: no division: left out of the comparison") for line in found["lines"])
     assert all(math.isfinite(each["difference"]) for each in found["comparisons"])
     for result in raced.results.values():
-        result[f"{METRIC}_best"] = math.nan
+        result["curve"] = [math.nan] * 3
     found = verdict(raced, "001", {}, {"validation": None, "test": None})
     assert found["lines"][0] == "the winner is trial 001, by the search alone: no run of the confirmation has a value"

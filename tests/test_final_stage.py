@@ -1,7 +1,26 @@
-"""The final stage: what is scored on the test classes, under which protocol and with which seeds."""
+"""The final stage: what is scored on the test classes, under which protocol, with which seeds, and how seeds are added."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from searches import SMALLEST
+
+from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.hits import HITS_FILE, QueryHits
+from dcml_tune.runs.record import Record
+from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Candidate, Confirmation, FoldSeed
+from dcml_tune.search.final_stage import AGAIN, by_seed, final_runs, hits_by_seed
+from dcml_tune.search.flags import read_command_line
 from dcml_tune.search.outcome import UNTRAINED
 from dcml_tune.search.recording import untrained_value
+from dcml_tune.search.request import LaterSeeds
+from dcml_tune.search.resume import _later_seeds
+from dcml_tune.search.trial_runs import FINAL, TrialRuns
+from dcml_tune.utils.files import write_checksummed
+from trainables.resources import share
+from trainables.run import run_of
 
 
 def test_the_untrained_network_has_the_measure_of_the_others():
@@ -12,3 +31,106 @@ def test_the_untrained_network_has_the_measure_of_the_others():
     assert untrained_value("val/map_at_r", final) == 0.2
     assert untrained_value("val/recall_at_1", {UNTRAINED: {"seed 0": {"test/recall_at_1": 0.9}}}) == 0.9
     assert untrained_value("val/recall_at_1", {}) is None
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """What the final stage asks of a plan."""
+    shares = share(num_samples=1, cores=1, gpus=0)
+    runs = TrialRuns(search="s", output=tmp_path, shares=shares, metric="val/recall_at_1", varied=(), first_seed=0)
+    return SimpleNamespace(runs=runs, final_seeds=2, config=SimpleNamespace(final_seeds=2))
+
+
+CONFIRMED = Confirmation(
+    candidates=[Candidate(name=name, config={"dataset": "emoji"}) for name in ("001", "002", PUBLISHED, NO_DIVISION)],
+    units=[FoldSeed(1, 1)],
+    results={("001", FoldSeed(1, 1)): {"curve": [0.1, 0.3, 0.2]}},
+    dropped={"002": 2},
+    metric="val/recall_at_1",
+)
+
+
+def test_seeds_that_are_added_train_as_long_as_the_first_ones(plan):
+    """So that all of a setting's seeds are comparable, whatever is confirmed since; the ledger says why they are scored."""
+    first = {at: run_of(run) for at, run in final_runs(plan, CONFIRMED).items()}
+    names = ("001", PUBLISHED, NO_DIVISION)
+    assert list(first) == [(UNTRAINED, 0), *((name, number) for name in names for number in (0, 1))]
+    assert {(name, run.until) for (name, _), run in first.items() if name in names} == {
+        ("001", 2),
+        (PUBLISHED, None),
+        (NO_DIVISION, None),
+    }
+    for (name, number), run in first.items():
+        directory = plan.runs.directory / run.key
+        directory.mkdir(parents=True)
+        measures = {"test/recall_at_1": 0.5, "test/map_at_r": 0.4}
+        write_checksummed(directory / "result.json", {"epoch": 3 if name == "001" else 4, "done": True, **measures})
+        if name == PUBLISHED:
+            QueryHits(classes=np.array([1, 2]), hits=np.array([True, number == 0])).write(directory / HITS_FILE)
+    (plan.runs.directory / first["001", 0].key / HITS_FILE).write_bytes(b"damaged")
+    plan.final_seeds = 3
+    runs = final_runs(plan, replace(CONFIRMED, results={}, kept="001"))
+    added = {at: run_of(run) for at, run in runs.items() if at not in first}
+    assert {at: run.until for at, run in added.items()} == {("001", 2): 3, (PUBLISHED, 2): 4, (NO_DIVISION, 2): 4}
+    assert {run.note for run in added.values()} == {AGAIN}
+    assert {run_of(runs[at]).note for at in first} == {""}
+    known = plan.runs.results(list(runs.values()))
+    final, hits = by_seed(runs, known), hits_by_seed(plan, runs)
+    assert list(final[PUBLISHED]) == [f"seed {FINAL}", f"seed {1 + FINAL}"]
+    assert {name: {seed: int(each.hits.sum()) for seed, each in found.items()} for name, found in hits.items()} == {
+        PUBLISHED: {f"seed {FINAL}": 2, f"seed {1 + FINAL}": 1}
+    }
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The record of a finished search with a verdict."""
+    record = Record.create(tmp_path / "s", {**SMALLEST, "flags": {**SMALLEST["flags"], "final_seeds": 5}})
+    write_checksummed(tmp_path / "s" / "verdict.json", {"winner": "000"})
+    record.update(status="finished")
+    return record
+
+
+def later(record, *words):
+    return _later_seeds(record, record.asked, read_command_line(list(map(str, words))))
+
+
+def test_the_record_knows_how_many_seeds_each_verdict_had(finished):
+    """Also after a second extension; a resume goes on with it, and an extension by trials lets the winner change."""
+    first = later(finished, "--extend", "s", "--more-final-seeds", 3)
+    assert first == LaterSeeds(count=3, looks=(5,), winner=PUBLISHED)
+    finished.ask(later_seeds=first.as_json())
+    assert later(finished, "--resume", "s") == first
+    second = later(finished, "--extend", "s", "--more-final-seeds", 2)
+    assert second == LaterSeeds(count=5, looks=(5, 8), winner=PUBLISHED)
+    finished.ask(later_seeds=second.as_json())
+    read = Record.open(finished.directory)
+    assert later(read, "--extend", "s", "--num-samples", 4) == replace(second, winner=None)
+    assert LaterSeeds.from_json(None) == LaterSeeds()
+
+
+@pytest.mark.parametrize(
+    ("words", "change", "expected"),
+    [
+        (["--num-samples", 4], {}, "--num-samples adds trials"),
+        (["--space", "wide"], {}, "--space adds trials"),
+        ([], {"status": "interrupted"}, "is not finished; first go on with it by:"),
+        ([], {"final": "none"}, "has scored no test classes"),
+        ([], {"verdict": None}, "has scored no test classes"),
+        ([], {"verdict": "torn"}, "verdict.json"),
+    ],
+)
+def test_seeds_are_added_to_nothing_else(finished, words, change, expected):
+    """One line says why."""
+    if "status" in change:
+        finished.update(**change)
+    if "final" in change:
+        finished.ask(flags={**finished.asked["flags"], **change})
+    if "verdict" in change:
+        file = finished.directory / "verdict.json"
+        file.unlink()
+        if change["verdict"]:
+            file.write_text(change["verdict"])
+    with pytest.raises(SettingError, match=expected) as error:
+        later(finished, "--extend", "s", "--more-final-seeds", 3, *words)
+    assert "\n" not in str(error.value)

@@ -71,6 +71,8 @@ class Run:
     """The setting that a run which is no trial repeats: the key of a trial, published, or no division."""
     until: int | None = None
     """Number of epochs after which to stop; None: all of nb_epochs. The schedule stays that of nb_epochs."""
+    note: str = ""
+    """Why it scores the test classes, for their ledger."""
     varied: tuple[str, ...] = ()
     """The searched settings, for the Ray dashboard."""
     prefixes: str | None = None

@@ -79,7 +79,7 @@ class DivideAndConquer(tune.Trainable):
     def make_trainer(self, config: TrialConfig) -> Trainer:
         """Build the trainer of a configuration; a subclass may build another one."""
         name = f"{self.run.search}/{self.run.key}"
-        return Trainer(config, stores=self.run.stores, metric=self.run.metric, name=name)
+        return Trainer(config, stores=self.run.stores, metric=self.run.metric, name=name, note=self.run.note)
 
     def step(self) -> dict[str, Any]:
         """Run one epoch. A trial that a retry cannot help ends here, with the reason of its failure."""

@@ -76,19 +76,24 @@ class SearchConfig(BaseModel):
 
     # -- confirmation and final scoring ----------------------------------------------------------------
     confirm: Annotated[int, Field(ge=0, le=1000)] = 4
-    """number of best settings that are compared again, with the published setting and no division, on further held-out
-    classes and seeds; 0: none"""
+    """number of best settings that are compared again on further held-out classes and seeds, the better half of them on more
+    than the others; 0: none"""
     folds: Annotated[int, Field(ge=1, le=1000)] | None = None
     """number of sets of held-out classes in the confirmation; default 3"""
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
-    """number of seeds per set of held-out classes"""
+    """number of seeds per set of held-out classes; further sets tell more than further seeds"""
+    controls: Literal["both", "published"] = "both"
+    """what the winner is compared with: the published setting, and the same without division (both), or the published setting
+    alone"""
     ablate: Annotated[int, Field(ge=0, le=1000)] = 0
     """number of the winner's most important settings that are put back to the published value, one at a time, on held-out
     classes, to see which of them made the difference; 0: none"""
     final: Literal["best", "none"] = "best"
     """score winner and controls on the test classes, or not"""
-    final_seeds: Annotated[int, Field(ge=1, le=1000)] = 3
+    final_seeds: Annotated[int, Field(ge=1, le=1000)] = 5
     """number of seeds in final scoring"""
+    difference: Annotated[float, Field(ge=0.01, le=100)] = 0.5
+    """the smallest difference that matters, in points (hundredths of the metric)"""
 
     # -- where and how it is run, resumed or repeated --------------------------------------------------
     output_dir: str = "runs"
@@ -99,7 +104,10 @@ class SearchConfig(BaseModel):
     """resume an interrupted search, by its name or the path of its directory; without a name: list the searches that can
     be resumed. Only --output-dir has to be repeated"""
     extend: str | None = None
-    """add --num-samples trials to a search and run them; --space may widen the search space"""
+    """add --num-samples trials to a search and run them; --space may widen the search space. With --more-final-seeds: add
+    seeds to the final scoring of a finished search"""
+    more_final_seeds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """with --extend: number of further seeds with which its winner and controls are trained and scored; nothing else runs"""
     repeat_trial: str | None = None
     """train SEARCH/KEY again from its MLflow record and compare its measures; exit code 0 if all are identical"""
     tracking_uri: str | None = None

@@ -1,7 +1,8 @@
 """The ledger of the test classes: one line for each time that they are scored, written before a test image is opened.
 
 A line is a JSON object: `when`, `run`, `dataset`, `test_set` (fingerprint of its images), `before` (how often they were
-scored before) and `previous`, the SHA-256 of the line before. The hashes reveal lines that were removed or changed.
+scored before) and `previous`, the SHA-256 of the line before. The hashes reveal lines that were removed or changed. A run that
+adds a seed to settings whose verdict is known has a `note` that says so.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class Entry(Stored):
     test_set: str
     before: Count
     previous: str
+    note: str = ""
 
 
-def enter(file: Path, *, run: str, dataset: str, test_set: str) -> int:
+def enter(file: Path, *, run: str, dataset: str, test_set: str, note: str = "") -> int:
     """Append a line that says that a run scores the test classes.
 
     Args:
@@ -42,6 +44,7 @@ def enter(file: Path, *, run: str, dataset: str, test_set: str) -> int:
         run: name of the run that scores them.
         dataset: name of the data set.
         test_set: fingerprint of the test images.
+        note: why they are scored, if there is something to say.
 
     Returns:
         How often they were scored before.
@@ -60,7 +63,7 @@ def enter(file: Path, *, run: str, dataset: str, test_set: str) -> int:
             "test_set": test_set,
             "before": before,
             "previous": _digest(lines[-1] if lines else b""),
-        }
+        } | ({"note": note} if note else {})
         torn = b"" if text.endswith(b"\n") or not text else b"\n"  # ends a line that a power failure cut off
         with file.open("ab") as out:
             out.write(torn + json.dumps(entry).encode() + b"\n")

@@ -16,9 +16,12 @@ from dcml_tune.utils.stored import is_shown
 MLFLOW, ARTIFACTS, STORES, LEDGER = "mlflow.db", "mlartifacts", "store", "test-ledger.jsonl"
 """In the output directory: MLflow's database and files, the image stores, the ledger of the test classes."""
 
-STUDY, TRIALS, PREFIXES, SPOOL, CHECKPOINT = "optuna.db", "trials", "prefixes", "tracking", "checkpoint"
-"""In the directory of a search: the study, the trials, the states that trials share, what was not yet sent to MLflow. Of a
-run of train: its model."""
+STUDY, TRIALS, PREFIXES, SPOOL, VERDICT = "optuna.db", "trials", "prefixes", "tracking", "verdict.json"
+"""In the directory of a search: the study, the trials, the states that trials share, what was not yet sent to MLflow, the
+verdict."""
+
+CHECKPOINT = "checkpoint"
+"""In the directory of a run of train: its model."""
 
 LONGEST_NAME = 255
 """Longest file name, in bytes, on the usual file systems of Linux and macOS."""

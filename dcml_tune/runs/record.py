@@ -55,6 +55,8 @@ class Flags(Stored):
     seeds: Positive = 1
     final: str = "best"
     final_seeds: Positive = 3
+    controls: Literal["both", "published"] = "both"
+    difference: Annotated[Finite, Field(gt=0)] = 0.5
     prior: bool = False
     time_budget: str | None = None
     trial_timeout: str | None = None
@@ -82,6 +84,15 @@ class SettingFacts(Stored):
     __pydantic_extra__: dict[str, Scalar] = Field(init=False)
 
 
+class LaterSeedsFacts(Stored):
+    """Final seeds that were added to a finished search; see `dcml_tune.search.request.LaterSeeds`."""
+
+    count: Count
+    looks: list[Positive]
+    winner: str | None
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+
 class Asked(Stored):
     """search.json: what was asked for."""
 
@@ -99,6 +110,9 @@ class Asked(Stored):
     """Absolute path of the output directory when the search last ran."""
     name: str | None = None
     measured: str | None = None
+    seeds_apart: bool = False
+    """Whether final runs have seeds that no earlier stage has; searches of earlier versions do not have this entry."""
+    later_seeds: LaterSeedsFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,11 @@ def _checked(command_line: CommandLine) -> Plan:
     config = command_line.config
     if config.resume is not None and config.extend is not None:
         raise SettingError("--resume and --extend: give only one of them; --extend resumes the search, too")
+    if config.more_final_seeds is not None and config.extend is None:
+        raise SettingError(
+            f"--more-final-seeds {config.more_final_seeds}: adds seeds to a finished search; give --extend NAME with it, or "
+            "--final-seeds for a new search"
+        )
     if config.resume is not None or config.extend is not None:
         from dcml_tune.search.resume import resumed_plan
 

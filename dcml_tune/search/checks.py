@@ -14,9 +14,10 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.remains import store_tests
 from dcml_tune.runs.paths import STORES
-from dcml_tune.search.confirmation import CONTROLS, FOLDS
+from dcml_tune.search.confirmation import FOLDS, wanted_controls
 from dcml_tune.search.disk import CheckpointSpace, model_bytes, most_copies, refuse_full_disk
 from dcml_tune.search.gpu_probe import full_division, resolve
+from dcml_tune.search.halving import rounds
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
 from dcml_tune.training.prefixes import MOST
@@ -29,6 +30,7 @@ from trainables.warm_start import WarmStart, warm_start
 if TYPE_CHECKING:
     from dcml_tune.config.search import SearchConfig
     from dcml_tune.data import Identity
+    from dcml_tune.search.halving import Round
     from dcml_tune.search.request import Request
     from search_spaces import SearchSpace
 
@@ -108,7 +110,7 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
         )
     dashboard = None if address is None else connect(address)
     cores, gpus = (None, None) if address is None else cluster_size()
-    most = max(request.planned, *_runs_per_later_stage(flags))
+    most = max(request.planned, *_runs_per_later_stage(request))
 
     def shares(gpus_per_trial: float | None) -> Shares:
         return share(
@@ -132,16 +134,34 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
     return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=dashboard)
 
 
-def _runs_per_later_stage(flags: SearchConfig) -> tuple[int, int, int]:
-    """Number of concurrent runs of one unit of the confirmation, of the ablation, and of final scoring."""
-    confirm = flags.confirm + len(CONTROLS) if flags.confirm else 0
+def _runs_per_later_stage(request: Request) -> tuple[int, int, int]:
+    """Number of concurrent runs of a round of the confirmation, of the ablation, and of final scoring."""
+    flags = request.config
+    confirm = max((each.settings * len(each.units) for each in _rounds(flags)), default=0)
     ablate = flags.ablate * _ablation_units(flags)
-    return confirm, ablate, 1 + (1 + len(CONTROLS)) * flags.final_seeds if flags.final == "best" else 0
+    final = 1 + _final_runs(request) if flags.final == "best" else 0
+    return confirm + len(wanted_controls(flags)), ablate, final
+
+
+def _rounds(flags: SearchConfig) -> list[Round]:
+    """The rounds of the confirmation; images may have fewer folds."""
+    return rounds(flags.confirm, (flags.folds or FOLDS) * flags.seeds)
 
 
 def _ablation_units(flags: SearchConfig) -> int:
     """Number of units on which settings are put back, all of them at once; data may have fewer folds."""
     return (flags.folds or FOLDS) * flags.seeds if flags.confirm else 1
+
+
+def _units_at_once(flags: SearchConfig) -> int:
+    """Largest number of units that run together, in a round of the confirmation or in the ablation."""
+    return max([2, *(len(each.units) for each in _rounds(flags)), _ablation_units(flags) if flags.ablate else 0])
+
+
+def _final_runs(request: Request) -> int:
+    """Number of runs of the final stage, besides that of the untrained network."""
+    seeds = request.config.final_seeds + request.later_seeds.count
+    return (1 + len(wanted_controls(request.config))) * seeds
 
 
 def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares) -> CheckpointSpace:
@@ -157,10 +177,8 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
         copies=most_copies(request.wider or request.space, request.settings),
         concurrent=shares.concurrent,
         planned=request.planned,
-        scored=(1 + len(CONTROLS)) * flags.final_seeds if scores_test else 0,
-        shared=0
-        if flags.no_share
-        else _shared_states(settings.space, max(2, _ablation_units(flags) if flags.ablate else 0)),
+        scored=_final_runs(request) if scores_test else 0,
+        shared=0 if flags.no_share else _shared_states(settings.space, _units_at_once(flags)),
     )
     if flags.checkpoint_budget:
         budget = size(flags.checkpoint_budget)
@@ -172,7 +190,7 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
 
 
 def _shared_states(space: SearchSpace, units: int) -> int:
-    """Number of states that trials share at once. Units that run together, two in a confirmation, have their own states."""
+    """Number of states that trials share at once. Units that run together have their own states."""
     point, _ = space.published_point()
     return min(MOST, units * count_states(TrialConfig(**space.whole(point)), space.domains, most=MOST))
 

@@ -15,7 +15,6 @@ from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.config.unused import unused_settings
 from dcml_tune.data.datasets.official_counts import COUNTS, differences
 from dcml_tune.runs.study import direction
-from dcml_tune.search.confirmation import CONTROLS
 from dcml_tune.search.outcome import Final, Outcome, best_trial
 from dcml_tune.search.resume import resume_command
 from dcml_tune.search.verdict import test_measure
@@ -68,8 +67,8 @@ def _later_stages(plan: Plan) -> list[str]:
     if plan.units:
         folds = len({unit.fold for unit in plan.units})
         lines.append(
-            f"  the best {plan.config.confirm} and the controls ({', '.join(CONTROLS)}) are then compared on {folds} "
-            f"further folds of classes, {len(plan.units)} seeds in all, until one is ahead"
+            f"  the best {plan.config.confirm} are then compared on {folds} further folds of classes, {len(plan.units)} seeds "
+            f"in all, the better half of them to the end; controls: {', '.join(plan.controls)}"
         )
     if plan.ablates:
         runs = plan.ablates * max(1, len(plan.units))
@@ -79,9 +78,14 @@ def _later_stages(plan: Plan) -> list[str]:
         )
     if plan.scores_test:
         lines.append(
-            f"  winner and controls are trained on all training classes with {plan.config.final_seeds} seeds, and the "
+            f"  winner and controls are trained on all training classes with {plan.final_seeds} seeds, and the "
             "test classes scored once by each"
         )
+    if plan.adds_seeds:
+        lines = [
+            f"  {plan.later.winner} and its controls get {plan.final_seeds - plan.later.looks[-1]} further final seeds, "
+            f"{plan.final_seeds} in all; nothing else runs"
+        ]
     return lines
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from dcml_tune.cli.parser import Parser, add_settings, given_settings
-from dcml_tune.cli.quantities import as_text, gpus_per_trial, seconds, size, whole
+from dcml_tune.cli.quantities import as_text, gpus_per_trial, real, seconds, size, whole
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.tracking.uris import add_flag
 
@@ -86,9 +86,9 @@ def _options(name: str, field: FieldInfo) -> dict[str, Any]:
         return {"action": "store_true"}
     if get_origin(kind) is Literal:
         return {"choices": list(get_args(kind))}
-    if kind is int:
+    if kind in (int, float):
         low, high = (next(getattr(note, end) for note in notes if hasattr(note, end)) for end in ("ge", "le"))
-        return {"type": whole(low, high)}
+        return {"type": whole(low, high) if kind is int else real(low, high)}
     return next(({"type": _TEXTS[note]} for note in notes if note in _TEXTS), {})
 
 

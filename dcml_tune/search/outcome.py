@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.study import first_best
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ UNTRAINED: Literal["untrained"] = "untrained"
 Final = dict[str, dict[str, dict[str, Any]]]
 """Candidate -> seed -> measures of the test classes."""
 
+Hits = dict[str, dict[str, QueryHits]]
+"""Candidate -> seed -> what the queries of the test classes found; runs of earlier versions are missing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -36,6 +40,7 @@ class Outcome:
     ablation: Ablation | None = None
     """None if nothing was put back to the published value."""
     final: Final
+    hits: Hits = field(default_factory=dict)
     ended_early: str | None
     """Why a budget ended the search or the confirmation; None if none did."""
     missing_runs: list[str]

@@ -20,7 +20,7 @@ from dcml_tune.runs.paths import (
 from dcml_tune.runs.record import Record, refuse_existing
 from dcml_tune.search import checks
 from dcml_tune.search.budget import Budget
-from dcml_tune.search.confirmation import CONTROLS, Candidate, candidates, confirmation_units
+from dcml_tune.search.confirmation import Candidate, candidates, confirmation_units, nb_confirming_runs, wanted_controls
 from dcml_tune.search.early_checks import checked_settings
 from dcml_tune.search.metrics import metric_names, scheduler_name
 from dcml_tune.search.request import MAY_CHANGE, Request
@@ -91,7 +91,9 @@ class Plan:
         measured: the measurement behind `--gpus-per-trial auto`, in words, or None.
         planned: number of trials.
         runs: makes the dictionaries of trials and of later runs.
+        controls: names of the settings that the winner is compared with.
         units: folds and seeds of the confirmation; empty if nothing is confirmed.
+        later: final seeds that were added to the search after a verdict.
         budget: of time and epochs.
         checkpoints: the disk space that checkpoints take.
         lines: lines about the search that are printed before it runs.
@@ -132,6 +134,7 @@ class Plan:
         self.data, self.identity, self.test_lines = images.data, images.identity, images.test_lines
         found = checks.search_space(request, self.data)
         self.space, self.published_point, self.starts = found.space, found.published_point, found.starts
+        self.controls, self.later = wanted_controls(flags), request.later_seeds
         nb_classes = int(self.data.labels.max()) + 1
         self.units, why_none = confirmation_units(self.base, nb_classes, flags.confirm, flags.folds, flags.seeds)
         self.earlier = checks.earlier_searches(request, images, self.metrics, self.space)
@@ -143,6 +146,7 @@ class Plan:
             metric=self.metric,
             varied=tuple(self.space.domains),
             first_seed=self.base.seed,
+            old_final_seeds=0 if self.has_seeds_apart else flags.final_seeds,
             shares_epochs=self.checkpoints.shared > 0,
             wait_s=min(Run.wait_s, (self.trial_timeout or math.inf) / 2),
         )
@@ -165,6 +169,27 @@ class Plan:
         """Number of settings that are put back to the published value after the confirmation."""
         return self.config.ablate if self.base.protocol == "held_out" else 0
 
+    @property
+    def has_seeds_apart(self) -> bool:
+        """Whether final runs have seeds of their own.
+
+        In searches of earlier versions they began at the seed of the trials. Such runs are not repeated with other seeds,
+        because they have scored the test classes.
+        """
+        if self.record is None or self.record.asked.get("seeds_apart"):
+            return True
+        return not any(self.trials.glob("final-*"))
+
+    @property
+    def final_seeds(self) -> int:
+        """Number of seeds of the final stage, those that were added later included."""
+        return self.config.final_seeds + self.later.count
+
+    @property
+    def adds_seeds(self) -> bool:
+        """Whether nothing runs but further final seeds of a winner that is known."""
+        return self.later.winner is not None
+
     # -- the parts of a run ----------------------------------------------------------------------------
 
     def connect(self) -> str:
@@ -176,7 +201,7 @@ class Plan:
     def begin(self) -> Record:
         """Record what was asked for, and that this process runs it; returns the record, held by this process."""
         known = {"data": self.identity.compared, "test": self.identity.test, "test_sizes": self.identity.test_sizes,
-                 "output": str(self.output), "name": self.name}  # fmt: skip
+                 "output": str(self.output), "name": self.name, "seeds_apart": self.has_seeds_apart}  # fmt: skip
         if self.record is None:
             self.record = Record.create(self.directory, {**self._asked(), **known})
         else:
@@ -249,9 +274,12 @@ class Plan:
             record: has the seconds that were used before.
             stage: that begins.
         """
+        confirming = nb_confirming_runs(
+            self.config.confirm, len(self.units), len(self.controls), controls_compete=not self.scores_test
+        )
         runs = {
             "search": self.planned,
-            "confirm": (self.config.confirm + len(CONTROLS)) * len(self.units),
+            "confirm": confirming,
             "ablate": self.ablates * max(1, len(self.units)),
         }
         until = itertools.accumulate(runs.values())
@@ -260,4 +288,5 @@ class Plan:
 
     def candidates(self, trials: list[KnownTrial]) -> list[Candidate]:
         """Return the settings that can win: the best trials, and the controls."""
-        return candidates(trials, self.space.whole(self.published_point), max(1, self.config.confirm))
+        published = self.space.whole(self.published_point)
+        return candidates(trials, published, max(1, self.config.confirm), self.controls)

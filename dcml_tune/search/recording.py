@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.report import write_report
-from dcml_tune.runs.ledger import NAME as LEDGER
+from dcml_tune.runs.paths import LEDGER, VERDICT
 from dcml_tune.search.confirmation import PUBLISHED
 from dcml_tune.search.outcome import UNTRAINED
-from dcml_tune.search.verdict import test_measure, verdict
+from dcml_tune.search.verdict import FinalStage, test_measure, verdict
 from dcml_tune.search.wording import TEST
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.files import write_checksummed
 
 if TYPE_CHECKING:
     from dcml_tune.runs.record import Record
-    from dcml_tune.search.outcome import Final, Outcome
+    from dcml_tune.search.outcome import Final, Hits, Outcome
     from dcml_tune.search.plan import Plan
     from dcml_tune.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-VERDICT = "verdict.json"
 
 
 def record_verdict(plan: Plan, record: Record, tracker: Tracker, outcome: Outcome) -> dict[str, Any] | None:
@@ -46,7 +46,8 @@ def record_verdict(plan: Plan, record: Record, tracker: Tracker, outcome: Outcom
     runs = {name: each for name, each in outcome.final.items() if name != UNTRAINED}
     untrained = untrained_value(plan.metric, outcome.final)
     key = "000" if winner == PUBLISHED else winner
-    found = verdict(confirmation, key, runs, {"validation": record.state.untrained, "test": untrained})
+    final = final_stage(plan, runs, outcome.hits)
+    found = verdict(confirmation, key, runs, {"validation": record.state.untrained, "test": untrained}, final)
     measured = {_metric_name(each): each["difference"] for each in found["comparisons"]}
     if outcome.ablation is not None:
         ablation = outcome.ablation.facts()
@@ -61,6 +62,21 @@ def record_verdict(plan: Plan, record: Record, tracker: Tracker, outcome: Outcom
     if (plan.output / LEDGER).exists():
         tracker.artifact(plan.name, plan.output / LEDGER)
     return found
+
+
+def final_stage(plan: Plan, runs: Final, hits: Hits) -> FinalStage:
+    """Return what the verdict takes into account of the final stage, besides its measures."""
+    seconds = [each["epoch"] * each.get("time/epoch_s", math.nan) for some in runs.values() for each in some.values()]
+    known = [each for each in seconds if math.isfinite(each)]
+    return FinalStage(
+        hits=hits,
+        looks=plan.later.looks,
+        difference=plan.config.difference / 100,
+        run_s=fmean(known) if known else None,
+        at_once=max(1, plan.shares.concurrent),
+        name=plan.name,
+        output=str(plan.output),
+    )
 
 
 def untrained_value(metric: str, final: Final) -> float | None:

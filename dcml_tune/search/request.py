@@ -12,8 +12,29 @@ if TYPE_CHECKING:
     from dcml_tune.runs.record import Record
     from search_spaces import SearchSpace
 
-MAY_CHANGE = ("resume", "extend", "output_dir", "ray_address", "quiet", "dry_run")
+MAY_CHANGE = ("resume", "extend", "more_final_seeds", "output_dir", "ray_address", "quiet", "dry_run")
 """Flags that say how and where a process runs, not what is searched: they are not recorded, and may differ at a resume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSeeds:
+    """Final seeds that `--extend NAME --more-final-seeds N` added to a search, as search.json holds them."""
+
+    count: int = 0
+    """Number of seeds that were added, by all extensions together."""
+    looks: tuple[int, ...] = ()
+    """Number of final seeds of each verdict that was reached before seeds were added, the first one first."""
+    winner: str | None = None
+    """The winner that keeps its place while seeds are added; None: this process is not to add seeds."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of search.json."""
+        return {"count": self.count, "looks": list(self.looks), "winner": self.winner}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any] | None) -> LaterSeeds:
+        """Read the entry of search.json; None for a search to which none were added."""
+        return cls() if facts is None else cls(**{**facts, "looks": tuple(facts["looks"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +51,8 @@ class Request:
     """Directory of the search."""
     planned: int
     """Number of trials, including those that have ended."""
+    later_seeds: LaterSeeds = LaterSeeds()
+    """Final seeds that extensions added."""
     record: Record | None = None
     """Record of a resumed search."""
     wider: SearchSpace | None = None

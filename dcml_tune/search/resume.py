@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ from dcml_tune.cli.quantities import AUTO
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.runs.moved import follow, output_before, with_images
-from dcml_tune.runs.paths import SPOOL, STUDY, absolute, named_directory, output_directory, writable
+from dcml_tune.runs.paths import SPOOL, STUDY, VERDICT, absolute, named_directory, output_directory, writable
 from dcml_tune.runs.record import Record, all_records
 from dcml_tune.runs.study_file import mend
 from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
-from dcml_tune.search.request import MAY_CHANGE, Request
+from dcml_tune.search.request import MAY_CHANGE, LaterSeeds, Request
 from dcml_tune.tracking import end_dead
 from dcml_tune.tracking.uris import absolute_uri
+from dcml_tune.utils.files import CorruptFileError, read_checksummed
 from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.stored import printable
 from search_spaces import SearchSpace, load_space
@@ -112,12 +114,15 @@ def resumed_plan(command_line: CommandLine) -> Plan:
     _refuse_changes(record.name, asked, command_line.given(), extends=extends)
     if record.state.status == "finished" and not extends:
         raise _is_finished(record, asked)
+    later = _later_seeds(record, asked, command_line)
     mend(record.directory / STUDY, record.name)
-    plan = Plan(_request(record, asked, command_line.config))
+    plan = Plan(_request(record, asked, command_line.config, later))
     plan.lines += images_then_and_now(record.name, asked, plan.identity, plan.data.dataset)
     if old is not None:
         plan.lines.append(f"the output directory was {old}; the files of the search are read from its new place")
     plan.changes = {name: asked[name] for name in ("settings", "space", "flags")}
+    if later != LaterSeeds():
+        plan.changes["later_seeds"] = later.as_json()
     return plan
 
 
@@ -138,12 +143,49 @@ def _is_finished(record: Record, asked: dict[str, Any]) -> SettingError:
     )
 
 
-def _request(record: Record, asked: dict[str, Any], config: SearchConfig) -> Request:
+def _later_seeds(record: Record, asked: dict[str, Any], command_line: CommandLine) -> LaterSeeds:
+    """The final seeds that extensions added, that of this process included.
+
+    Raises:
+        SettingError: if --more-final-seeds is given for a search that is not finished or has scored no test classes, or
+            together with flags that add trials.
+    """
+    from dcml_tune.search.confirmation import PUBLISHED  # its statistics, which the list of searches need not wait for
+
+    config, known = command_line.config, LaterSeeds.from_json(asked.get("later_seeds"))
+    count = config.more_final_seeds
+    if config.extend is None:
+        return known
+    if count is None:
+        return replace(known, winner=None)
+    if also := sorted({"num_samples", "space"} & config.model_fields_set):
+        raise SettingError(
+            f"--more-final-seeds {count}: adds seeds to a known winner, and --{also[0].replace('_', '-')} adds trials, which "
+            "may change it; give one of them"
+        )
+    if record.state.status != "finished":
+        raise SettingError(
+            f"--more-final-seeds {count}: search {record.name} is not finished; first go on with it by: {resume_command(record)}"
+        )
+    if asked["flags"].get("final", "best") != "best" or not (record.directory / VERDICT).exists():
+        raise SettingError(
+            f"--more-final-seeds {count}: search {record.name} has scored no test classes; start a new one without --final none"
+        )
+    try:
+        winner = str(read_checksummed(record.directory / VERDICT)["winner"])
+    except (CorruptFileError, KeyError) as error:
+        raise SettingError(f"--more-final-seeds {count}: {printable(str(error))}; the winner must be known") from None
+    seeds = asked["flags"].get("final_seeds", SearchConfig.model_fields["final_seeds"].default) + known.count
+    name = PUBLISHED if winner == "000" else winner
+    return LaterSeeds(count=known.count + count, looks=(*known.looks, seeds), winner=name)
+
+
+def _request(record: Record, asked: dict[str, Any], config: SearchConfig, later: LaterSeeds) -> Request:
     """The request that a record and the flags of this process make; an extension adds trials, and may widen the space."""
     flags, dataset = _resumed_flags(asked, config), asked["settings"]["dataset"]
     planned = record.state.planned or flags["num_samples"]
     wider = None
-    if config.extend is not None:
+    if config.extend is not None and config.more_final_seeds is None:
         planned += config.num_samples
         if config.space:
             wider = load_space(dataset, config.space)
@@ -154,6 +196,7 @@ def _request(record: Record, asked: dict[str, Any], config: SearchConfig) -> Req
         space=recorded_space(record.name, asked["space"]),
         directory=record.directory,
         planned=planned,
+        later_seeds=later,
         record=record,
         wider=wider,
     )

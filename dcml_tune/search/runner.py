@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from dcml_tune.runs.record import all_records
 from dcml_tune.runs.study_file import impatient
 from dcml_tune.search.ablation import ablate
-from dcml_tune.search.confirmation import CONTROLS, Candidate, Confirmation, FoldSeed, race
+from dcml_tune.search.confirmation import Candidate, Confirmation, FoldSeed, race
 from dcml_tune.search.console import print_interruption, print_outcome, print_undelivered
-from dcml_tune.search.outcome import EXIT_INCOMPLETE, UNTRAINED, Final, Outcome, best_trial
+from dcml_tune.search.final_stage import by_seed, final_runs, hits_by_seed
+from dcml_tune.search.outcome import EXIT_INCOMPLETE, Final, Hits, Outcome, best_trial
 from dcml_tune.search.recording import record_verdict, try_to_write_report
 from dcml_tune.search.resume import end_abandoned
 from dcml_tune.search.stage import StageRunner
@@ -28,7 +30,6 @@ from trainables.tracking_callback import Earlier, Hooks
 if TYPE_CHECKING:
     from dcml_tune.search.ablation import Ablation
     from dcml_tune.search.plan import Plan
-    from trainables.run import Role
     from trainables.searcher import OptunaSearcher
     from trainables.tracking_callback import Progress
 
@@ -78,7 +79,8 @@ class SearchRunner:
         plan = self.plan
         try:
             searcher = plan.searcher()
-            self._search(searcher)
+            if not plan.adds_seeds:
+                self._search(searcher)
             pareto_front = searcher.pareto_front() if len(plan.metrics) > 1 else []
             for key, _ in pareto_front:
                 self.tracker.tags(f"{plan.name}/{key}", {"dcml.pareto": "no trial beats it in all metrics"})
@@ -89,14 +91,15 @@ class SearchRunner:
             if plan.units and plan.scores_test:
                 try_to_write_report(plan)
             ablation = self._ablate(confirmation, searcher) if confirmation is not None and plan.ablates else None
-            final = self._score_test(confirmation) if confirmation is not None and plan.scores_test else {}
+            final, hits = self._score_test(confirmation) if confirmation is not None and plan.scores_test else ({}, {})
             outcome = Outcome(
                 trials=trials,
-                planned=plan.planned,
+                planned=sum(trial.has_ended for trial in trials) if plan.adds_seeds else plan.planned,
                 pareto_front=pareto_front,
                 confirmation=confirmation,
                 ablation=ablation,
                 final=final,
+                hits=hits,
                 ended_early=self.ended_early,
                 missing_runs=self.stages.missing,
             )
@@ -189,13 +192,19 @@ class SearchRunner:
         """Compare the best settings and the controls on further folds; without units, return the best of the search."""
         plan = self.plan
         plan.begin_stage(self.record, "confirm")
-        if plan.units:
+        if plan.units and not plan.adds_seeds:
             print(f"\n{len(found)} settings are compared on further held-out classes: {', '.join(c.name for c in found)}",
                   flush=True)  # fmt: skip
+        over: list[str] = []
 
         def results(runs: list[tuple[Candidate, FoldSeed]]) -> dict[tuple[str, FoldSeed], dict[str, Any]]:
             wanted = [plan.runs.confirm_run(*run) for run in runs]
-            known = self.stages.run_missing(wanted, why_over=plan.budget.out_of_time)
+            if plan.adds_seeds:
+                known = plan.runs.results(wanted)
+            else:
+                known = self.stages.run_missing(wanted, why_over=plan.budget.out_of_time)
+            if len(known) < len(wanted) and (reason := plan.budget.out_of_time()):
+                over.append(reason)  # all results may be there, from an earlier process
             pairs = zip(runs, wanted, strict=True)
             return {(c.name, unit): known[run_of(run).key] for (c, unit), run in pairs if run_of(run).key in known}
 
@@ -204,10 +213,11 @@ class SearchRunner:
             plan.units,
             metric=plan.metric,
             results=results,
-            is_over=lambda: plan.budget.out_of_time() is not None,
+            is_over=lambda: bool(over),
+            controls_compete=not plan.scores_test,
         )
-        self.ended_early = self.ended_early or (plan.budget.out_of_time() if plan.units else None)
-        return confirmation
+        self.ended_early = self.ended_early or next(iter(over), None)
+        return replace(confirmation, kept=plan.later.winner)
 
     def _ablate(self, confirmation: Confirmation, searcher: OptunaSearcher) -> Ablation:
         """Put the winner's most important settings back to the published value, one at a time, and measure that."""
@@ -216,22 +226,14 @@ class SearchRunner:
         self.ended_early = self.ended_early or self.plan.budget.out_of_time()
         return found
 
-    def _score_test(self, confirmation: Confirmation) -> Final:
+    def _score_test(self, confirmation: Confirmation) -> tuple[Final, Hits]:
         """Train winner and controls on all training classes; score them and the untrained network, each run once."""
-        plan, winner = self.plan, confirmation.winner
-        runs: dict[tuple[str, int], dict[str, Any]] = {(UNTRAINED, 0): plan.runs.final_run(winner, UNTRAINED, 0, None)}
-        for candidate in confirmation.candidates:
-            if candidate.name != winner.name and candidate.name not in CONTROLS:
-                continue
-            role = cast("Role", "final" if candidate.name == winner.name else candidate.name)
-            for number in range(plan.config.final_seeds):
-                epochs = confirmation.epochs(candidate)
-                runs[candidate.name, number] = plan.runs.final_run(candidate, role, number, epochs)
-        print("\nthe winner and its controls are trained on all training classes, and the test classes scored once by each",
-              flush=True)  # fmt: skip
+        runs = final_runs(self.plan, confirmation)
+        said = (
+            "the winner and its controls are trained on all training classes, and the test classes scored once by each"
+        )
+        if self.plan.adds_seeds:
+            said = f"trial {confirmation.winner.name} and its controls are trained with further seeds, and score the test classes"
+        print(f"\n{said}", flush=True)
         known = self.stages.run_missing(list(runs.values()))
-        final: Final = {}
-        for (name, _), run in runs.items():
-            if run_of(run).key in known:
-                final.setdefault(name, {})[f"seed {run['seed']}"] = known[run_of(run).key]
-        return final
+        return by_seed(runs, known), hits_by_seed(self.plan, runs)

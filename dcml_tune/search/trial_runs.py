@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from trainables.resources import Shares
     from trainables.run import Role
 
+FINAL = 10**6 + 1
+"""The first final seed minus that of the trials. A confirmation has at most a million units, each with its own seed."""
+
 _TEST_MEASURES = ("test/recall_at_1", "test/map_at_r")
 
 
@@ -39,7 +42,10 @@ class TrialRuns:
     varied: tuple[str, ...]
     """Names of the settings that vary."""
     first_seed: int
-    """Seed of the first final run."""
+    """Seed of the trials. Those of the confirmation follow it, and those of final runs are a million further, so that no two
+    stages share a seed: what chance favoured in one must not count again in the next."""
+    old_final_seeds: int = 0
+    """Number of final runs of each setting that keep the seeds of earlier versions, from that of the trials on."""
     shares_epochs: bool = True
     """Whether trials share the epochs that are the same computation."""
     wait_s: float = Run.wait_s
@@ -79,7 +85,9 @@ class TrialRuns:
         run = self._run_of(f"ablate-{slug}-fold-{unit.fold}-seed-{unit.seed}", "ablate", candidate)
         return pack({**candidate.config, "fold": unit.fold, "seed": unit.seed}, run)
 
-    def final_run(self, candidate: Candidate, role: Role, number: int, until: int | None) -> dict[str, Any]:
+    def final_run(
+        self, candidate: Candidate, role: Role, number: int, until: int | None, *, note: str = ""
+    ) -> dict[str, Any]:
         """Return the dictionary of a run that trains a setting on all training classes and scores the test classes.
 
         Args:
@@ -87,12 +95,14 @@ class TrialRuns:
             role: of the run.
             number: of its seed, from 0.
             until: number of epochs; None: all of them.
+            note: why the test classes are scored, for the ledger.
         """
-        seed = (self.first_seed + number) % SEEDS
+        is_old = number < self.old_final_seeds
+        seed = (self.first_seed + number + (0 if is_old else FINAL)) % SEEDS
         key = f"final-{candidate.slug}" + (f"-seed-{seed}" if number else "")
         if role == "untrained":
             key = role
-        run = self._run_of(key, role, candidate, until=until)
+        run = self._run_of(key, role, candidate, until=until, note=note)
         return pack({**candidate.config, "val_share": 0.0, "seed": seed}, run)
 
     def _run_of(self, key: str, role: Role, candidate: Candidate, **changes: Any) -> Run:

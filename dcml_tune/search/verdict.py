@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dcml_tune.cli.parser import command
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.search.answers import (
     DIFFERENCE,
@@ -49,6 +50,8 @@ class FinalStage:
     """Number of final runs that run at the same time."""
     name: str | None = None
     """Of the search, for the command that adds seeds."""
+    output: str = "runs"
+    """The output directory, for the same command."""
 
 
 def verdict(
@@ -234,7 +237,7 @@ def _decides(compared: Comparison, final: FinalStage) -> dict[str, Any]:
         return {"difference": difference, "seeds": None, "more": None, "runs": None, "seconds": None, "command": None}
     more = needed - max(compared.blocks(name) for name in compared.values)
     runs = more * len(compared.values)
-    command = f"python -m dcml_tune.search --extend {final.name} --more-final-seeds {more}" if final.name else None
+    words = ["--extend", final.name or "", "--more-final-seeds", str(more), "--output-dir", final.output]
     seconds = None if final.run_s is None else final.run_s * math.ceil(runs / max(1, final.at_once))
     return {
         "difference": difference,
@@ -242,7 +245,7 @@ def _decides(compared: Comparison, final: FinalStage) -> dict[str, Any]:
         "more": more,
         "runs": runs,
         "seconds": seconds,
-        "command": command,
+        "command": command("dcml_tune.search", *words) if final.name else None,
     }
 
 

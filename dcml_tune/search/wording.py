@@ -25,6 +25,7 @@ def lines(found: dict[str, Any], raced: Confirmation, measured: Mapping[str, Com
     return [
         *_winner_lines(raced, measured[HELD_OUT]),
         *_dropped_lines(raced),
+        *raced.failure_lines(),
         *(_test_line(each, found["difference"]) for each in test),
         *_about_classes(test),
         *_decides_lines(found["decides"]),

@@ -46,6 +46,8 @@ class Evaluator:
     """File of the ledger of the test classes."""
     name: str
     """Name of the run in the ledger."""
+    note: str = ""
+    """Why it scores the test classes, for the ledger."""
     test_scored_before: int | None = None
     """How often the test classes had been scored, by the ledger, when `test` was last called; None before that."""
     hits: QueryHits | None = None
@@ -133,7 +135,7 @@ class Evaluator:
         """
         dataset = self.data.dataset
         self.test_scored_before = enter(
-            self.ledger, run=self.name, dataset=dataset.name, test_set=dataset.test_fingerprint
+            self.ledger, run=self.name, dataset=dataset.name, test_set=dataset.test_fingerprint, note=self.note
         )
         measures: dict[str, float] = {}
         embedded = EmbeddedOnce(lambda images: self._embed_list(images, penultimate))

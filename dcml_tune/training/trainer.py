@@ -84,6 +84,7 @@ class Trainer:
         metric: str | None = None,
         ledger: Path | str | None = None,
         name: str = "",
+        note: str = "",
     ) -> None:
         """Open the data and build the model.
 
@@ -94,6 +95,7 @@ class Trainer:
             metric: measure by which the best epoch is chosen; default: recall@1.
             ledger: file of the ledger of the test classes; default: beside the directory of the stores.
             name: name of this run in the ledger.
+            note: why it scores the test classes, for the ledger.
         """
         stores = Path(stores)
         self.config = config
@@ -113,6 +115,7 @@ class Trainer:
             stores=stores,
             ledger=Path(ledger or stores.absolute().parent / LEDGER),
             name=name,
+            note=note,
         )
         self.epoch = 0
         self.assignment: Indices | None = None

@@ -110,7 +110,9 @@ def _ledger(search: SearchData, section: Section) -> list[Table]:
             f"The ledger was changed: line {', '.join(map(str, broken[:10]))} of {ledger.NAME} does not match the one "
             "before it. The test classes may have been scored more often than it says."
         )
-    names = ("when", "run", "dataset", "before")
+    names = ["when", "run", "dataset", "before"]
+    if any("note" in line for line in lines):
+        names.append("note")
     rows = [[line["torn"]] if "torn" in line else [_cell(line.get(name)) for name in names] for line in lines]
     if len(rows) > _MOST_LINES:
         section.say(f"The test classes were scored {len(rows)} times; the last {_MOST_LINES} are shown.")
