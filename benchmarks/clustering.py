@@ -1,18 +1,24 @@
-"""K-means of a data set's features, against Faiss's own.
+"""Speed and objective of our k-means, compared with Faiss.
 
     python benchmarks/clustering.py [--images 60000] [--clusters 32] [--repeats 3] [--least-gain 1e-4]
 
-The features (60,000 x 2,048 float32) are drawn from a mixture of 200 Gaussian clusters and brought to unit length, as the
-trainer's are: once with clusters that stand apart, in which k-means comes to rest after a few iterations, and once with
-clusters that overlap and variances that fall from dimension to dimension, as those of a network's features do. Ours:
-`dcml_tune.clustering.kmeans` with its default backend, which stops when an iteration gains less than a ten-thousandth
-(`--least-gain` takes another share).
-References, with one start: `faiss.Kmeans` with at most 100 iterations, which from version 1.15 on stops when an iteration
-gains nothing; the same without that stop, as Faiss was before; both with all images (`max_points_per_centroid`), as ours
-uses them all; and Faiss as it is by itself, with 256 images a cluster. There are goals against the first.
+The features (60,000 x 2,048 float32) are drawn from a mixture of 200 Gaussian clusters and normalised to unit length,
+as those of the trainer are. There are two sets of features. In the first the clusters are well separated, and k-means
+converges after a few iterations. In the second the clusters overlap, and the variance decreases from dimension to
+dimension, as in the features of a network.
 
-All begin with the same images (but the last) and use all cores. The objective is the sum of the squared distances to the
-nearest centroid, computed by one function from the centroids that each found.
+Ours is `dcml_tune.clustering.kmeans` with its default backend. It stops when an iteration improves the objective by
+less than a ten-thousandth (`--least-gain`).
+
+The references are runs of `faiss.Kmeans` with a single start:
+
+- at most 100 iterations on all images. From version 1.15 on, Faiss stops when the objective no longer improves. The
+  goals refer to this run;
+- the same without this stop, as in earlier versions of Faiss;
+- the default of Faiss, which uses a sample of 256 images for each cluster.
+
+All but the last start from the same images. All use all cores. The objective is the sum of the squared distances of the
+images to the nearest centroid. One function computes it from the centroids of each run.
 """
 
 from __future__ import annotations

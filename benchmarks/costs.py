@@ -1,4 +1,4 @@
-"""What the programs share that measure what is around the training: ratios of costs, fresh processes, memory."""
+"""Shared by the benchmarks of what surrounds the training: ratios of costs, commands in fresh processes, memory."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How much of an epoch is the network's own work, and what freezing the backbone saves: `make bench`.
+"""Share of the network's own work in an epoch, and how much time a frozen backbone saves: `make bench`.
 
     python benchmarks/epoch.py [--repeats 3]
 
-The network's own work is forward and backward of the training batches, and forward of the clustering and evaluation
-images, timed alone on synthetic images right after the epoch that they are compared with. `emoji` with 4 clusters, one
-thread; each repeat trains anew.
+The network's own work consists of the forward and backward passes of the training batches, and of the forward passes of
+the images that are clustered and evaluated. It is timed on synthetic images, right after the epoch with which it is
+compared. The runs use `emoji` with 4 clusters and one thread. Each repeat is a new training.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""Retrieval measures of a test set as large as Stanford Online Products', against a bare search by Faiss.
+"""Speed and memory of the retrieval measures, compared with a Faiss search that computes no measures.
 
     python benchmarks/evaluation.py [--images 60500] [--classes 11316] [--ks 1 10 100] [--repeats 3]
 
-60,500 unit embeddings of 512 dimensions, 11,316 classes of 2 to 12 images. Ours: recall@1, @10, @100 and MAP@R by
-`dcml_tune.metrics.retrieval.retrieval_measures`. Reference: `search` of faiss.IndexFlatIP and of faiss.IndexFlatL2, to which the
-embeddings were added before the time is taken, for the k that these measures need: 101 neighbours, the query itself being
-one of them, or R + 1 of the largest class where that is more (the title says which). For these embeddings it is 101, for
-MAP@R as well: no class has more than 12 images. What Faiss finds is not measured within its time; recall@1 is computed
-from it afterwards, and must agree. All cores for both.
+The test set has the size of Stanford Online Products: 60,500 unit embeddings of 512 dimensions, and 11,316 classes of 2
+to 12 images.
 
-Memory: a process of its own reads the embeddings, does the work once, and says by how much its peak lies above what it
-held before. For Faiss that includes the index, which copies the embeddings, and the neighbours.
+Ours computes recall@1, @10, @100 and MAP@R with `dcml_tune.metrics.retrieval.retrieval_measures`. The references are
+`search` of faiss.IndexFlatIP and of faiss.IndexFlatL2; their indexes are built before the time is taken. They search
+for as many neighbours as these measures need: 101, because each query finds itself, or one more than the size of the
+largest class if this is larger. The title of the table names the number. The recall@1 of the reference is computed
+afterwards, outside of its time, and must be equal to ours. Both use all cores.
+
+Memory is measured in a process of its own, which reads the embeddings and does the work once. It is the peak of its
+memory minus what it used before the work. For Faiss it includes the index, which copies the embeddings, and the
+neighbours.
 """
 
 from __future__ import annotations
@@ -139,7 +142,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--images", type=int, default=60_500)
     parser.add_argument("--classes", type=int, default=11_316)
     parser.add_argument("--dimensions", type=int, default=512)
-    parser.add_argument("--ks", type=int, nargs="+", default=KS, help="of recall; 1 is among them")
+    parser.add_argument("--ks", type=int, nargs="+", default=KS, help="k of recall@k; 1 must be among them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peak", choices=("ours", *INDICES), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)

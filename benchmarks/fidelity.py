@@ -1,32 +1,27 @@
-"""What two differences from the original cost or bring: training on `emoji` with and without each, over several seeds.
+"""Effect of two differences of version 0.1 from the original, on `emoji` and over several seeds.
 
     python benchmarks/fidelity.py [--seeds 3] [--epochs 10] [--processes 2] [--output runs/fidelity]
 
-`as the original` is what the package does. The other recipes put back what version 0.1 did before: in a smaller cluster
-the batches of an epoch were repeated instead of drawn anew, and an anchor had one triplet for each of its positives, so
-that large classes had most of them. The setting is the published point of search_spaces/emoji.py with 8 clusters, the
-full-embedding phase in the last fifth.
+The recipe `as the original` is what the package does now. Each other recipe restores one rule of version 0.1: smaller
+clusters repeated their batches within an epoch instead of drawing new ones; or each anchor had one triplet for each of
+its positives, so that large classes had most of the triplets. The settings are the published point of
+search_spaces/emoji.py with 8 clusters. The full-embedding phase is the last fifth of the epochs.
 
-Each run trains on all training classes and **reads the test classes**: it scores them once, after its last epoch. Nothing
-is chosen on them. A run that is there already is not run again, so that a stopped benchmark goes on.
+Each run trains on all training classes and **reads the test classes**: it scores them once, after its last epoch.
+Nothing is selected on them. Results are stored, so a benchmark that was stopped continues where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from recipes import MEASURES, Runs, trained
 
 NOW = "as the original"
 RECIPES = (NOW, "small clusters repeat batches", "one triplet a positive pair")
-MEASURES = ("test/recall_at_1", "test/map_at_r")
 
 
 def settings(seed: int, epochs: int) -> dict[str, Any]:
@@ -67,82 +62,44 @@ def triplet_a_pair() -> None:
     miners._deal = deal
 
 
-def run(recipe: str, seed: int, epochs: int, output: Path) -> None:
-    """Train one recipe with one seed, and write what it reached."""
+def train(recipe: str, seed: int, epochs: int, stores: Path) -> dict[str, Any]:
+    """Train one recipe with one seed, and return its test measures and the share of further batches of smaller clusters."""
     from dcml_tune.config.trial import TrialConfig
     from dcml_tune.data.samplers import _batches_of
     from dcml_tune.training.trainer import Trainer
 
     torch.set_num_threads(1)
     {RECIPES[0]: lambda: None, RECIPES[1]: repeat_batches, RECIPES[2]: triplet_a_pair}[recipe]()
-    trainer = Trainer(TrialConfig(**settings(seed, epochs)), stores=output.parent / "store")
-    start, again, steps = time.perf_counter(), 0, 0
+    trainer = Trainer(TrialConfig(**settings(seed, epochs)), stores=stores)
+    again, steps = 0, 0
     while trainer.epoch < epochs:
         steps += int(trainer.run_epoch()["train/batches"])
         labels = trainer.data.labels[trainer.data.train]
         partition = trainer.partition
         sizes = [_batches_of(labels[partition == k], trainer.config) for k in range(int(partition.max()) + 1)]
         again += sum(max(sizes) - size for size in sizes if size)
-    facts = {"minutes": (time.perf_counter() - start) / 60, "again": again / steps, **trainer.test()}
-    path(recipe, seed, epochs, output).write_text(json.dumps(facts))
-
-
-def path(recipe: str, seed: int, epochs: int, output: Path) -> Path:
-    """Where the result of a run lies."""
-    return output / f"{recipe.replace(' ', '-')}-{epochs}-epochs-seed-{seed}.json"
+    return {"again": again / steps, **trainer.test()}
 
 
 def main() -> None:
-    """Run what is missing, some at once, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/fidelity"))
-    parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEED"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    output = arguments.output.absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    if arguments.one:
-        run(arguments.one[0], int(arguments.one[1]), arguments.epochs, output)
-        return
-    print("this benchmark reads the test classes: each run scores them once, after its last epoch", flush=True)
-    wanted = [(recipe, seed) for seed in range(1, arguments.seeds + 1) for recipe in RECIPES]
-    _run_all([each for each in wanted if not path(*each, arguments.epochs, output).exists()], arguments, output)
-    _print(arguments, output)
+    """Run what is missing, several runs at once, and print the table."""
+    _print(trained(__file__, __doc__, RECIPES, epochs=10, output="runs/fidelity", train=train))
 
 
-def _run_all(missing: list[tuple[str, int]], arguments: argparse.Namespace, output: Path) -> None:
-    running: list[subprocess.Popen[bytes]] = []
-    for number, (recipe, seed) in enumerate(missing, 1):
-        while sum(process.poll() is None for process in running) >= arguments.processes:
-            time.sleep(0.5)
-        print(f"{number} of {len(missing)}: {recipe}, seed {seed}", file=sys.stderr, flush=True)
-        words = ["--epochs", str(arguments.epochs), "--output", str(output), "--one", recipe, str(seed)]
-        running.append(subprocess.Popen([sys.executable, __file__, *words]))
-    statuses = [process.wait() for process in running]
-    if any(statuses):
-        raise SystemExit("a run failed; what it said stands above")
-
-
-def _print(arguments: argparse.Namespace, output: Path) -> None:
+def _print(runs: Runs) -> None:
     from dcml_tune.search.statistics import Comparison
 
-    seeds = range(1, arguments.seeds + 1)
     found = {
-        recipe: {f"seed {seed}": json.loads(path(recipe, seed, arguments.epochs, output).read_text()) for seed in seeds}
+        recipe: {f"seed {seed}": facts for seed, facts in zip(runs.seeds, runs.results(recipe), strict=True)}
         for recipe in RECIPES
     }
     again = np.mean([each["again"] for each in found[NOW].values()])
     print(
-        f"{arguments.epochs} epochs, {arguments.seeds} seeds; {again:.0%} of the batches are those of smaller clusters"
+        f"{runs.epochs} epochs, {len(runs.seeds)} seeds. {again:.0%} of the batches are further batches of smaller clusters.\n"
+        "Values in percent; differences in points with their 95 % interval, paired by seed (`dcml_tune.search.statistics`).\n"
     )
-    print(
-        "that start over. In percent, and in points with the 95 % interval, paired by seed (`dcml_tune.search.statistics`).\n"
-    )
-    print(
-        "| recipe | test recall@1 | less `as the original` | test MAP@R | less `as the original` |\n|---|---|---|---|---|"
-    )
+    head = ("recipe", "test recall@1", f"difference from `{NOW}`", "test MAP@R", f"difference from `{NOW}`")
+    print(f"| {' | '.join(head)} |\n|---|---|---|---|---|")
     for recipe in RECIPES:
         cells = []
         for name in MEASURES:

@@ -1,14 +1,16 @@
-"""What one GPU does: steps, epochs from the image store, passes, k-means, evaluation, and several trials at once.
+"""Speed of one GPU: training steps, epochs, passes over the images, k-means, evaluation, and several trials at once.
 
     python benchmarks/gpu.py                                     # ResNet-50 at 224, batches of 80: about 10 minutes
     python benchmarks/gpu.py --device cpu --arch resnet18 --sz-crop 32 --batch-size 8 --images 96   # does it run?
 
-Images are synthetic and weights random. Compared works are timed in turn, and a row has the medians of their repeats, in
-brackets the least and the largest ratio. Memory is the most that torch had given to tensors for this part alone; of trials
-at once, the most that one of them had taken. It needs torch, torchvision, NumPy, SciPy, Pillow, pydantic, filelock,
-safetensors and rich; timm for its networks, and Faiss for its row. `--limit` is computed, not measured: the images a second
-that an H100's memory lets through, forward and backward of ResNet-50 at 224 in bfloat16, if each layer reads and writes all
-of its maps.
+Images are synthetic and weights random. Programs that are compared run alternately. A row has the medians of the
+repeats, and in brackets the smallest and the largest ratio. The memory of a row is the largest amount that torch
+allocated for tensors during this part; for several trials at once it is that of the trial with the largest amount.
+
+The program needs torch, torchvision, NumPy, SciPy, Pillow, pydantic, filelock, safetensors and rich, timm for the
+networks of timm, and Faiss for the row of Faiss. `--limit` is computed, not measured: the number of images per second
+for which the memory bandwidth of an H100 suffices, for the forward and backward passes of ResNet-50 at 224 pixels in
+bfloat16, if each layer reads and writes all of its maps.
 """
 
 from __future__ import annotations
@@ -43,14 +45,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=80)
     parser.add_argument("--sz-crop", type=int, default=224)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each timed part")
-    parser.add_argument("--images", type=int, default=4000, help="in the image store")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each timed part")
+    parser.add_argument("--images", type=int, default=4000, help="number of images in the image store")
     parser.add_argument("--limit", type=float, default=8000.0, help="images/s by memory traffic, computed for an H100")
     parser.add_argument("--cluster", type=int, nargs=3, default=(60_000, 2048, 32), metavar=("IMAGES", "DIM", "K"))
     parser.add_argument(
         "--evaluate", type=int, nargs=3, default=(60_500, 512, 11_316), metavar=("IMAGES", "DIM", "CLASSES")
     )
-    parser.add_argument("--at-once", type=int, nargs="+", default=(1, 2, 4), help="trials on the GPU; the first is 1")
+    parser.add_argument(
+        "--at-once", type=int, nargs="+", default=(1, 2, 4), help="numbers of trials at once; the first is 1"
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Training epochs, and the passes of clustering and evaluation, from an image store: rows of gpu.py."""
+"""Rows of gpu.py: training epochs from an image store, and the passes for clustering and evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several trials at once on one GPU: the rows of gpu.py that need processes of their own."""
+"""Rows of gpu.py that need several processes: several trials at once on one GPU."""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
-"""Training images into batches on one core, against decoding each image every time.
+"""Speed of loading training batches on one core, compared with decoding each image in each epoch.
 
     python benchmarks/images.py [--images 512] [--repeats 5]
 
-JPEGs of 500 x 375 (quality 90, smooth noise with the spectrum of photographs) are written to a temporary directory. Ours:
-the image store (`full`: decoded at full size; `small`: shorter side 256) and the trainer's loader without workers, random
-resized crop to 224 and flip. Reference: a torch DataLoader without workers over a dataset that decodes with OpenCV and
-augments uint8 tensors with RandomResizedCrop and RandomHorizontalFlip of torchvision.transforms; and, as that is slower,
-those of torchvision.transforms.v2, against which there is no goal. The limit of both: the resize of ready crops alone, which
-ours cannot do without. All give the same images in uint8 batches of 80, with
-one thread, from files in the page cache. Building the stores is done once for a search, on all cores, and is not part of
-the time; a line says how long it took.
+The images are JPEGs of 500 x 375 (quality 90, smooth noise with the spectrum of photographs) in a temporary directory.
+
+Ours is an image store (`full`: decoded at full size; `small`: shorter side 256) with the trainer's loader without
+workers, a random resized crop to 224, and a flip. The reference is a torch DataLoader without workers, whose data set
+decodes with OpenCV and augments uint8 tensors with RandomResizedCrop and RandomHorizontalFlip of
+torchvision.transforms. A second reference uses torchvision.transforms.v2, which is faster and has no goal. A third one
+only resizes crops, which ours has to do, too: it is the limit of what is possible.
+
+All produce the same images in batches of 80 in uint8, with one thread, from files in the page cache. A search builds
+its stores once, on all cores. The time for this is printed in a line of its own.
 """
 
 from __future__ import annotations

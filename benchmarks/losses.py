@@ -1,16 +1,17 @@
-"""The loss of a batch, forward and backward, against pytorch-metric-learning and a loop over pairs of masks.
+"""Speed of the loss of a batch, forward and backward, compared with pytorch-metric-learning and loops over masks.
 
     python benchmarks/losses.py [--repeats 20] [--calls 5]
 
-One thread, float32, embeddings of 512 dimensions that are not yet of unit length: each side normalises them itself.
-Ours: `MetricLoss` with the sampler distanceweighted and the margin loss and `mask_overlap`. Reference:
-DistanceWeightedMiner and MarginLoss of pytorch-metric-learning, and the overlap of the masks pair by pair: the mean of
-the scalar product of the two rectified masks, each divided by its norm. How much slower a loop is depends on how it is
-written, so there are three: over ordered pairs as the sum is written down, over each pair once, and with each mask
-normalised once. All give the value of `mask_overlap`.
+One thread, float32, embeddings of 512 dimensions that both sides first normalise to unit length.
 
-Both miners draw negatives by the same law, but the reference draws one more for each anchor, and with replacement; so the
-values of the two losses are compared on the same triplets (`differences`).
+Ours is `MetricLoss` with the sampler distanceweighted and the margin loss, and `mask_overlap`. The references are
+DistanceWeightedMiner and MarginLoss of pytorch-metric-learning, and the overlap of the masks computed pair by pair: the
+mean of the scalar products of two rectified masks, each divided by its norm. The speed of such a loop depends on how it
+is written, so there are three: one over ordered pairs, as the formula is written; one over each pair once; and one that
+normalises each mask only once. All of them compute the value of `mask_overlap`.
+
+Both miners draw negatives from the same distribution. The reference draws one more for each anchor, and with
+replacement. The values of the two losses are therefore compared on the same triplets (`differences`).
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--large-batch", type=int, default=512)
     parser.add_argument("--masks", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--calls", type=int, default=5, help="in each repeat; a row says the time of one")
+    parser.add_argument("--calls", type=int, default=5, help="calls in each repeat; the table has the time of one call")
     options = parser.parse_args(argv)
     rows = measured(options)
     show("mining and margin loss, with and without the overlap of masks: forward and backward, one thread", rows)

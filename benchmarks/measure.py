@@ -1,8 +1,8 @@
-"""What the programs beside it share: works timed in turn, and the table that they end in.
+"""Shared by the benchmarks: timing of two programs that run alternately, and the table of the results.
 
-Two works that are compared run A B A B ... in one process, so that a machine which slows down slows both. A row of times
-says the median of each, how many times as fast ours is (the ratio of the medians), and between which ratios the repeats
-lie; a row of values says how many times the reference's ours is.
+Two programs that are compared run A B A B ... in one process, so that a machine that becomes slower affects both. A row
+of times has the median of each, the ratio of the medians (how many times as fast ours is), and the range of the ratios
+of single repeats. A row of values has the ratio of our value to that of the reference.
 """
 
 from __future__ import annotations

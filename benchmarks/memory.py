@@ -1,14 +1,15 @@
-"""Four trials on one image store: the store is in memory once.
+"""Memory of four trials that read one image store: the store is in memory once.
 
     python benchmarks/memory.py [--images 1000] [--processes 4] [--repeats 3]
 
-Synthetic JPEGs of 500 x 375 are stored, as a trial stores its training images (full size, and as the network sees them in
-evaluation). Then processes open the stores through `dcml_tune.data` and read every pixel, and while all of them have them
-open the kernel says what they take: PSS counts a page that n processes share as 1/n of a page in each. One process, four on
-the same stores, and four on stores of their own, as trials would have them that each decode for themselves.
+Synthetic JPEGs of 500 x 375 are stored as a trial stores its training images: at full size, and as the network sees
+them in evaluation. Processes then open the stores with `dcml_tune.data` and read every pixel. While all of them have
+the stores open, the kernel reports their memory as PSS, which counts a page that n processes share as 1/n of a page in
+each. Three cases are measured: one process; four processes on the same stores; four processes on a store of their own
+each, as if each trial decoded its images itself.
 
-    store    PSS of the maps of the stores' pixels (/proc/PID/smaps), summed over the processes
-    files    PSS of all mapped files, libraries included (Pss_File of smaps_rollup)
+    store    PSS of the mapped pixels of the stores (/proc/PID/smaps), summed over the processes
+    files    PSS of all mapped files, including libraries (Pss_File of smaps_rollup)
     all      PSS of everything
 """
 

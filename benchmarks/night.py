@@ -1,11 +1,11 @@
-"""What a search does in a night, by arithmetic from rates: one GPU, a box of 8, ten such boxes; Cars and SOP.
+"""Number of trials that a search completes in a night, computed from rates: on 1, 8 and 80 GPUs, for Cars and SOP.
 
     python benchmarks/night.py [--train 2000] [--hours 10]
 
-Nothing is measured here: the rates are given. Of each epoch of the published setting the images are counted that are
-trained (backbone trained or frozen), embedded for the clustering, and embedded for the evaluation. Confirmation and final
-runs are those of the default flags, or of small ones, and run side by side as far as there are GPUs: the first two units of
-a race together, each further one after them.
+Nothing is measured: the rates are arguments. For each epoch of the published setting, the program counts the images
+that are trained on (with a trained or a frozen backbone), embedded for the clustering, and embedded for the evaluation.
+Confirmation and final runs are those of the default flags, or of small ones. They run in parallel as far as there are
+GPUs: the first two units of a race together, each further unit after them.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ def night(hours: float, run: float, gpus: int, flags: tuple[int, int, int]) -> t
 
 def main(argv: list[str] | None = None) -> list[tuple[str, ...]]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=float, default=2000.0, help="images a second of a training step on one GPU")
+    parser.add_argument("--train", type=float, default=2000.0, help="images per second that one GPU trains on")
     parser.add_argument("--hours", type=float, default=10.0)
     given = parser.parse_args(argv)
     title = f"{given.hours:g} hours, {given.train:g} images/s"
-    table = Table("data set", "GPUs", "a run, min", "flags", "confirm + final, h", "trials before", title=title)
+    table = Table(
+        "data set", "GPUs", "one run, min", "flags", "confirmation and final, h", "trials before", title=title
+    )
     rows = []
     for name in ("cars", "sop"):
         run = run_hours(name, Rates(given.train), COUNTS[name]["train images"])

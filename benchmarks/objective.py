@@ -1,18 +1,19 @@
-"""Which objective predicts the test classes? Settings of a wide space of `emoji`, trained in full.
+"""Which objective predicts the test measures best? Settings of the wide space of `emoji`, trained in full.
 
     python benchmarks/objective.py [--settings 26] [--seeds 2] [--epochs 6] [--jobs 2] [--output runs/objective]
     python benchmarks/objective.py --table [--output runs/objective]
 
-**This benchmark reads the test classes to judge objectives**, after every epoch of every training (with --quick after
-the last epoch of those on all classes). No other program of this project reads them for that purpose, and no setting may be taken from it: it is there to choose the defaults of
---metric and --val-share, and whether a trial counts by its best or its last epoch.
+**This benchmark reads the test classes to judge objectives**: after every epoch of every training, or with --quick only
+after the last epoch of the trainings on all classes. No other program of this project reads them for this purpose, and
+no setting may be taken from it. It serves to choose the defaults of --metric and --val-share, and whether a trial
+counts by its best or its last epoch.
 
-Each setting trains four times with each seed: with a fifth of the training classes held out (two folds), with a third
-held out, and on all training classes, as the final stage of a search does. The last of these gives what is to be
-predicted, the mean over the seeds of the test measures after the last epoch. objective_table.py computes the rest.
+Each setting is trained four times with each seed: with a fifth of the training classes held out (two folds), with a
+third held out, and on all training classes, as in the final stage of a search. The value to predict comes from the last
+of these: the mean over the seeds of the test measures after the last epoch. objective_table.py computes the tables.
 
-Each finished training is a line of a file. One that is there is not run again, so that a stopped benchmark goes on;
-`--table` prints what the file has.
+Each finished training is stored as a line of a file, so a benchmark that was stopped continues where it stopped.
+`--table` prints the tables of the stored trainings.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def trainings(drawn: Sequence[Drawn], seeds: int) -> list[Training]:
 
 
 def read(file: Path) -> list[Record]:
-    """The trainings that have ended; a line that was cut off is none."""
+    """The completed trainings; an incomplete last line is ignored."""
     found: list[Record] = []
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -113,10 +114,10 @@ def append(file: Path, record: Record) -> None:
 
 
 def run(missing: Sequence[Training], jobs: int, output: Path, *, quick: bool) -> Iterator[Record]:
-    """Run trainings, some at once in processes of one thread each; yields each when it has ended.
+    """Run trainings, several at once in processes of one thread each; yields each when it is complete.
 
     Raises:
-        SystemExit: at the end, if some stopped with an error that is not their setting's. They run again next time.
+        SystemExit: at the end, if some failed for a reason that is not their setting. The next call runs them again.
     """
     pool, errors = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")), list[BaseException]()
     try:
@@ -129,7 +130,9 @@ def run(missing: Sequence[Training], jobs: int, output: Path, *, quick: bool) ->
     finally:
         pool.shutdown(cancel_futures=True)
     if errors:
-        raise SystemExit(f"{len(errors)} trainings stopped with an error, and will run again; the first: {errors[0]!r}")
+        raise SystemExit(
+            f"{len(errors)} trainings failed; the next call runs them again. The first error: {errors[0]!r}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -158,10 +161,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--resamples", type=int, default=2000, help="of the settings, for the intervals")
-    parser.add_argument("--quick", action="store_true", help="score the test classes after the last epoch alone, and only "
-                        "where all classes train; a fifth of the time less, and no table of the choice of epochs")  # fmt: skip
-    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--resamples", type=int, default=2000, help="number of bootstrap resamples, for the intervals")
+    parser.add_argument("--quick", action="store_true", help="score the test classes only after the last epoch of the "
+                        "trainings on all classes; saves a fifth of the time, but there is no table of epochs")  # fmt: skip
+    parser.add_argument("--table", action="store_true", help="only print the tables of the stored trainings")
     parser.add_argument("--output", type=Path, default=Path("runs/objective"))
     return parser.parse_args(argv)
 

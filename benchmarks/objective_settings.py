@@ -1,7 +1,7 @@
-"""The settings that objective.py trains: the published point, a plain recipe, and random draws from a wide space.
+"""The settings that objective.py trains: the published point, a plain recipe, and random samples of the wide space.
 
-The drawn settings are written to a file when they are drawn and read from it afterwards: a space that changes while the
-benchmark is stopped does not change what was measured.
+The sampled settings are written to a file and read from it afterwards. If the space changes while the benchmark is
+stopped, the settings therefore stay the same.
 """
 
 from __future__ import annotations

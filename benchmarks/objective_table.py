@@ -1,12 +1,15 @@
-"""How well each objective ranks settings as the test classes do; the tables of objective.py.
+"""The tables of objective.py: how well each objective ranks settings in the order of their test measures.
 
-An objective is a measure (recall@1, MAP@R, the mean of both) of held-out classes (a fifth; a fifth and another, which
-takes two trainings; a third) after some epochs of a training (the best, the last, the mean of the last three). A search
-sees it once for each setting, with one seed. So the correlations are computed with each seed alone, and with each fifth
-alone, and averaged. What an objective should predict is the mean over the seeds of the test measure of the training on all classes, after its last epoch.
+An objective is a measure of held-out classes after some epochs of a training. The measures are recall@1, MAP@R and the
+mean of both. The held-out classes are a fifth of the training classes, two fifths (the mean of two trainings), or a
+third. The epochs are the best one, the last one, or the last three (their mean).
 
-Intervals are percentiles over settings that are drawn anew with replacement, 2.5 to 97.5 %; all objectives are computed
-from the same draws, so that their differences have intervals, too.
+A search knows an objective from one training of each setting, with one seed. The correlations are therefore computed
+for each seed and each fold separately, and averaged. The value to predict is the mean over the seeds of the test
+measure after the last epoch of the training on all classes.
+
+The intervals are the 2.5 and 97.5 percentiles of a bootstrap over settings. All objectives use the same resamples, so
+that their differences have intervals, too.
 """
 
 from __future__ import annotations
@@ -148,23 +151,23 @@ def interval(draws: Array, form: str = ".2f") -> str:
 
 
 def show(records: Sequence[Record], *, resamples: int) -> None:
-    """Print what the trainings tell."""
+    """Print the tables of the trainings."""
     print(
-        "This benchmark reads the test classes, after every epoch of every training, to judge objectives. No other program"
+        "This benchmark reads the test classes to judge objectives, and no other program does. Do not take a setting from\n"
+        "it: that would be a selection on test classes.\n"
     )
-    print("reads them for that purpose. Do not take a setting from it: its test measures were looked at.\n")
     found = complete(records)
     failed = sorted({each["number"] for each in records if each["failed"]})
     hours = sum(each["minutes"] for each in records) / 60
-    print(f"{len(records)} trainings, {hours:.1f} hours of one core; {len(found.numbers)} settings have all of them with "
-          f"{len(found.seeds)} seeds" + (f"; failed, left out: {', '.join(map(str, failed))}" if failed else "") + "\n")  # fmt: skip
+    print(f"{len(records)} trainings, {hours:.1f} hours of one core; {len(found.numbers)} settings are complete with "
+          f"{len(found.seeds)} seeds" + (f"; settings that failed: {', '.join(map(str, failed))}" if failed else "") + "\n")  # fmt: skip
     if len(found.numbers) < 3:
         print("too few settings for a table")
         return
     draws = Draws(len(found.numbers), resamples)
     _print_noise(found, draws)
     for name, title in zip(TARGETS, ("test recall@1", "test MAP@R"), strict=True):
-        print(f"\n## What predicts {title}\n")
+        print(f"\n## Prediction of {title}\n")
         for line in rows(found, name, draws):
             print(line)
     if all((part, f"test/{TARGETS[0]}") in found.of for part in PARTS):
@@ -172,10 +175,8 @@ def show(records: Sequence[Record], *, resamples: int) -> None:
 
 
 def _print_noise(found: Curves, draws: Draws) -> None:
-    """What a seed changes: no objective of one seed can be expected to be better than the test value of another seed."""
-    print(
-        "| all classes train | worst | median | best | standard deviation of a seed | Spearman: one seed and another |"
-    )
+    """The effect of a seed: no objective of one seed can predict better than the test value of another seed does."""
+    print("| measure | worst setting | median | best | standard deviation over seeds | Spearman of two seeds |")
     print("|---|---|---|---|---|---|")
     for name in TARGETS:
         target = found.target(name)
@@ -189,7 +190,7 @@ def _print_noise(found: Curves, draws: Draws) -> None:
 
 
 def rows(found: Curves, name: str, draws: Draws) -> list[str]:
-    """The lines of the table of all objectives against a test measure, the best correlation first."""
+    """The rows of all objectives, compared with a test measure, by decreasing correlation."""
     target = found.target(name)
     today = draws.correlation(spearman, found.objective(*TODAY), target)
     lines = []
@@ -201,16 +202,16 @@ def rows(found: Curves, name: str, draws: Draws) -> list[str]:
         lost = interval(draws.lost(objective, target), ".1f")
         lines.append((float(own[0]), f"| {' | '.join(words)} | {interval(own)} | {difference} | {tau} | {lost} |"))
     lines.sort(key=lambda each: -each[0])
-    head = "| measure | held out | epoch | Spearman | less today's | Kendall | chosen is worse than the best, points |"
+    head = "| measure | held out | epoch | Spearman | difference from the default | Kendall | points below the best setting |"
     return [head, "|---|---|---|---|---|---|---|", *(line for _, line in lines)]
 
 
 def _print_epochs(found: Curves, draws: Draws) -> None:
-    """What the choice of the epoch on held-out classes changes on the test classes, in the same training."""
+    """The effect of selecting the epoch on held-out classes, on the test classes of the same training."""
     print(
-        "\n## Test recall@1 of a training at the epoch with the best held-out recall@1, less that at its last epoch\n"
+        "\n## Test recall@1 of a training at the epoch with the best held-out recall@1, minus that at its last epoch\n"
     )
-    print("| held out | points | epochs chosen that are not the last |\n|---|---|---|")
+    print("| held out | points | trainings whose best epoch is not the last |\n|---|---|---|")
     for part in PARTS:
         if part != ALL:
             val, test = found.of[part, "val/recall_at_1"], found.of[part, "test/recall_at_1"]

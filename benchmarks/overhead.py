@@ -1,17 +1,18 @@
-"""How much of a trial's time is not spent in its epochs: goal below 10 %.
+"""Share of a trial's time that is not spent in its epochs: the goal is below 10 %.
 
     python benchmarks/overhead.py [--num-samples 8] [--output runs/overhead] [flags of dcml_tune.search]
 
-A search of `emoji` with its defaults whose trials all run in full (no pruning, no confirmation, no final scoring) is run, unless it
-is there already; what it has recorded says where the time of its trials went. Two spans are told apart:
+The program runs a search of `emoji` with the default settings, without pruning, confirmation and final scoring, unless
+its results are already there. The records of the search show how the time of its trials was spent. There are two
+definitions of a trial's time:
 
-    by MLflow       from the start of the trial's run, when its process is ready, to its end
-    by the study    from the draw of its settings, before its process is started, to its end
+    by MLflow       from the start of the trial's run in MLflow, when its process is ready, to its end
+    by the study    from the sampling of its settings, before its process is started, to its end
 
-The rows below them say where the second one goes: to the start of the process (imports, set-up), to what comes before the first
-epoch (the first trial measures the untrained network), between epochs and after the last one (the best weights are kept,
-the trial is saved and reported, the driver answers). `ours` and `reference` are medians over the trials of the time and of
-the trial's whole time, the ratio is the median of the trials' shares.
+The other rows are parts of the second one: the start of the process (imports and set-up), the time before the first
+epoch (the first trial measures the untrained network), the time between epochs and after the last one (to save the best
+weights and the trial, to report, and to wait for the driver). `ours` is the median over the trials of this time,
+`reference` that of the whole time of a trial, and the ratio is the median of the shares.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def spans(output: Path, name: str = NAME) -> list[Span]:
             )
         )
     if not found:
-        raise SystemExit(f"{output / name}: no trial came to its end")
+        raise SystemExit(f"{output / name}: no trial is complete")
     return sorted(found, key=lambda span: span.key)
 
 

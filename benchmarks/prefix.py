@@ -1,11 +1,11 @@
-"""What share of the epochs of a search is the same computation in several trials? Nothing is trained.
+"""Share of the epochs of a search that are the same computation in several trials. Nothing is trained.
 
     python benchmarks/prefix.py [--trials 8 20 64] [--repeats 20] [--data-sets emoji cars sop]
 
-Settings are drawn at random from the space of each data set, the published point first, and the different pairs of an epoch
-and its key are counted (`dcml_tune.config.prefix`): epochs with the same key are computed once. With pruning, a trial ends
-at each of its milestones (`dcml_tune.config.schedule.milestones`) with probability 1/2, which is what asha does to trials
-without a difference.
+The settings of the trials are the published point and random samples of the space of each data set. Epochs with the
+same number and the same key (`dcml_tune.config.prefix`) are computed once; the program counts the different ones. In
+the column with pruning, a trial ends at each of its milestones (`dcml_tune.config.schedule.milestones`) with
+probability 1/2, as asha ends trials of equal quality.
 """
 
 from __future__ import annotations

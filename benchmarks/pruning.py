@@ -1,12 +1,14 @@
-"""Does pruning keep the best setting, and what does it save? Schedulers replayed over trials that ran in full.
+"""Does pruning keep the best setting, and how many epochs does it save? Schedulers, replayed over complete trainings.
 
     python benchmarks/pruning.py [--settings 16] [--epochs 12] [--processes 2] [--output runs/pruning]
 
-Some settings are drawn at random from the space below and trained to their end, each with one seed, measured on the
-held-out classes as a search does. Then each scheduler is given them in many random orders, four at once, as Ray would.
-`kept`: how often the truly best of them came out as the best. `lost`: by how many points the setting that came out is
-worse than the best, each by its value in full. `random, same epochs`: so many settings in full as the same epochs allow.
-A setting that is trained already is not trained again, so that a stopped benchmark goes on.
+Settings are sampled at random from the space below and trained in full, each with one seed. They are measured on the
+held-out classes, as in a search. Each scheduler is then applied to their recorded values in many random orders, with
+four trials at once, as in Ray. Results are stored, so a benchmark that was stopped continues where it stopped.
+
+`kept`: how often the best setting was the one with the best value at the end. `lost`: the value of the best setting
+minus that of the setting that was found, both after all epochs, in points. `random, same epochs`: the same for as many
+complete trainings of random settings as the scheduler's epochs allow.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ def _run_all(missing: list[int], arguments: argparse.Namespace, output: Path) ->
         words = ["--epochs", str(arguments.epochs), "--output", str(output), "--one", str(number)]
         running.append(subprocess.Popen([sys.executable, __file__, *words]))
     if any(process.wait() for process in running):
-        raise SystemExit("a setting failed; what it said stands above")
+        raise SystemExit("a training failed; its output is above")
 
 
 def _print(found: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

@@ -1,22 +1,23 @@
-"""Which sampler finds a good setting of the wide space in how many trials? Searches replayed over a surrogate.
+"""Which sampler finds a good setting of the wide space in the fewest trials? Searches, simulated with a surrogate.
 
     python benchmarks/samplers.py [--repeats 200] [--trials 64] [--at-once 2] [--jobs 2] [--output runs/objective]
 
-The surrogate is a regression (extremely randomised trees) of the objective of a search, the best held-out recall@1 with
-a fifth of the classes held out, on the settings that benchmarks/objective.py has trained. A replayed trial is worth what
-the surrogate says, and a random error with the standard deviation of a seed, as it was measured there. Each sampler
-searches many times, with several trials at once, as a search does.
+The surrogate is a regression by extremely randomised trees on the settings that benchmarks/objective.py has trained. It
+predicts the objective of a search: the best held-out recall@1 with a fifth of the classes held out. The value of a
+simulated trial is the prediction plus a random error with the standard deviation of a seed, as measured there. Each
+sampler runs many searches, with several trials at once.
 
-`regret`: by how many points the setting with the best noisy value is worse than the best setting there is, both by the
-surrogate without errors. The best there is: of all that any sampler has seen, of the table, and of random draws.
+`regret`: the value of the best known setting minus that of the setting that a search selects by its noisy values, both
+predicted without errors, in points. The best known setting is the best of all that any sampler has tried, of the
+trained ones, and of random samples.
 
-The surrogate knows a few dozen settings; between them it knows nothing. The table says how well it predicts a setting
-that it has not seen (leave-one-out).
+The surrogate is based on a few dozen settings and is uncertain between them. The program prints how well it predicts a
+setting that it was not trained on (leave-one-out).
 
-GPSampler of Optuna 5.0: it counts running trials (q-LogEI). It models those settings alone that every trial has: the
-others, which vary only when a condition holds, it draws independently at random. Trials that were pruned it ignores, so
-that with ASHA it learns from fewer trials than TPE does; trials are not pruned here. A suggestion takes it a second and
-more of a core, so that it has fewer repeats (--gp-repeats).
+GPSampler of Optuna 5.0 takes running trials into account (q-LogEI). It models only the settings that every trial has;
+settings that vary only under a condition are sampled independently and at random. It ignores pruned trials, so with
+ASHA it learns from fewer trials than TPE does; here no trial is pruned. A suggestion takes a second or more of one
+core, so it has fewer repeats (--gp-repeats).
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = searches(arguments.samplers, settings, values, {**vars(arguments), "noise": noise})
     surrogate, drawn = Surrogate(settings, values), islice(draws(wide(arguments.epochs), seed=1), _DRAWS)
     best = max([values.max(), *map(surrogate, drawn), *(runs[:, 0].max() for runs in found.values())])
-    print(f"regret in points, mean and half its 95 % interval; the best there is: {100 * best:.1f} %\n")
+    print(f"regret in points, mean and half of its 95 % interval; the best known setting: {100 * best:.1f} %\n")
     print("\n".join(lines(found, best)))
 
 

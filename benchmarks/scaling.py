@@ -1,19 +1,19 @@
-"""How time and memory grow with the number of images, and those of a search's driver with the number of its trials.
+"""Growth of time and memory with the number of images, and of a search's driver with the number of trials.
 
     python benchmarks/scaling.py [--images 10000 60000 220000] [--trials 10 100 1000] [--parts clustering evaluation ...]
 
-    clustering     k-means of 2,048 numbers an image into 32 clusters by the backend that a trial would take; 20 iterations at
-                   each size, where a trial stops by itself after 10 to 30
-    evaluation     recall@1, 10 and 100 and MAP@R of 512 numbers an image, in classes of 5
-    building       an image store, from JPEGs of 40 x 30 that are all the same bytes
-    reading        all of its images in batches of 128, in random order
-    driver         a search's driver without Ray (scaling_trials.py)
-    actor          one real run of Ray, of the fewest trials, which do nothing: what a trial's process costs
+    clustering     k-means of 2,048 numbers per image into 32 clusters with the default backend; 20 iterations at each size,
+                   where a trial stops after 10 to 30
+    evaluation     recall@1, 10 and 100 and MAP@R of 512 numbers per image, in classes of 5
+    building       an image store, from JPEGs of 40 x 30 with the same content
+    reading        all images of the store in batches of 128, in random order
+    driver         the driver of a search without Ray (scaling_trials.py)
+    actor          one run of Ray with the smallest number of trials, which do nothing: the cost of a trial's process
 
-Each size is measured in a fresh process, once; memory is its peak beside what it held before the work, its data included
-(`data`). The exponent is the slope of the logarithm of a value over the logarithm of the size, by least squares: 1 is linear, 0 for
-what is told a trial. The last column is what the value would be at 10 million images or 10,000 trials if it grew on like
-that: it shows what breaks first. On a machine of 2 cores all of it takes a quarter of an hour.
+Each size is measured once, in a fresh process. Memory is the peak minus what the process used before the work,
+including the data (`data`). The exponent is the slope of log(value) over log(size), by least squares: 1 is linear; for
+values per trial, 0 is linear in total. The last column extrapolates the value to 10 million images or 10,000 trials,
+and shows which part becomes the limit first. The whole benchmark takes a quarter of an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 60_000, 220_000])
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--parts", nargs="+", choices=list(BY_NAME), default=list(BY_NAME))
-    parser.add_argument("--output", type=Path, help="where to work; a temporary directory by default")
+    parser.add_argument("--output", type=Path, help="directory of the files; a temporary one by default")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -1,8 +1,9 @@
-"""What a search's driver costs by the number of its trials; run by scaling.py.
+"""Cost of a search's driver by the number of its trials; run by scaling.py.
 
-The driver alone: the plan, the real searcher, scheduler, Progress, record and Tracker of `dcml_tune.search emoji`, called in the
-order in which Ray calls them, with objects that have what they ask of Ray's trials, four at once. No process is started
-and nothing is trained: a trial's values follow from its settings, and it leaves a model of a few bytes.
+Only the driver runs: the plan, the searcher, scheduler, Progress, record and Tracker of `dcml_tune.search emoji`. They
+are called in the order in which Ray calls them, for four trials at once, with objects that have the attributes of Ray's
+trials that they read. No process is started and nothing is trained: the values of a trial are computed from its
+settings, and its model has a few bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Pictures of a search: MLflow's compare page and the search's own run, Ray's dashboard, in a real Chromium.
+"""Screenshots of a search in Chromium: MLflow's compare page, the search's run in MLflow, and the Ray dashboard.
 
     python -m dcml_tune.search emoji --name demo &
     python benchmarks/screenshots.py demo --output-dir runs --dashboard http://127.0.0.1:8265
-    python benchmarks/screenshots.py demo --output-dir runs      # once it has ended: MLflow alone
+    python benchmarks/screenshots.py demo --output-dir runs      # after the end of the search: MLflow only
 
 Needs chromium and its driver (Debian: chromium, chromium-driver) and the package selenium. Writes docs/images/*.png.
 """
@@ -47,9 +47,9 @@ BASE = f"http://127.0.0.1:{PORT}"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="of the search")
+    parser.add_argument("name", help="name of the search")
     parser.add_argument("--output-dir", default="runs")
-    parser.add_argument("--dashboard", help="of Ray, while the search runs")
+    parser.add_argument("--dashboard", help="address of the Ray dashboard, while the search runs")
     given = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     store = f"sqlite:///{Path(given.output_dir).resolve() / 'mlflow.db'}"

@@ -1,11 +1,11 @@
-"""Does a search beat the published setting, and random search, at equal epochs? On `emoji`, over several seeds.
+"""Does a search find a better setting than the published one, or than random search with the same number of epochs?
 
     python benchmarks/search.py [--seeds 3] [--epoch-budget 48] [--output runs/search-benchmark]
 
-For each seed two searches run, each until its trials have run so many epochs: TPE with ASHA, and independent draws that
-are not pruned. Their winners, chosen on held-out classes, and the published setting are then trained alike: on all
-training classes, all epochs, with that seed; the test classes are scored once, after the last epoch. What is there
-already is not run again, so that a stopped benchmark goes on.
+For each seed, two searches of `emoji` run until their trials have trained for the given number of epochs: TPE with
+ASHA, and random search without pruning. Their winners, selected on held-out classes, and the published setting are then
+trained in the same way: on all training classes, for all epochs, with this seed. The test classes are scored once,
+after the last epoch. Results are stored, so a benchmark that was stopped continues where it stopped.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""A long search under fire: `make soak`.
+"""A long search in which processes are killed again and again: `make soak`.
 
-Real Ray, Optuna and MLflow search with a trainable that trains nothing, so that trials are short. Meanwhile the process
-of the search, processes of trials and the tracking server are killed, at moments drawn by a seed; a killed search is
-resumed, a killed server started again. At the end the study, MLflow and what the trials wrote down of themselves are
-compared: nothing may be lost, doubled, or in a wrong state.
+Ray, Optuna and MLflow are real. The trainable trains nothing, so that trials are short. While the search runs, its
+driver, processes of trials and the tracking server are killed at random times (`--seed`). A driver that was killed is
+resumed, and a server is started again. At the end, the study, MLflow and the trials' own records are compared: nothing
+may be missing, duplicated or in a wrong state.
 
-    DIRECTORY/diary.jsonl      a line an event of a trial
-    DIRECTORY/search-N.txt     what the Nth process of the search said
-    DIRECTORY/server.txt       what the tracking server said
+    DIRECTORY/diary.jsonl      the trials' own record: one line for each event
+    DIRECTORY/search-N.txt     output of the N-th process of the search
+    DIRECTORY/server.txt       output of the tracking server
     DIRECTORY/runs/soak        the search
 
     python benchmarks/soak.py --trials 24 --drivers 2 --workers 4 --servers 1    a short one
-    python benchmarks/soak.py --search DIRECTORY ARGUMENTS...    (those of dcml_tune.search) the search alone
+    python benchmarks/soak.py --search DIRECTORY ARGUMENTS...    the search alone, with arguments of dcml_tune.search
 """
 
 from __future__ import annotations
@@ -680,11 +680,11 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Search while drivers, workers and the tracking server are killed.")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--drivers", type=int, default=5, help="how often the process of the search is killed")
+    parser.add_argument("--drivers", type=int, default=5, help="how often the driver of the search is killed")
     parser.add_argument("--workers", type=int, default=20, help="how many processes of trials are killed")
     parser.add_argument("--servers", type=int, default=3, help="how often the tracking server is killed")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--keep", action="store_true", help="keep the directory, which stays when anything is wrong")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times at which processes are killed")
+    parser.add_argument("--keep", action="store_true", help="keep the directory; it is always kept after a failure")
     return parser.parse_args()
 
 

@@ -1,14 +1,15 @@
-"""How long a trial takes from the start of its process to its first training step: goal 1.3 times what it has to load.
+"""Time from the start of a trial's process to its first training step: at most 1.3 times that of its imports.
 
     python benchmarks/start.py [--repeats 9] [--stores runs/store]
 
-The reference imports torch, timm and Faiss, and reads the weights of the backbone. A trial imports `trainables`, sets itself
-up with the published setting of `emoji` and 4 clusters, measures its network untrained (kept beside the image stores by
-the first trial of a search), and prepares its first batch. Both run in fresh processes, in turn, on one thread, with the
-image stores built and all files in the page cache; the start of Python itself is in neither.
+The reference imports torch, timm and Faiss, and reads the weights of the backbone. A trial imports `trainables`, sets
+itself up with the published setting of `emoji` and 4 clusters, reads the measures of the untrained network (which the
+first trial of a search stores beside the image stores), and prepares its first batch. Both run alternately in fresh
+processes on one thread. The image stores are built, and all files are in the page cache. The start of Python is not
+included.
 
-    a trial                    all that it loads, Ray Tune included
-    in a worker of Ray         the same where Ray itself is loaded, as it is in each worker before a trial comes to it
+    a trial                    with all imports, including Ray Tune
+    in a worker of Ray         the same in a process that has already imported Ray, as Ray's workers have
     without Ray                the trainer alone, as dcml_tune.train uses it
 """
 

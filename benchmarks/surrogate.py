@@ -1,4 +1,4 @@
-"""A regression of the value of a trial on its settings; samplers.py searches it instead of training."""
+"""A regression of the value of a trial on its settings. samplers.py uses it in place of trainings."""
 
 from __future__ import annotations
 

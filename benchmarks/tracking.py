@@ -1,12 +1,12 @@
-"""What tracking costs a search: goal below 5 % of the time of trials that do nothing else.
+"""Cost of tracking: the goal is below 5 % of the time of trials that do nothing else.
 
     python benchmarks/tracking.py [--trials 200] [--steps 5] [--repeats 3] [--max-concurrent 4]
 
-Real Ray Tune runs trials of a trainable that returns some numbers a few times, so that all the time is that of starting
-processes, reports, and the driver. `ours` is with what dcml_tune.search hangs on to it: Guard, Progress, the record of how far
-the search is, a Tracker that delivers to SQLite, and the wait for the last delivery. The reference is Ray Tune with no
-callback of ours, its own loggers off. They run in turn, in one cluster. That the store is made, once a search, is a row of
-its own.
+Ray Tune runs trials that only report a few numbers a few times, so that all time is spent on starting processes, on
+reports and in the driver. `ours` has everything that dcml_tune.search adds: the watchdog, Progress, the record of the
+search, a Tracker that delivers to SQLite, and the wait for the last delivery. The reference is Ray Tune without our
+callbacks and without its own loggers. Both run alternately in one cluster. The creation of the MLflow store, once for
+each search, has a row of its own.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Tracked:
         self.record.release()
         done = sum(row.state == "done" for row in self.progress.rows.values())
         if left or done < self.progress.planned:
-            raise SystemExit(f"{done} of {self.progress.planned} trials came to their end; {left} records are left")
+            raise SystemExit(f"{done} of {self.progress.planned} trials are complete; {left} records are not delivered")
 
 
 def measured(trials: int, steps: int, repeats: int, concurrent: int, root: Path) -> list[Row]:

@@ -77,7 +77,7 @@ def test_the_table_is_of_settings_that_have_all_trainings(program, capsys):
     table.show(whole, resamples=20)
     said = capsys.readouterr().out
     assert "reads the test classes" in said
-    assert "96 trainings, 1.6 hours of one core; 11 settings have all of them with 2 seeds; failed, left out: 0" in said
+    assert "96 trainings, 1.6 hours of one core; 11 settings are complete with 2 seeds; settings that failed: 0" in said
     assert said.count("\n| recall@1 |") == 2 * 9
     assert "at its last epoch" in said
     for each in whole[4:]:
