@@ -19,7 +19,7 @@ from dcml_tune.cli import reference_flags
 from dcml_tune.cli.parser import Parser, add_settings, command, given_settings, run_command
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
-from dcml_tune.config.unused import unused_settings
+from dcml_tune.config.unused import replaced_by_model, unused_settings
 from dcml_tune.runs.paths import CHECKPOINT, STORES, absolute, named_directory, new_directory, writable
 from dcml_tune.runs.record import refuse_existing
 from dcml_tune.tracking.uris import add_flag, tracking_uri
@@ -170,7 +170,8 @@ class _Run:
         flags = self.flags
         lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes(config)]
         lines += self.test_lines
-        lines += unused_settings(config, flags.settings) + flags.ignored()
+        replaced = replaced_by_model(restart=flags.restart_schedule) if flags.checkpoint else {}
+        lines += unused_settings(config, flags.settings, replaced) + flags.ignored()
         lines.append(trained.split(config))
         if self.trainer.epoch > 0:
             lines.append(f"goes on after epoch {self.trainer.epoch}")

@@ -18,10 +18,10 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS
 from dcml_tune.runs.paths import absolute
 from dcml_tune.utils.signals import SearchStopped
+from search_spaces.backbones import fitted_to_backbones
 from search_spaces.checks import SpaceError
 from search_spaces.domains import Choice
 from search_spaces.space import SearchSpace
-from search_spaces.wide import with_backbones
 
 _MODULE = "dcml_tune_user_space"
 _MOST_BYTES = 1_000_000
@@ -31,10 +31,15 @@ FOUR, WIDE = "four", "wide"
 """Names of the two spaces of each data set: its four settings (the default), and whole recipes."""
 
 
-def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
+def load_space(dataset: str, path: str | Path | None = None, arch: str | None = None) -> SearchSpace:
     """The search space of a data set: one of its module, by the name `four` or `wide`, or that of a user's file.
 
     A file is Python code of the user and is executed. Its output goes to stderr.
+
+    Args:
+        dataset: its name.
+        path: `four`, `wide` or a file; None: `four`.
+        arch: the backbone, if it is given by a flag; the space `wide` is fitted to it.
 
     Raises:
         SettingError: if the file does not exist, raises an error, or defines no SPACE for this data set.
@@ -44,7 +49,7 @@ def load_space(dataset: str, path: str | Path | None = None) -> SearchSpace:
     if path in (None, FOUR):
         return shipped
     if path == WIDE:
-        return with_backbones(module.WIDE)
+        return fitted_to_backbones(module.WIDE, arch)
     assert path is not None
     file = _File(path)
     space = file.space()

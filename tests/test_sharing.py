@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dcml_tune.training.prefixes import MOST, PrefixStore
-from trainables import DivideAndConquer, Run
+from trainables import DivideAndConquer, Run, sharing
 
 SETTINGS = {
     "dataset": "emoji", "ratio_classes": 0.02, "arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32,
@@ -31,8 +31,8 @@ def start(stores, tmp_path):
     def trial(key, changed=None, *, shares=(2, 3), prefixes=True, **run):
         where = {"prefixes": str(tmp_path / "prefixes")} if prefixes else {}
         how = Run(
-            key=key, stores=str(stores), directory=str(tmp_path / "trials" / key), shares=shares, wait_s=60.0,
-            **where, **run,
+            key=key, stores=str(stores), directory=str(tmp_path / "trials" / key), shares=shares,
+            **{"wait_s": 60.0, **where, **run},
         )  # fmt: skip
         started.append(DivideAndConquer({**SETTINGS, **(changed or {}), "run": how.as_dict()}))
         return started[-1]
@@ -130,12 +130,31 @@ def test_a_trial_waits_for_the_one_that_computes(start):
     assert fourth.train()["epochs/shared"] == 0
 
 
-def test_a_trial_does_not_wait_longer_than_it_may(start):
-    """Where the other one hangs, it computes the epochs itself."""
-    first, second = start("000"), start("001", MASKS)
+@pytest.mark.parametrize("limit", [{"stalled_s": 0.5}, {"wait_s": 0.0}])
+def test_a_trial_that_hangs_is_not_waited_for(start, limit):
+    """The others compute its epochs themselves; no trial waits longer than its watchdog allows."""
+    first, second = start("000"), start("001", MASKS, **limit)
     first.train()
-    second._sharing._run = Run(**{**vars(second._sharing._run), "wait_s": 0.0})
     assert second.train()["epochs/shared"] == 0
+
+
+def test_a_trial_that_makes_progress_is_waited_for(start, tmp_path, monkeypatch):
+    """Each batch counts, of training and of measuring; however long it takes in all."""
+    monkeypatch.setattr(sharing, "_SHOW_S", 0.0)
+    first = start("000")
+    first.train()
+    store = PrefixStore(tmp_path / "prefixes", first.trainer)
+    patience, found = sharing._Patience(Run(stalled_s=0.05)), []
+    for _ in range(4):
+        time.sleep(0.1)
+        first.trainer.evaluate()
+        found.append(store.progress(2))
+        assert not patience.is_over(2, found[-1])
+    assert len(set(found)) == 4
+    time.sleep(0.1)
+    assert patience.is_over(2, store.progress(2))
+    first.stop()
+    assert not first.trainer.model.backbone._forward_hooks
 
 
 @pytest.mark.parametrize("damage", ["tensors", "results", "gone"])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +115,19 @@ def test_a_file_of_any_name_that_is_right_is_taken(tmp_path, capsys):
     assert (
         space.published_point()[0]["nb_clusters"] == 4
     )  # that of the shipped space, 32, lies outside, and is moved with a line
+
+
+def test_the_example_of_the_page_is_a_space(tmp_path):
+    """With its conditions, and its start as the trial after the published point."""
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    file = tmp_path / "space.py"
+    file.write_text(page.split("```python\n")[1].split("```")[0])
+    space = load_space("folder", file).restricted({})
+    point, _ = space.published_point()
+    (start,), lines = space.start_points(point)
+    assert (point["criterion"], start["criterion"], start["ms_beta"]) == ("margin", "multi_similarity", 50.0)
+    assert ("margin" in start, "ms_beta" in point, space.unused_settings()) == (False, False, [])
+    assert lines == ["trial 1: multi-similarity (Wang et al., CVPR 2019)"]
 
 
 def test_a_signal_passes_through_a_file_that_waits(tmp_path):

@@ -191,6 +191,7 @@ def test_a_checkpoint_goes_on_at_its_next_epoch(train, tmp_path):
     status, said = train("--name=s", f"--checkpoint={given}", "--save-model=4", **{**DIVIDING, "base_lr": 1e-12})
     assert status == 0, said
     assert "goes on after epoch 3" in said
+    assert "has no effect" not in said
     assert [line.split(":")[0] for line in said.splitlines() if line.startswith("epoch ")] == ["epoch 4/5", "epoch 5/5"]
     later = tmp_path / "runs" / "s" / "checkpoint" / "epoch-00004"
     # Epoch 4 divides nothing: masks and clusters are those of the checkpoint.
@@ -225,8 +226,9 @@ def test_a_run_begins_with_a_trained_model(train, tmp_path, folder):
         given.embedding.bias.fill_(3.0)
     given.save(tmp_path / "given")
     start = [f"--checkpoint={tmp_path / 'given'}", "--restart-schedule"]
-    status, said = train("--name=r", *start, base_lr=1e-12)
+    status, said = train("--name=r", *start, base_lr=1e-12, init_method="pca")
     assert status == 0, said
+    assert "init_method=pca has no effect: training continues the model of --checkpoint" in said
     trained = load(best_model(tmp_path / "runs" / "r" / "checkpoint"))
     assert trained.masks.shape == (1, 8)
     torch.testing.assert_close(trained.embedding.bias, given.embedding.bias)

@@ -10,7 +10,7 @@ from dcml_tune.config.trial import PROXY_CRITERIA, TrialConfig
 from dcml_tune.config.unused import OWN_SETTINGS, unused_reasons
 from dcml_tune.runs.record import SpaceFacts
 from dcml_tune.utils.stored import checked
-from search_spaces import Choice, SearchSpace, load_space
+from search_spaces import Choice, Float, SearchSpace, load_space
 from search_spaces.user_file import recorded_name
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -74,6 +74,18 @@ def test_a_start_is_moved_to_what_can_work():
     points, lines = few.start_points(few.published_point()[0])
     assert points[0]["warmup_epochs"] == 0
     assert "trial 1: warmup_epochs 1" in lines[1]
+
+
+def test_a_given_backbone_varies_only_what_it_has():
+    """A vision transformer pools by itself, has no batch-norm, other rates, and here fewer features than 384."""
+    arch = "vit_tiny_patch16_224"
+    whole, space = load_space("emoji", "wide"), load_space("emoji", "wide", arch).restricted({"arch": arch})
+    assert whole.domains.keys() - space.domains.keys() == {"features_pooling", "bn_learnable"}
+    assert space.domains["base_lr"] == Float(3e-6, 1e-4, log=True)
+    assert space.domains["sz_embedding"] == Choice([128])
+    assert load_space("emoji", "wide", "tf_efficientnet_lite0") == whole
+    with pytest.raises(SettingError, match="did you mean"):
+        load_space("emoji", "wide", "vit_tinny")
 
 
 def test_a_losss_own_numbers_vary_with_it_alone(space):

@@ -79,8 +79,11 @@ class Run:
     """Absolute path of the directory of the states that trials share; None: it shares no epochs."""
     shares: tuple[int, ...] = ()
     """Numbers of epochs after which its state may be that of another trial."""
-    wait_s: float = 1800.0
-    """Longest time that it waits for a trial that computes the same epochs, in seconds."""
+    wait_s: float | None = None
+    """Longest time that it waits for a trial that computes the same epochs, in seconds; None: while that makes progress."""
+    stalled_s: float = 600.0
+    """Time without progress of that trial after which it does not wait longer, in seconds: longer than a batch, or k-means
+    between two batches, takes on a slow machine."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""

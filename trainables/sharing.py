@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from trainables.run import DIVISION, NOTE, SHARED, Run
 
 _LOOK_S = 0.5  # interval between looks for the state of another trial
 
+_SHOW_S = 5.0  # interval between signs of progress
+
 _OF_THE_OTHER = (NOTE, "untrained", "test_scored_before")
 """Entries of a result that belong to the trial which computed it."""
 
@@ -27,8 +28,9 @@ class Sharing:
     """The epochs that a trial shares with others.
 
     Of trials that begin with the same epochs, the first one to take the lock of the next shared state computes it, and
-    the others wait. If it ends before, its lock is free and another one takes over. Without a directory, or with no epochs
-    to share, nothing is shared.
+    the others wait. If it ends before, its lock is free and another one takes over. If it hangs, the others compute the
+    epochs themselves: it shows progress with each batch that passes its network. Without a directory, or with no epochs to
+    share, nothing is shared.
 
     Attributes:
         count: number of epochs that were taken over.
@@ -50,6 +52,9 @@ class Sharing:
         self.count = 0
         active = run.prefixes is not None and run.directory is not None and bool(self._epochs)
         self._store = PrefixStore(Path(run.prefixes), trainer) if active and run.prefixes else None
+        self._shown = 0.0
+        hook = trainer.model.backbone.register_forward_hook(self._show_progress) if self._store is not None else None
+        self._hook = hook
 
     # -- before the first epoch ------------------------------------------------------------------------
 
@@ -64,11 +69,11 @@ class Sharing:
         if self._store is None or self._run.directory is None:
             return []
         directory, store = Path(self._run.directory), self._store
-        deadline = time.monotonic() + self._run.wait_s
+        patience = _Patience(self._run)
         while True:
             self._load_longest(store, directory)
             wanted = self._next()
-            if wanted is None or self._begins(store, wanted) or time.monotonic() >= deadline:
+            if wanted is None or self._begins(store, wanted) or patience.is_over(wanted, store.progress(wanted)):
                 break
             time.sleep(_LOOK_S)
         if self.count:
@@ -146,26 +151,58 @@ class Sharing:
 
     def close(self) -> None:
         """Release all locks."""
+        if self._hook is not None:
+            self._hook.remove()
         for epoch in list(self._locks):
             self._release(epoch)
 
-    # -- locks -----------------------------------------------------------------------------------------
+    # -- locks and progress ----------------------------------------------------------------------------
+
+    def _show_progress(self, *_: Any) -> None:
+        """Show the trials that wait for this one that it does not hang; called after each batch."""
+        if self._store is None or not self._locks or time.monotonic() - self._shown < _SHOW_S:
+            return
+        self._shown = time.monotonic()
+        for epoch in self._locks:
+            self._store.show_progress(epoch)
 
     def _next(self) -> int | None:
         """Return the number of epochs after which the trial next has a state to share."""
         return next((epoch for epoch in self._epochs if epoch > self._trainer.epoch), None)
 
     def _lock(self, store: PrefixStore, epoch: int) -> bool:
+        """Return whether no other trial computes a state, as far as the file system tells."""
         lock = store.lock(epoch)
-        with suppress(Timeout, OSError):
+        try:
             lock.acquire(timeout=0)
-            self._locks[epoch] = lock
+        except Timeout:
+            return False
+        except OSError:  # without locks, such as on a full disk, nothing is waited for
             return True
-        return False
+        self._locks[epoch] = lock
+        return True
 
     def _release(self, epoch: int) -> None:
         if (lock := self._locks.pop(epoch, None)) is not None:
             lock.release()
+
+
+class _Patience:
+    """Decides how long a trial waits for one that computes the same epochs. Clocks of two machines are not compared."""
+
+    def __init__(self, run: Run) -> None:
+        """Start the clocks of a run."""
+        self._run = run
+        self._begun = self._changed = time.monotonic()
+        self._last: tuple[int, int | None] | None = None
+
+    def is_over(self, epoch: int, progress: int | None) -> bool:
+        """Return whether it waits no longer, given the state that it waits for and the progress of the other trial."""
+        now = time.monotonic()
+        if (epoch, progress) != self._last:
+            self._last, self._changed = (epoch, progress), now
+        limit = self._run.wait_s
+        return (limit is not None and now - self._begun >= limit) or now - self._changed >= self._run.stalled_s
 
 
 def _taken_over(facts: dict[str, Any], epochs: int, directory: Path) -> list[dict[str, Any]]:

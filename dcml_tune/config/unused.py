@@ -5,7 +5,8 @@ Commands name them before anything runs, so that no setting is ignored in silenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 from dcml_tune.config.trial import PROXY_CRITERIA, SAMPLED_CRITERIA, TrialConfig
 
@@ -24,12 +25,18 @@ Rule = tuple[tuple[str, ...], bool, str]
 """Names of settings, whether they have no effect, and why."""
 
 
-def unused_settings(config: TrialConfig, given: Collection[str] | None = None) -> list[str]:
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def unused_settings(
+    config: TrialConfig, given: Collection[str] | None = None, replaced: Mapping[str, str] = _NONE
+) -> list[str]:
     """One line for each setting that differs from its default and has no effect.
 
     Args:
         config: settings of a trial.
         given: names of the settings to consider; None: all.
+        replaced: settings that have no effect in this run, with the reason (`replaced_by_model`).
 
     Example:
         >>> unused_settings(TrialConfig(nb_clusters=1, masking_lambda=0.5))
@@ -38,7 +45,7 @@ def unused_settings(config: TrialConfig, given: Collection[str] | None = None) -
     changed = config.non_default()
     found = {
         name: why
-        for name, why in unused_reasons(config).items()
+        for name, why in {**replaced, **unused_reasons(config)}.items()
         if name in changed and (given is None or name in given)
     }
     return [f"{name}={changed[name]} has no effect: {why}" for name, why in found.items()]
@@ -51,6 +58,16 @@ def unused_reasons(config: TrialConfig) -> dict[str, str]:
         for name in names if does_nothing else ():
             found.setdefault(name, why)
     return found
+
+
+def replaced_by_model(*, restart: bool) -> dict[str, str]:
+    """The settings that have no effect in a training that continues a trained model, with the reason.
+
+    Args:
+        restart: whether it takes only the weights of the model; its masks are then its own.
+    """
+    why = "training continues the model of --checkpoint"
+    return dict.fromkeys(("init_method", *(() if restart else ("masking_init",))), why)
 
 
 def _of_masks(config: TrialConfig) -> list[Rule]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +28,6 @@ from dcml_tune.utils import tracebacks
 from dcml_tune.utils.redaction import redact
 from search_spaces import load_space
 from search_spaces.user_file import recorded_name
-from trainables import Run
 from trainables.cluster import connect
 from trainables.known_trial import KnownTrial
 from trainables.schedulers import scheduler
@@ -56,7 +54,7 @@ def given_plan(command_line: CommandLine, settings: dict[str, Any] | None = None
     if settings is None:
         settings = checked_settings(command_line)
     assert config.dataset is not None, "checked_settings refuses it"
-    space = load_space(config.dataset, config.space)
+    space = load_space(config.dataset, config.space, settings.get("arch"))
     if settings.get("dataset_dir"):
         settings["dataset_dir"] = str(absolute("--dataset-dir", settings["dataset_dir"]))
     settings = {"dataset": config.dataset, **settings}
@@ -148,7 +146,7 @@ class Plan:
             first_seed=self.base.seed,
             old_final_seeds=0 if self.has_seeds_apart else flags.final_seeds,
             shares_epochs=self.checkpoints.shared > 0,
-            wait_s=min(Run.wait_s, (self.trial_timeout or math.inf) / 2),
+            wait_s=self.trial_timeout / 2 if self.trial_timeout else None,  # a trial that waits reports nothing
         )
         if flags.ablate and not self.ablates:
             self.lines.append("nothing is put back: --protocol paper holds no classes out")

@@ -48,8 +48,8 @@ class TrialRuns:
     """Number of final runs of each setting that keep the seeds of earlier versions, from that of the trials on."""
     shares_epochs: bool = True
     """Whether trials share the epochs that are the same computation."""
-    wait_s: float = Run.wait_s
-    """Longest time that a trial waits for another one that computes the same epochs, in seconds."""
+    wait_s: float | None = None
+    """Longest time that a trial waits for another one that computes the same epochs, in seconds; None: no limit."""
 
     @property
     def prefixes(self) -> Path | None:

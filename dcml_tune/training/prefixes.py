@@ -2,6 +2,7 @@
 
     DIRECTORY/KEY/trainer-EPOCH.*, best-EPOCH/, division-EPOCH.*   files of `Trainer.save`
               KEY.lock                                             held by the trial that computes this state
+              KEY.progress                                         touched by that trial as long as it makes progress
 
 A key stands for everything that had an influence on a state: the settings as they acted (`dcml_tune.config.prefix`), the
 images, the metric of the best epoch, the code, the device and the number of threads.
@@ -70,6 +71,21 @@ class PrefixStore:
     def lock(self, epochs: int) -> FileLock:
         """Return the lock of the trial that computes a state. That of a process that has ended is free."""
         return FileLock(self.directory / f"{self.key(epochs)}.lock", thread_local=False)
+
+    def show_progress(self, epochs: int) -> None:
+        """Tell the trials that wait for a state that the trial which computes it makes progress."""
+        with suppress(OSError):
+            self._progress_file(epochs).touch()
+
+    def progress(self, epochs: int) -> int | None:
+        """Return a number that changes while the trial that computes a state makes progress; None before its first."""
+        try:
+            return self._progress_file(epochs).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def _progress_file(self, epochs: int) -> Path:
+        return self.directory / f"{self.key(epochs)}.progress"
 
     def load(self, epochs: int, own: Path, check: Callable[[dict[str, Any]], T]) -> T | None:
         """Continue from the state after a number of epochs.
