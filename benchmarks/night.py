@@ -5,7 +5,7 @@
 Nothing is measured: the rates are arguments. For each epoch of the published setting, the program counts the images
 that are trained on (with a trained or a frozen backbone), embedded for the clustering, and embedded for the evaluation.
 Confirmation and final runs are those of the default flags, or of small ones. They run in parallel as far as there are
-GPUs: the first two units of a race together, each further unit after them.
+GPUs: those of a round of the confirmation together.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.datasets.official_counts import COUNTS
 from dcml_tune.search.confirmation import CONTROLS
+from dcml_tune.search.halving import rounds
 from search_spaces import load_space
 
 FROZEN = 2.9  # times as fast as with a trained backbone: engineering notes of the project
 FORWARD = 3.0  # images a second that are only embedded, in those that are trained
 PRUNED = 0.69  # share of the epochs that ASHA runs: docs/verdict.md
-DEFAULT, SMALL = (4, 3, 3), (1, 2, 1)  # settings that are confirmed, units, final seeds
+DEFAULT, SMALL = (4, 3, 5), (1, 2, 1)  # settings that are confirmed, units, final seeds
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def run_hours(name: str, rates: Rates, images: int) -> float:
 def night(hours: float, run: float, gpus: int, flags: tuple[int, int, int]) -> tuple[float, float, int]:
     """Hours of the search and of what follows it, and the trials of the search (0 if there is no time for one)."""
     confirm, units, seeds = flags
-    candidates = confirm + len(CONTROLS)
-    rounds = [2 * candidates, *[candidates] * (units - 2), seeds * (1 + len(CONTROLS))]
-    after = run * sum(math.ceil(each / gpus) for each in rounds)
+    together = [each.settings * len(each.units) for each in rounds(confirm, units)]
+    together[0] += len(CONTROLS)
+    together.append(seeds * (1 + len(CONTROLS)))
+    after = run * sum(math.ceil(each / gpus) for each in together)
     left = max(0.0, hours - after)
     return left, after, int(left * gpus / (run * PRUNED))
 

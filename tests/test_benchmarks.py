@@ -86,6 +86,18 @@ def test_evaluation(program):
     assert 0 < memory["reference"] < 100
 
 
+def test_the_default_design_spends_its_runs_well(program):
+    """At 27 runs, as version 0.1 had, a difference of 1 or 2 points is found more often."""
+    allocation = program("allocation")
+    noise = allocation.Noise(fold=2.5, seed=0.6, interaction=0.5)
+    before, now = (next(each for each in allocation.DESIGNS if words in each.about) for words in ("0.1", "defaults"))
+    assert before.runs == now.runs == 27
+    for difference, least in ((1.0, 0.1), (2.0, 0.08)):
+        found = [allocation.simulate(design, difference, noise, 4000)[1] for design in (before, now)]
+        assert found[1] - found[0] > least
+    assert len(allocation.main(["--repeats", "50"])) == len(allocation.DESIGNS)
+
+
 def test_night_follows_from_the_rates(program):
     """Half the rate takes twice as long; a box that is too small for what follows the search searches nothing."""
     night = program("night")

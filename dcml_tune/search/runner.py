@@ -217,6 +217,9 @@ class SearchRunner:
             controls_compete=not plan.scores_test,
         )
         self.ended_early = self.ended_early or next(iter(over), None)
+        if plan.later.winner in confirmation.dropped:  # an earlier version compared settings in another way
+            every = results([(candidate, unit) for unit in plan.units for candidate in found])
+            confirmation = replace(confirmation, results=every, dropped={}, failed={}, not_chosen=frozenset())
         return replace(confirmation, kept=plan.later.winner)
 
     def _ablate(self, confirmation: Confirmation, searcher: OptunaSearcher) -> Ablation:

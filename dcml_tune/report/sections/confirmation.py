@@ -60,7 +60,8 @@ def _plot(dots: dict[str, dict[str, float]], metric: str, album: Album) -> Figur
         drawn.legend(title="unit")
     caption = (
         "Look for lines that all slope in the same direction. A line is a unit: the settings were trained with the same "
-        "held-out classes and the same seed."
+        "held-out classes and the same seed. A point is the best epoch of a run; the verdict values a run at the epoch that is "
+        "best in the setting's other runs."
     )
     return album.keep(drawn, "confirmation", title="Confirming runs", caption=caption)
 
