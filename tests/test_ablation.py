@@ -214,7 +214,7 @@ def test_one_run_each_has_no_interval_and_a_failed_one_no_value():
     )
     _, *lines = found.lines()
     assert lines == [
-        "criterion arcface -> margin: -2.0 points (one run each, no interval)",
+        "criterion arcface -> margin: -2.0 points (one fold of classes, no interval)",
         "init_method pca -> none: no result: its run failed",
         "base_lr: not put back",
     ]

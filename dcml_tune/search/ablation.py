@@ -99,9 +99,14 @@ class Ablation:
             return f"{each}: {self.unmeasured}"
         said = f"{each}: {100 * found['difference']:+.1f} points"
         if found["low"] is None:
-            return f"{said} (one run each, no interval)"
+            return f"{said} ({self._why_no_interval(found['pairs'])}, no interval)"
         low, high = 100 * found["low"], 100 * found["high"]
-        return f"{said}, 95 % interval {low:+.1f} to {high:+.1f} ({found['pairs']} pairs)"
+        return f"{said}, 95 % interval {low:+.1f} to {high:+.1f} ({found['pairs']} folds)"
+
+    def _why_no_interval(self, folds: int) -> str:
+        if len(self.reference.units) == 1:
+            return "one run each"
+        return "one fold of classes" if folds == 1 else "no spread between folds"
 
 
 def ablate(plan: Plan, stages: StageRunner, confirmation: Confirmation, searcher: OptunaSearcher) -> Ablation:

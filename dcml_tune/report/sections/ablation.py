@@ -46,7 +46,7 @@ def _table(settings: list[dict[str, Any]]) -> Table:
         ]
         for each in settings
     ]
-    columns = ["put back", "put back with it", "pairs", "difference (points)", "95 % interval"]
+    columns = ["put back", "put back with it", "folds", "difference (points)", "95 % interval"]
     return Table(title="The winner without each setting", columns=columns, rows=rows)
 
 
@@ -62,9 +62,9 @@ def _bars(measured: list[dict[str, Any]], album: Album) -> Figure:
     drawn.set_yticks(range(len(measured)), [f"{each['change']} ({each['pairs']})" for each in measured])
     drawn.set_ylim(len(measured) - 0.5, -0.5)
     drawn.set_xlabel("points, with one setting put back (95 % interval)")
-    drawn.set_ylabel("setting (pairs)")
+    drawn.set_ylabel("setting (folds)")
     caption = (
         "Look for the longest bars to the left whose interval does not contain zero: without these settings the winner is "
-        "worse. A bar without a line has no interval, because there is one run."
+        "worse. A bar without a line has no interval, because there is one fold."
     )
     return album.keep(drawn, "ablation", title="What each setting of the winner is worth", caption=caption)
