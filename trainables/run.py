@@ -60,6 +60,9 @@ class Run:
     """Absolute path of the directory of the image stores, which the trials of a node share."""
     threads: int | None = None
     """Number of CPU threads of the trial; None: torch's default."""
+    device: str | None = None
+    """`cpu` where its share of a GPU is 0, otherwise `cuda`; None: the GPU if there is one. Ray does not hide the GPUs of a
+    machine from a trial whose share is 0."""
     gpu_fraction: float = 1.0
     """Share of the GPU's memory that the trial may use."""
     metric: str = "val/recall_at_1"

@@ -17,7 +17,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import HITS_FILE
 from dcml_tune.runs.results import read_result, with_numbers
-from dcml_tune.training.devices import cap_gpu_memory, set_threads
+from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory, set_threads
 from dcml_tune.training.trainer import NonFiniteLossError, Trainer
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
@@ -60,7 +60,8 @@ class DivideAndConquer(tune.Trainable):
         self._note: str | None = None
         if self.run.threads is not None:
             set_threads(self.run.threads)
-        cap_gpu_memory(self.run.gpu_fraction)
+        if self.run.device != "cpu":
+            cap_gpu_memory(self.run.gpu_fraction)
         if self.directory is not None:
             self._take(self.directory)
         self._guarded(lambda: self._begin(TrialConfig(**settings)))
@@ -79,7 +80,8 @@ class DivideAndConquer(tune.Trainable):
     def make_trainer(self, config: TrialConfig) -> Trainer:
         """Build the trainer of a configuration; a subclass may build another one."""
         name = f"{self.run.search}/{self.run.key}"
-        return Trainer(config, stores=self.run.stores, metric=self.run.metric, name=name, note=self.run.note)
+        run = self.run
+        return Trainer(config, stores=run.stores, metric=run.metric, name=name, note=run.note, device=run.device)
 
     def step(self) -> dict[str, Any]:
         """Run one epoch. A trial that a retry cannot help ends here, with the reason of its failure."""
@@ -139,11 +141,12 @@ class DivideAndConquer(tune.Trainable):
             return work()
         except (NonFiniteLossError, SettingError) as error:
             self._refused = str(error)
-        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            memory = exhausted_memory(error)
+            if memory is None:
                 raise
             where = f"GPU memory with {self.run.gpu_fraction:g} of the GPU; raise --gpus-per-trial or"
-            if not isinstance(error, torch.cuda.OutOfMemoryError):
+            if memory == "host":
                 where = "memory; lower --max-concurrent or"
             self._refused = f"out of {where} lower --batch-size"
         return None
@@ -250,12 +253,6 @@ def _result_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
         return with_numbers(facts.get("result", {}))
     except ValueError as error:
         raise CheckpointError(f"checkpoint {directory}: its result is not valid ({error}); take another") from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out: torch raises its own class for the GPU, and a RuntimeError for the CPU."""
-    memory = (torch.cuda.OutOfMemoryError, MemoryError)
-    return isinstance(error, memory) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
 # Ray's processes search packages in the driver's working directory first. With this module name they import `dcml_tune`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,6 +91,12 @@ class BatchLoader:
         return iter(self._loader)
 
 
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The stream of all copies to a GPU: blocks of memory belong to a stream, and each further one would keep its own."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
 class ToDevice:
     """Copies batches to a device.
 
@@ -98,9 +105,9 @@ class ToDevice:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Create the stream of the copies."""
+        """Prepare copies to a device."""
         self._device = device
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = _copy_stream(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Copy a batch to the device, in its memory format; on the CPU it is returned unchanged."""

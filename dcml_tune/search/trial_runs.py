@@ -67,6 +67,7 @@ class TrialRuns:
             search=self.search,
             stores=str(self.output / STORES),
             threads=self.shares.threads_per_trial,
+            device="cuda" if self.shares.gpus_per_trial > 0 else "cpu",
             gpu_fraction=self.shares.gpus_per_trial or 1.0,
             metric=self.metric,
             varied=self.varied,

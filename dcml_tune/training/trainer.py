@@ -103,6 +103,8 @@ class Trainer:
         self.data = TrialData.open(config, stores)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         nb_classes, trained = int(self.data.labels.max()) + 1, np.unique(self._labels)
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # libraries such as Faiss take the current device
         self.train_step = step = TrainStep(config, nb_classes, self.device, trained)
         self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
         if config.init_method == "pca":
@@ -129,7 +131,9 @@ class Trainer:
 
     def _loader(self) -> BatchLoader:
         config, on_gpu = self.config, self.device.type == "cuda"
-        workers = config.num_workers if config.num_workers is not None else (4 if on_gpu else 0)
+        workers = config.num_workers
+        if workers is None:  # one core is left for the process that drives the GPU
+            workers = min(4, max(1, torch.get_num_threads() - 1)) if on_gpu else 0
         transform = TrainTransform(
             config.sz_crop,
             config.album,

@@ -1,0 +1,66 @@
+"""The device of a trial, and errors of memory that is exhausted."""
+
+import sys
+
+import pytest
+import torch
+
+from dcml_tune.training.devices import exhausted_memory
+from dcml_tune.training.trainer import Trainer
+from trainables import DivideAndConquer, Run
+
+MESSAGES = [
+    (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "gpu"),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), "gpu"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "gpu"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "gpu"),
+    (RuntimeError("Error in void* faiss::gpu::allocMemory: StandardGpuResources: alloc fail type TemporaryMemoryBuffer "
+                  "(cudaMalloc error out of memory [2])"), "gpu"),
+    (MemoryError(), "host"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "host"),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), "host"),
+    (RuntimeError("std::bad_alloc"), "host"),
+    (RuntimeError("CUDA error: device-side assert triggered"), None),
+    (ValueError("out of range"), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "memory"), MESSAGES)
+def test_which_memory_is_exhausted(error, memory):
+    """Each library says it in its own words."""
+    assert exhausted_memory(error) == memory
+
+
+@pytest.mark.parametrize(("error", "memory"), [each for each in MESSAGES if each[1] and isinstance(each[0], RuntimeError)])
+def test_a_trial_says_the_remedy(error, memory, monkeypatch):
+    """Without a useless retry."""
+
+    def fails(*_args, **_named):
+        raise error
+
+    monkeypatch.setattr(DivideAndConquer, "make_trainer", fails)
+    result = DivideAndConquer({"dataset": "emoji", "run": Run(gpu_fraction=0.25).as_dict()}).train()
+    remedy = "0.25 of the GPU; raise --gpus-per-trial" if memory == "gpu" else "lower --max-concurrent"
+    assert remedy in result["failed_reason"]
+    assert result["done"]
+
+
+def test_a_trial_without_a_share_of_a_gpu_trains_on_the_cpu(small, tmp_path, monkeypatch):
+    """Also where the machine has a GPU, which Ray does not hide from it."""
+    devices = []
+
+    def trainer(config, *, device=None, **named):
+        devices.append(device)
+        return Trainer(config, device="cpu", **named)
+
+    monkeypatch.setattr("trainables.trainable.Trainer", trainer)
+    for device in ("cpu", "cuda"):
+        DivideAndConquer({**small, "run": Run(stores=str(tmp_path), device=device).as_dict()})
+    assert devices == ["cpu", "cuda"]
+
+
+def test_k_means_stays_on_the_device_of_the_features(monkeypatch):
+    """`auto` is torch, also where Faiss has a GPU."""
+    module = sys.modules["dcml_tune.clustering.kmeans"]
+    monkeypatch.setattr(module, "faiss_gpus", lambda: 1)
+    assert module._backend("auto") is module._backend("torch")
