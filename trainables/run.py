@@ -56,6 +56,10 @@ class Run:
     directory: str | None = None
     """Absolute path of the directory where the trial saves its state after each epoch, and from which it continues;
     None: it saves no state."""
+    images: str | None = None
+    """Fingerprint of the content of the images that the search began with; None: they are not compared."""
+    checked_on: str | None = None
+    """Ray's id of the node whose images have this fingerprint: that of the driver."""
     stores: str = "runs/store"
     """Absolute path of the directory of the image stores, which the trials of a node share."""
     threads: int | None = None

@@ -22,6 +22,7 @@ from dcml_tune.training.trainer import NonFiniteLossError, Trainer
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
+from trainables.node_check import wrong_images
 from trainables.run import (
     CURVE,
     DIVISION,
@@ -58,13 +59,14 @@ class DivideAndConquer(tune.Trainable):
         self._joins = False
         self._refused: str | None = None
         self._note: str | None = None
+        self._wrong_images: str | None = None
         if self.run.threads is not None:
             set_threads(self.run.threads)
         if self.run.device != "cpu":
             cap_gpu_memory(self.run.gpu_fraction)
         if self.directory is not None:
             self._take(self.directory)
-        self._guarded(lambda: self._begin(TrialConfig(**settings)))
+        self._guarded(lambda: self._check_and_begin(TrialConfig(**settings)))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become the next trial of a search in the same process, which has its modules and its GPU ready."""
@@ -85,6 +87,8 @@ class DivideAndConquer(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run one epoch. A trial that a retry cannot help ends here, with the reason of its failure."""
+        if self._wrong_images is not None:
+            return {**self._worst(), STOP_SEARCH: self._wrong_images}
         try:
             if self._joins and not self._again:
                 self._joins = False
@@ -107,6 +111,11 @@ class DivideAndConquer(tune.Trainable):
         if self.directory is not None and not (self.directory / RESULT_FILE).exists():
             self._write_result(result)
         return result
+
+    def _check_and_begin(self, config: TrialConfig) -> None:
+        self._wrong_images = wrong_images(config, self.run)
+        if self._wrong_images is None:
+            self._begin(config)
 
     def _begin(self, config: TrialConfig) -> None:
         self.trainer = self.make_trainer(config)

@@ -145,6 +145,7 @@ class Plan:
             varied=tuple(self.space.domains),
             first_seed=self.base.seed,
             old_final_seeds=0 if self.has_seeds_apart else flags.final_seeds,
+            images=self.identity.compared,
             shares_epochs=self.checkpoints.shared > 0,
             wait_s=self.trial_timeout / 2 if self.trial_timeout else None,  # a trial that waits reports nothing
         )

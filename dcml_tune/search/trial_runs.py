@@ -14,6 +14,7 @@ from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.signals import SearchStopped
 from search_spaces.prefixes import shared_with
 from trainables import Run
+from trainables.node_check import this_node
 from trainables.run import CURVE, RESULT_FILE, SCORES_TEST, pack, run_of, unpack
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class TrialRuns:
     stages share a seed: what chance favoured in one must not count again in the next."""
     old_final_seeds: int = 0
     """Number of final runs of each setting that keep the seeds of earlier versions, from that of the trials on."""
+    images: str | None = None
+    """Fingerprint of the content of the images."""
     shares_epochs: bool = True
     """Whether trials share the epochs that are the same computation."""
     wait_s: float | None = None
@@ -65,6 +68,8 @@ class TrialRuns:
         """Return how the trials of this search are run."""
         return Run(
             search=self.search,
+            images=self.images,
+            checked_on=this_node(),
             stores=str(self.output / STORES),
             threads=self.shares.threads_per_trial,
             device="cuda" if self.shares.gpus_per_trial > 0 else "cpu",
