@@ -30,7 +30,7 @@ def connect(address: str | None) -> str:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # Progress prints one line, and keeps the text
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, _, port = (address or "").rpartition(":")
     if host and port.isdigit():  # Ray itself retries for minutes
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -35,13 +35,22 @@ class Shares:
 def cluster_address(given: str | None) -> str | None:
     """Return the address of the cluster that --ray-address selects; None for a local cluster.
 
+    Without the flag RAY_ADDRESS counts, which Ray sets for its jobs: a search that is submitted as a job runs on the
+    cluster of the job.
+
     Raises:
-        SettingError: if it selects none. Ray's own `auto` joins any cluster that it finds on this machine, also that of
-            another user, and sends it the token.
+        SettingError: if it selects none, or is an address of Ray Client. Ray's own `auto` joins any cluster that it finds
+            on this machine, also that of another user, and sends it the token.
     """
-    if given is None or given == "local":
+    environment = os.environ.get("RAY_ADDRESS", "")
+    if given == "local" or (given is None and environment in ("", "auto", "local")):
         return None
-    found = os.environ.get("RAY_ADDRESS", "") if given == "auto" else given
+    found = environment if given in (None, "auto") else given
+    if found.startswith("ray://"):
+        raise SettingError(
+            f"--ray-address {found}: a search does not run through Ray Client; submit it as a job instead: ray job submit "
+            "--address http://HOST:8265 --working-dir . -- python -m dcml_tune.search ..."
+        )
     if found in ("", "auto", "local"):
         raise SettingError(
             f"--ray-address {given or repr('')}: must be the address of a cluster, such as 127.0.0.1:6379, or local, or auto for "

@@ -113,7 +113,8 @@ class SearchConfig(BaseModel):
     tracking_uri: str | None = None
     """MLflow server; default: OUTPUT/mlflow.db"""
     ray_address: str | None = None
-    """a running Ray cluster: HOST:PORT, or auto for the cluster of RAY_ADDRESS; default, or local: start one"""
+    """a running Ray cluster: HOST:PORT, or auto for that of RAY_ADDRESS; default: that of RAY_ADDRESS if it is set, as in
+    a job of Ray; local: start one"""
     quiet: bool = False
     """print a line per epoch instead of a live table"""
     dry_run: bool = False

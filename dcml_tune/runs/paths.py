@@ -7,6 +7,7 @@ a path. Every command reads names and paths by the functions of this module, whi
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from dcml_tune.config.errors import SettingError
@@ -68,6 +69,11 @@ def output_directory(text: str) -> Path:
     Raises:
         SettingError: if it is not a valid path, or too long for SQLite.
     """
+    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
+        raise SettingError(
+            f"--output-dir {text}: searches are written to a directory, not to an address; give a directory on storage that all "
+            "nodes share, or mount the bucket there"
+        )
     output = absolute("--output-dir", text)
     if length := _too_long(output):
         raise SettingError(f"--output-dir {output}: {length}; choose another directory")
