@@ -78,7 +78,7 @@ class MaskedEmbedder(nn.Module):
         if images.dtype == torch.uint8:
             images = torch.addcmul(cast(Tensor, self.shift), images, cast(Tensor, self.scale))
         images = images.contiguous(memory_format=torch.channels_last)
-        bfloat16 = self.config.amp and images.is_cuda
+        bfloat16 = self.config.amp and self.training and images.is_cuda  # measures and clusterings are float32
         with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16):
             features = self.backbone(images)
         if not self.backbone.pooled:

@@ -113,6 +113,7 @@ class Evaluator:
         config = self.config
         return data.fingerprint(
             self.data.views.key,
+            self.model.masks.device.type,
             config.arch,
             config.weights,
             config.features_pooling,
