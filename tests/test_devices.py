@@ -31,7 +31,9 @@ def test_which_memory_is_exhausted(error, memory):
     assert exhausted_memory(error) == memory
 
 
-@pytest.mark.parametrize(("error", "memory"), [each for each in MESSAGES if each[1] and isinstance(each[0], RuntimeError)])
+@pytest.mark.parametrize(
+    ("error", "memory"), [each for each in MESSAGES if each[1] and isinstance(each[0], RuntimeError)]
+)
 def test_a_trial_says_the_remedy(error, memory, monkeypatch):
     """Without a useless retry."""
 

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from dcml_tune.training.trial_data import TrialData
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.training.trial_data import TrialData
 from trainables import DivideAndConquer, Run, node_check
 from trainables.run import STOP_SEARCH
 

@@ -106,7 +106,9 @@ def test_every_command_refuses_a_name_in_one_line(main, words, name, tmp_path, m
     assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == []
 
 
-@pytest.mark.parametrize("output", ["~nobody-of-that-name/x", "a\nb", "a\udcffb", "", "x" * 470, "/proc/nowhere", "s3://bucket/runs"])
+@pytest.mark.parametrize(
+    "output", ["~nobody-of-that-name/x", "a\nb", "a\udcffb", "", "x" * 470, "/proc/nowhere", "s3://bucket/runs"]
+)
 @pytest.mark.parametrize(
     ("main", "words"),
     [
