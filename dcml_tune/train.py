@@ -76,7 +76,7 @@ def parser() -> Parser:
     made.add_argument("dataset", nargs="?", help="cub (default), cars, sop, inshop, vid, emoji (embedded) or folder")
     made.add_argument("--output-dir", default="runs", help="where everything is written")
     made.add_argument("--name", help="name of the run; default: data set and time")
-    made.add_argument("--resume", metavar="NAME", help="go on with an interrupted run, by its name or the path of its "
+    made.add_argument("--resume", metavar="NAME", help="continue an interrupted run, by its name or the path of its "
                       "directory; only --output-dir is needed")  # fmt: skip
     add_flag(made, "MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--score-test", action="store_true", help="score the test classes once, at the end")
@@ -122,7 +122,7 @@ class _Run:
 
     @classmethod
     def new(cls, flags: Flags, output: Path) -> _Run:
-        """A run that begins."""
+        """A new run."""
         config, given = flags.config(), flags.run_name
         name = f"train-{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}" if given is None else given
         refuse_existing(new_directory(output, name))
@@ -151,7 +151,7 @@ class _Run:
         others = parser().given(argv).keys() - {"resume", "output_dir", "tracking_uri", "cuda_device", "wandb_enabled"}
         if others:
             flag = sorted(others)[0].replace("_", "-")
-            raise SettingError(f"--{flag}: a run goes on with the settings it began with; leave it out")
+            raise SettingError(f"--{flag}: a run continues with its own settings; leave it out")
         begun = named_directory("--resume", name, output)
         directory, output = begun / CHECKPOINT, begun.parent
         if not has_state(directory):
@@ -165,7 +165,7 @@ class _Run:
         return run
 
     def head(self) -> list[str]:
-        """What is said before it trains."""
+        """The lines that are printed before it trains."""
         config, trained = self.config, self.trainer.data
         flags = self.flags
         lines = [f"run {self.name}: {trained.dataset.counts()}", *trained.dataset.notes, *trained.notes(config)]
@@ -174,7 +174,7 @@ class _Run:
         lines += unused_settings(config, flags.settings, replaced) + flags.ignored()
         lines.append(trained.split(config))
         if self.trainer.epoch > 0:
-            lines.append(f"goes on after epoch {self.trainer.epoch}")
+            lines.append(f"continues after epoch {self.trainer.epoch}")
         if config.protocol == "paper":
             lines.append(PAPER_LABEL)
             if flags.score_test:

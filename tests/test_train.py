@@ -190,7 +190,7 @@ def test_a_checkpoint_goes_on_at_its_next_epoch(train, tmp_path):
     given = tmp_path / "runs" / "r" / "checkpoint" / "epoch-00003"
     status, said = train("--name=s", f"--checkpoint={given}", "--save-model=4", **{**DIVIDING, "base_lr": 1e-12})
     assert status == 0, said
-    assert "goes on after epoch 3" in said
+    assert "continues after epoch 3" in said
     assert "has no effect" not in said
     assert [line.split(":")[0] for line in said.splitlines() if line.startswith("epoch ")] == ["epoch 4/5", "epoch 5/5"]
     later = tmp_path / "runs" / "s" / "checkpoint" / "epoch-00004"
@@ -288,7 +288,7 @@ def test_an_interrupted_run_is_resumed(folder, tmp_path):
     state = next((tmp_path / "runs" / "r" / "checkpoint").glob("trainer-*.json"))
     reached = json.loads(state.read_text())["epoch"]
     assert 3 <= reached < 300
-    with pytest.raises(SettingError, match="--nb-epochs: a run goes on with the settings it began with"):
+    with pytest.raises(SettingError, match="--nb-epochs: a run continues with its own settings"):
         main(["--resume", "r", "--output-dir", str(tmp_path / "runs"), "--nb-epochs", "9"])
     with pytest.raises(SettingError, match="no interrupted run of this name"):
         main(["--resume", "s", "--output-dir", str(tmp_path / "runs")])

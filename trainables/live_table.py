@@ -96,7 +96,7 @@ class TrialRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """What the table says of all trials."""
+    """What is the same in all tables of a stage."""
 
     search: str
     """Name of the search."""

@@ -278,10 +278,10 @@ class TrialFields(BaseModel):
     # -- weights that are measured ---------------------------------------------------------------------
     average_epochs: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of the last epochs whose weights are averaged in the model that is measured, kept as the best and tested; 1
-    averages none. Masks are averaged since the last division. Training goes on from the weights that are not averaged."""
+    averages none. Masks are averaged since the last division. Training continues from the weights that are not averaged."""
     pretrained_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the weights at the start of training in the backbone and the embedding layer of the model that is measured,
-    after the average (WiSE-FT). Training goes on from the weights that are not mixed."""
+    after the average (WiSE-FT). Training continues from the weights that are not mixed."""
 
     # -- randomness and machine ------------------------------------------------------------------------
     seed: Annotated[int, Field(ge=0, lt=SEEDS, validation_alias=AliasChoices("seed", "random_seed"))] = 1

@@ -13,7 +13,7 @@ from dcml_tune.config.trial import TrialConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """What happens in one epoch. It is computed anew for each epoch, so that a checkpoint holds no schedule."""
+    """What happens in one epoch. It is computed for each epoch, so a checkpoint contains no schedule."""
 
     epoch: int
     """Number of the epoch, from 0."""

@@ -81,7 +81,7 @@ class SearchConfig(BaseModel):
     folds: Annotated[int, Field(ge=1, le=1000)] | None = None
     """number of sets of held-out classes in the confirmation; default 3"""
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
-    """number of seeds per set of held-out classes; further sets tell more than further seeds"""
+    """number of seeds per set of held-out classes; further sets reduce the uncertainty more than further seeds do"""
     controls: Literal["both", "published"] = "both"
     """what the winner is compared with: the published setting, and the same without division (both), or the published setting
     alone"""

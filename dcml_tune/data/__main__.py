@@ -45,9 +45,9 @@ def parser() -> Parser:
         "where search and train look for them. Exit code 2: the copy cannot be used as it is.",
     )
     made.add_argument("dataset", help="cub, cars, sop, inshop, vid, emoji or folder")
-    made.add_argument("--output-dir", default="runs", help="whose image store is built")
-    made.add_argument("--check-only", action="store_true", help="build nothing")
-    made.add_argument("--json", action="store_true", help="what was found, as JSON")
+    made.add_argument("--output-dir", default="runs", help="directory whose image store is built")
+    made.add_argument("--check-only", action="store_true", help="only compare and decode; build no image store")
+    made.add_argument("--json", action="store_true", help="print what was found as JSON")
     add_settings(made, exclude=[name for name in TrialConfig.model_fields if name not in _SETTINGS])
     return made
 

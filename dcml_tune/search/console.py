@@ -1,4 +1,4 @@
-"""What a search prints: its plan, its outcome, and the commands to go on with."""
+"""What a search prints: its plan, its outcome, and the commands for the next steps."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class Trainer:
         }
 
     def _recluster(self, plan: EpochPlan) -> dict[str, float]:
-        """Compute the partition anew where the plan says so, and split or merge the masks."""
+        """Compute a new partition if the plan says so, and split or merge the masks."""
         measures: dict[str, float] = {}
         if plan.recluster:
             penultimate = self.config.penultimate_for_clusters

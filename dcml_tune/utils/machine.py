@@ -11,7 +11,7 @@ _CHUNK = 1 << 20
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may use; all cores of the machine if the system does not tell (macOS)."""
+    """Number of cores that this process may use; all cores of the machine if the system does not report it (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
