@@ -5,7 +5,7 @@
 The surrogate is a regression by extremely randomised trees on the settings that benchmarks/objective.py has trained. It
 predicts the objective of a search: the best held-out recall@1 with a fifth of the classes held out. The value of a
 simulated trial is the prediction plus a random error with the standard deviation of a seed, as measured there. Each
-sampler runs many searches, with several trials at once.
+sampler runs many searches, with several trials at once, after the published point and the starts.
 
 `regret`: the value of the best known setting minus that of the setting that a search selects by its noisy values, both
 predicted without errors, in points. The best known setting is the best of all that any sampler has tried, of the
@@ -54,28 +54,36 @@ TODAY, GP = "TPE, as a search has it", "GP, 6 random trials"
 _DRAWS = 2000  # random settings, for the best there is
 
 
-def _tpe(seed: int, startup: int | None = None) -> BaseSampler:
+def _of_a_search(seed: int, space: SearchSpace, **changed: Any) -> BaseSampler:
     from trainables.searcher import Sampling
 
-    sampling = Sampling(seed=seed) if startup is None else Sampling(seed=seed, startup=startup)
-    return sampling.build(0)
+    return Sampling(seed=seed, **changed).build(0, space)
 
 
-def _gp(seed: int) -> BaseSampler:
+def _gp(seed: int, space: SearchSpace) -> BaseSampler:
     return optuna.samplers.GPSampler(seed=seed, n_startup_trials=6, warn_independent_sampling=False)
 
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    TODAY: _tpe,
-    "TPE, 3 random trials": partial(_tpe, startup=3),
-    "TPE, 12 random trials": partial(_tpe, startup=12),
+SAMPLERS: dict[str, Callable[[int, SearchSpace], BaseSampler]] = {
+    TODAY: _of_a_search,
+    "local": partial(_of_a_search, sampler="local"),
+    "TPE, 3 random trials": partial(_of_a_search, startup=3),
+    "TPE, 12 random trials": partial(_of_a_search, startup=12),
     GP: _gp,
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "random": partial(_of_a_search, sampler="random"),
 }
 
 
 def replay(
-    sampler: BaseSampler, space: SearchSpace, truth: Truth, *, noise: float, trials: int, at_once: int, seed: int
+    sampler: BaseSampler,
+    space: SearchSpace,
+    truth: Truth,
+    *,
+    noise: float,
+    trials: int,
+    at_once: int,
+    seed: int,
+    first: Sequence[Settings] = (),
 ) -> tuple[Array, Array]:
     """One search.
 
@@ -87,12 +95,15 @@ def replay(
         trials: number of trials.
         at_once: number of trials that run at the same time.
         seed: seed of the errors.
+        first: settings of the first trials.
 
     Returns:
         True and noisy values of the trials, in the order in which they ended.
     """
     rng, running, ended = np.random.default_rng(seed), list[tuple[optuna.Trial, float]](), list[tuple[float, float]]()
     study = optuna.create_study(direction="maximize", sampler=sampler)
+    for point in first:
+        study.enqueue_trial(point)
     while len(ended) < trials:
         while len(running) < at_once:
             trial = study.ask()
@@ -121,7 +132,9 @@ def _repeat(name: str, seed: int, settings: Sequence[Settings], values: Array, o
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     space, surrogate = wide(options["epochs"]), Surrogate(settings, values)
     sampling = {key: options[key] for key in ("noise", "trials", "at_once")}
-    return np.array(replay(SAMPLERS[name](seed), space, surrogate, seed=seed, **sampling))
+    point, _ = space.published_point()
+    first = [point, *space.start_points(point)[0]]
+    return np.array(replay(SAMPLERS[name](seed, space), space, surrogate, seed=seed, first=first, **sampling))
 
 
 def searches(

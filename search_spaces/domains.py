@@ -86,6 +86,14 @@ class Int:
         """Whether `value` is in the domain."""
         return isinstance(value, int) and self.low <= value <= self.high
 
+    def position(self, value: float) -> float:
+        """Where `value` lies between both ends, from 0 to 1, on the scale of the domain."""
+        return _position(value, *_half_wider(self.low, self.high), self.log)
+
+    def at(self, position: float) -> int:
+        """The value at a position from 0 to 1. Each whole number covers the same width, on a scale that is not a log scale."""
+        return self.nearest(round(_at(position, *_half_wider(self.low, self.high), self.log)))
+
     def distribution(self) -> optuna.distributions.IntDistribution:
         """The domain as a distribution of Optuna."""
         return optuna.distributions.IntDistribution(self.low, self.high, log=self.log)
@@ -124,6 +132,14 @@ class Float:
         """Whether `value` is in the domain."""
         return isinstance(value, int | float) and self.low <= value <= self.high
 
+    def position(self, value: float) -> float:
+        """Where `value` lies between both ends, from 0 to 1, on the scale of the domain."""
+        return _position(value, self.low, self.high, self.log)
+
+    def at(self, position: float) -> float:
+        """The value at a position from 0 to 1."""
+        return self.nearest(_at(position, self.low, self.high, self.log))
+
     def distribution(self) -> optuna.distributions.FloatDistribution:
         """The domain as a distribution of Optuna."""
         return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log)
@@ -144,3 +160,17 @@ def _check_range(low: float, high: float, log: bool) -> None:
         raise SettingError(f"`low <= high` must hold, but got (low={low}, high={high}); swap them")
     if log and low <= 0:
         raise SettingError(f"`low > 0` must hold on a log scale, but got low={low}; raise it or leave log out")
+
+
+def _half_wider(low: int, high: int) -> tuple[float, float]:
+    return low - 0.5, high + 0.5
+
+
+def _position(value: float, low: float, high: float, log: bool) -> float:
+    if log:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return 0.0 if low == high else (value - low) / (high - low)
+
+
+def _at(position: float, low: float, high: float, log: bool) -> float:
+    return math.exp(_at(position, math.log(low), math.log(high), False)) if log else low + position * (high - low)

@@ -21,24 +21,27 @@ _MOST_COUNTED = 32
 """Largest number of points whose states are counted."""
 
 
-def shared_epochs(config: TrialConfig, domains: Mapping[str, Domain]) -> tuple[int, ...]:
+def shared_epochs(config: TrialConfig, domains: Mapping[str, Domain], *, local: bool = False) -> tuple[int, ...]:
     """Return the numbers of epochs after which another trial of a search may need the state of this one.
 
     These are the epochs at which some other point of the space leaves the common path. Two values of a range of real
-    numbers are never equal: once such a setting has acted, no other trial has the same state.
+    numbers are never equal, unless one trial took the value from the other: once such a setting has acted, no other trial
+    has the same state.
 
     Args:
         config: settings of a trial.
         domains: of the settings that vary.
+        local: trials are neighbours of others, so each may leave the path of another one by one setting.
 
     Example:
         >>> config = TrialConfig(nb_epochs=9, nb_clusters=2, mod_epoch=4)
         >>> shared_epochs(config, {"mod_epoch": Int(2, 4), "masking_lambda": Float(0.1, 1.0)})
         (2, 3, 4)
     """
-    if _differ_from_the_start(domains):
+    if not local and _differ_from_the_start(domains):
         return ()
-    found = {common_epochs(config, other) for other in _others(config, domains)}
+    others = _neighbours(config, domains) if local else _others(config, domains)
+    found = {common_epochs(config, other) for other in others}
     return tuple(sorted(found - {0, config.nb_epochs}))
 
 
@@ -51,14 +54,17 @@ def shared_with(config: TrialConfig, others: list[TrialConfig]) -> tuple[int, ..
     return tuple(sorted(found - {0, config.nb_epochs}))
 
 
-def count_states(config: TrialConfig, domains: Mapping[str, Domain], most: int) -> int:
+def count_states(config: TrialConfig, domains: Mapping[str, Domain], most: int, *, local: bool = False) -> int:
     """Return the number of different states that trials of a search share, at most `most`.
 
     Args:
         config: a point of the space.
         domains: of the settings that vary.
         most: number at which counting stops.
+        local: as `shared_epochs`; each trial may then have states of its own.
     """
+    if local:
+        return most if shared_epochs(config, domains, local=True) else 0
     if _differ_from_the_start(domains):
         return 0
     found: set[str] = set()
@@ -82,6 +88,19 @@ def _others(config: TrialConfig, domains: Mapping[str, Domain]) -> Iterator[Tria
     for values in itertools.product(*finite.values()):
         with suppress(SettingError):  # settings that cannot work together
             yield config.changed(**moved, **dict(zip(finite, values, strict=True)))
+
+
+def _neighbours(config: TrialConfig, domains: Mapping[str, Domain]) -> Iterator[TrialConfig]:
+    """Yield the points that differ from a configuration in one setting which may not have acted at first."""
+    for name, domain in domains.items():
+        if name not in CONDITIONAL:
+            continue
+        own = getattr(config, name)
+        values = [_other_value(domain, own)] if _is_real(domain) else _values(domain)
+        for value in values:
+            with suppress(SettingError):  # settings that cannot work together
+                if value != own:
+                    yield config.changed(**{name: value})
 
 
 def _differ_from_the_start(domains: Mapping[str, Domain]) -> bool:

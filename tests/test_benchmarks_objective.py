@@ -200,17 +200,17 @@ def test_a_good_sampler_has_less_regret_than_a_bad_one(program):
 
     def regret(sampler, trials=16):
         runs = [
-            samplers.replay(sampler(seed), _Line(), truth, noise=0.002, trials=trials, at_once=2, seed=seed)
+            samplers.replay(sampler(seed, _Line()), _Line(), truth, noise=0.002, trials=trials, at_once=2, seed=seed)
             for seed in range(6)
         ]
         return np.mean([0.7 - samplers.chosen(*run, trials) for run in runs])
 
     kinds = samplers.SAMPLERS
-    best, worst = (regret(lambda _, value=value: _Fixed(value)) for value in (1e-4, 1e-6))
+    best, worst = (regret(lambda *_, value=value: _Fixed(value)) for value in (1e-4, 1e-6))
     random, tpe = regret(kinds["random"]), regret(kinds[samplers.TODAY])
     assert best < random < worst
     assert tpe < random
-    true, noisy = samplers.replay(kinds["random"](0), _Line(), truth, noise=0.0, trials=5, at_once=2, seed=0)
+    true, noisy = samplers.replay(kinds["random"](0, None), _Line(), truth, noise=0.0, trials=5, at_once=2, seed=0)
     assert true == pytest.approx(noisy)
     assert samplers.chosen(true, -noisy, 5) == true.min()
 
@@ -219,7 +219,7 @@ def test_gp_sampler_copes_with_settings_that_a_trial_lacks(program):
     """Two running trials, and settings of one branch alone."""
     samplers, settings = program("samplers"), program("objective_settings")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    true, _ = samplers.replay(samplers.SAMPLERS[samplers.GP](0), settings.wide(6), lambda each: each["base_lr"],
+    true, _ = samplers.replay(samplers.SAMPLERS[samplers.GP](0, None), settings.wide(6), lambda each: each["base_lr"],
                               noise=0.0, trials=8, at_once=2, seed=0)  # fmt: skip
     assert len(true) == 8
 

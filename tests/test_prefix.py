@@ -59,9 +59,12 @@ PAIRS = [
     ({}, {"init_method": "pca"}, 0),
     ({"init_method": "pca"}, {"init_method": "pca", "nb_clusters": 2}, 4),
     ({"init_method": "trunc_normal"}, {"init_method": "trunc_normal", "nb_clusters": 2}, 0),
+    ({"average_epochs": 3}, {}, 1),
+    ({"average_epochs": 3}, {"average_epochs": 2}, 2),
     *(
         ({}, changed, 0)
         for changed in (
+            {"pretrained_share": 0.1},
             {"seed": 2}, {"fold": 1}, {"split_seed": 5}, {"val_share": 0.4}, {"base_lr": 1e-4}, {"emb_lr_mult": 3.0},
             {"weight_decay": 0.0}, {"batch_size": 64}, {"margin": 0.1}, {"beta": 1.0}, {"sampler": "RPHN"},
             {"criterion": "triplet"}, {"arch": "resnet18"}, {"sz_embedding": 128}, {"optimizer": "adamw"},
@@ -130,6 +133,7 @@ VARIED = {
     "fixed_mask": st.booleans(),
     "masks_freeze_one_cluster": st.sampled_from([True, True, False]),
     "masking_init": st.sampled_from(["ones", "ones", "normal"]),
+    "average_epochs": st.sampled_from([1, 1, 2, 3]),
     "reassign_random": st.booleans(),
     "clustering_method": st.sampled_from(["kmeans", "kmeans_adaptive_centroids"]),
     "clustering_random_state": st.sampled_from([None, 3]),

@@ -18,6 +18,9 @@ from dcml_tune.runs.study import KEY, SHARED_EPOCHS
 REASON = "dcml.reason"
 """Attribute of a trial: why it failed or was pruned. As REASON/KEY it is an attribute of the study."""
 
+FAILURE_OF = "dcml.failure_of"
+"""Attribute of a trial that repeats the settings of a failed one for the sampler: key of that one."""
+
 State = Literal["done", "pruned", "failed", "interrupted", "running"]
 
 _STATES: dict[TrialState, State] = {

@@ -33,14 +33,15 @@ from dcml_tune.utils import tracebacks
 from search_spaces.points import nearest_point
 from search_spaces.prefixes import shared_epochs
 from search_spaces.space import InfeasibleReason, SearchSpace
-from trainables.known_trial import REASON, KnownTrial
+from trainables.known_trial import FAILURE_OF, REASON, KnownTrial
+from trainables.local_sampler import LocalSampler
 from trainables.prior_sampler import PriorSampler
 from trainables.run import FAILED, SHARED, STOP_SEARCH, Run, pack
 from trainables.study_file import adapt_study, open_study, study_file
 
 log = logging.getLogger(__name__)
 
-_FAILURE_OF, _OTHERS = "dcml.failure_of", "dcml.others"
+_OTHERS = "dcml.others"
 _DRAWS = 100  # draws per trial before the searcher gives up to find a feasible combination
 _MOVED_AFTER = 50  # draws per trial after which the last one is moved to the nearest feasible combination
 
@@ -62,24 +63,33 @@ class StudyOptions:
 class Sampling:
     """How settings are drawn."""
 
-    sampler: Literal["optuna", "random"] = "optuna"
-    """optuna: TPE; random: independent draws."""
+    sampler: Literal["optuna", "random", "local"] = "optuna"
+    """optuna: TPE; random: independent draws; local: neighbours of the best trials, and TPE."""
     seed: int = 0
     startup: int = 6
     """Number of random trials before TPE takes over."""
     prior: dict[str, Any] | None = None
     """Settings around which first trials are drawn; see `trainables.prior_sampler`."""
 
-    def build(self, drawn: int) -> BaseSampler:
+    def build(self, drawn: int, space: SearchSpace, infeasible_reason: InfeasibleReason | None = None) -> BaseSampler:
         """Build the sampler of a study that has a number of trials.
 
         The number is part of the seed: a sampler that is built again must not draw again what it has drawn.
+
+        Args:
+            drawn: number of trials.
+            space: of the search.
+            infeasible_reason: returns why a configuration cannot work on the data, or None.
         """
         seed = (self.seed + 1000 * drawn) % SEEDS
         sampler: BaseSampler = RandomSampler(seed=seed)
-        if self.sampler == "optuna":
+        if self.sampler != "random":
             sampler = TPESampler(
                 multivariate=True, group=True, constant_liar=True, seed=seed, n_startup_trials=self.startup
+            )
+        if self.sampler == "local":
+            sampler = LocalSampler(
+                sampler, space, seed=self.seed, startup=self.startup, infeasible_reason=infeasible_reason
             )
         return sampler if self.prior is None else PriorSampler(sampler, self.prior, seed=seed)
 
@@ -151,7 +161,8 @@ class OptunaSearcher(Searcher):
     def _open(self) -> optuna.Study:
         options = self.options
         study = open_study(options.storage, options.name, [direction(name) for name in options.metrics])
-        study.sampler = self.sampling.build(len(study.get_trials(deepcopy=False)))
+        drawn = len(study.get_trials(deepcopy=False))
+        study.sampler = self.sampling.build(drawn, self.space, self.launching.infeasible_reason)
         return study
 
     def _begin(self, start: StudyStart) -> None:
@@ -302,7 +313,8 @@ class OptunaSearcher(Searcher):
         run = replace(self.launching.run, key=key, directory=None if trials is None else str(trials / key))
         settings = self.space.whole(sampled)
         if (prefixes := self.launching.prefixes) is not None:
-            shares = shared_epochs(TrialConfig(**settings), self.space.domains)
+            local = self.sampling.sampler == "local"
+            shares = shared_epochs(TrialConfig(**settings), self.space.domains, local=local)
             run = replace(run, prefixes=str(prefixes), shares=shares)
         return pack(settings, run)
 
@@ -334,7 +346,7 @@ class OptunaSearcher(Searcher):
             distributions=trial.distributions,
             value=0.0,
             intermediate_values={0: 0.0},
-            user_attrs={_FAILURE_OF: trial.user_attrs.get(KEY)},
+            user_attrs={FAILURE_OF: trial.user_attrs.get(KEY)},
         )
         self.study.add_trial(worst)
 

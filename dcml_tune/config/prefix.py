@@ -49,7 +49,10 @@ RECLUSTERING = frozenset(
 )
 """Settings that act in epochs that recompute the partition."""
 
-CONDITIONAL = SCHEDULED | MASKS | SEVERAL_CLUSTERS | RECLUSTERING
+AVERAGING = frozenset({"average_epochs"})
+"""Settings that act through the number of epochs over which the measured weights are averaged so far."""
+
+CONDITIONAL = SCHEDULED | MASKS | SEVERAL_CLUSTERS | RECLUSTERING | AVERAGING
 """Settings whose value may not have acted yet after some epochs."""
 
 
@@ -69,11 +72,13 @@ def acting_settings(config: TrialConfig, epochs: int) -> dict[str, Any]:
     found = _from_the_start(config)
     for plan in plans:
         found |= {name: getattr(config, name) for name in acting_in(plan, config)}
+    if (averaged := _averaged(config, epochs)) > 1:
+        found |= {"averaged": averaged}
     return {**found, "plans": [list(astuple(plan)) for plan in plans]}
 
 
 def acting_in(plan: EpochPlan, config: TrialConfig) -> frozenset[str]:
-    """Return the names of the conditional settings, apart from the scheduled ones, that act in an epoch."""
+    """Return the names of the conditional settings that act in an epoch, apart from those in its plan and in averages."""
     still = plan.full_embedding or config.fixed_mask or (plan.nb_clusters == 1 and config.masks_freeze_one_cluster)
     groups = (
         (MASKS, not still),
@@ -100,9 +105,14 @@ def common_epochs(first: TrialConfig, second: TrialConfig) -> int:
 
 def _same_epoch(epoch: int, first: TrialConfig, second: TrialConfig) -> bool:
     plan = EpochPlan.at(epoch, first)
-    if plan != EpochPlan.at(epoch, second):
+    if plan != EpochPlan.at(epoch, second) or _averaged(first, epoch + 1) != _averaged(second, epoch + 1):
         return False
     return all(getattr(first, name) == getattr(second, name) for name in acting_in(plan, first))
+
+
+def _averaged(config: TrialConfig, epochs: int) -> int:
+    """Number of epochs whose weights the measured ones are the mean of, after some epochs."""
+    return min(config.average_epochs, epochs)
 
 
 def first_epochs_of(config: TrialConfig) -> Iterator[tuple[int, frozenset[str]]]:

@@ -36,8 +36,9 @@ class SearchConfig(BaseModel):
     # -- what is searched, and how ---------------------------------------------------------------------
     num_samples: Annotated[int, Field(ge=1, le=100_000)] = 8
     """number of trials"""
-    searcher: Literal["optuna", "random"] = "optuna"
-    """Optuna's TPE, or random search"""
+    searcher: Literal["auto", "local", "optuna", "random"] = "auto"
+    """how settings are drawn. optuna: Optuna's TPE. local: neighbours of the best trials, which share epochs with them, and
+    TPE. random: random search. auto: local where more than 8 settings vary, else optuna"""
     scheduler: Literal["asha", "asha-epochs", "median", "none"] = "asha"
     """how trials are pruned: asha compares trials at the phases of each trial's own division, asha-epochs at fixed
     epochs"""

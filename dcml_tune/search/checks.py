@@ -178,7 +178,7 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
         concurrent=shares.concurrent,
         planned=request.planned,
         scored=_final_runs(request) if scores_test else 0,
-        shared=0 if flags.no_share else _shared_states(settings.space, _units_at_once(flags)),
+        shared=0 if flags.no_share else _shared_states(settings.space, _units_at_once(flags), flags.searcher),
     )
     if flags.checkpoint_budget:
         budget = size(flags.checkpoint_budget)
@@ -189,10 +189,10 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
     return space
 
 
-def _shared_states(space: SearchSpace, units: int) -> int:
+def _shared_states(space: SearchSpace, units: int, searcher: str) -> int:
     """Number of states that trials share at once. Units that run together have their own states."""
-    point, _ = space.published_point()
-    return min(MOST, units * count_states(TrialConfig(**space.whole(point)), space.domains, most=MOST))
+    config = TrialConfig(**space.whole(space.published_point()[0]))
+    return min(MOST, units * count_states(config, space.domains, most=MOST, local=searcher == "local"))
 
 
 @dataclass(frozen=True, kw_only=True)

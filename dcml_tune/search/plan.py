@@ -77,7 +77,7 @@ class Plan:
 
     Attributes:
         request: what was asked for.
-        config: the flags, with the scheduler and the GPUs per trial that the checks chose.
+        config: the flags, with the searcher, the scheduler and the GPUs per trial that the checks chose.
         directory: of the search.
         base: the published setting with the settings that were given, without division.
         metrics: by which trials are compared. The first one, `metric`, decides where only one can.
@@ -105,7 +105,7 @@ class Plan:
             SettingError: for anything that cannot work.
         """
         flags = request.config
-        self.request, self.settings, self.directory = request, request.settings, request.directory
+        self.settings, self.directory = request.settings, request.directory
         self.record, self.planned, self.output = request.record, request.planned, request.output
         self.dataset, self.name, self.trials = self.settings["dataset"], self.directory.name, self.directory / TRIALS
         self.study = study_address(self.directory)
@@ -116,6 +116,8 @@ class Plan:
         self.changes: dict[str, Any] = {}
 
         checked = checks.checked_settings(request)
+        self.request = request = request.with_searcher(checked.space)
+        flags = request.config
         self.base, self.uri, self.store_is_up = checked.base, checked.uri, checked.store_is_up
         self.scores_test = flags.final == "best" and checked.has_test_stage
         resources = checks.resources(request, checked)
@@ -227,7 +229,7 @@ class Plan:
             self.space,
             StudyOptions(storage=self.study, name=self.name, metrics=self.metrics),
             sampling=Sampling(
-                sampler=self.config.searcher,
+                sampler=self.config.searcher if self.config.searcher != "auto" else "optuna",
                 seed=self.settings.get("seed", 0),
                 prior=self.published_point if self.config.prior else None,
             ),

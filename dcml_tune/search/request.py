@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("resume", "extend", "more_final_seeds", "output_dir", "ray_address", "quiet", "dry_run")
 """Flags that say how and where a process runs, not what is searched: they are not recorded, and may differ at a resume."""
+
+
+LOCAL_ABOVE = 8
+"""Number of settings that vary up to which `--searcher auto` is TPE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +66,14 @@ class Request:
     def output(self) -> Path:
         """Directory of all searches."""
         return self.directory.parent
+
+    def with_searcher(self, space: SearchSpace) -> Request:
+        """The request with the searcher that `--searcher auto` means.
+
+        Args:
+            space: restricted to this search.
+        """
+        if self.config.searcher != "auto":
+            return self
+        chosen = "local" if len(space.domains) > LOCAL_ABOVE else "optuna"
+        return replace(self, config=self.config.model_copy(update={"searcher": chosen}))

@@ -221,7 +221,8 @@ def _resumed_flags(asked: dict[str, Any], config: SearchConfig) -> dict[str, Any
     Raises:
         SettingError: if the password of the MLflow server, which is not stored, is missing.
     """
-    flags = {name: value for name, value in asked["flags"].items() if name in SearchConfig.model_fields}
+    recorded = {"searcher": "optuna", **asked["flags"]}  # which was the default, before there was `auto`
+    flags = {name: value for name, value in recorded.items() if name in SearchConfig.model_fields}
     flags |= {flag: getattr(config, flag) for flag in MAY_CHANGE}
     if "tracking_uri" in config.model_fields_set:  # the record has it without its password
         flags["tracking_uri"] = config.tracking_uri
