@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.search.statistics import ALPHA, Difference, t_bound
@@ -45,18 +44,24 @@ def shared_by_classes(ones: Sequence[QueryHits], others: Sequence[QueryHits]) ->
         others: the other setting, in the same order of seeds.
 
     Raises:
-        ValueError: if the runs did not measure the same numbers of queries of at least two classes.
+        ValueError: if the runs did not measure the same queries, in the same order, of at least two classes.
     """
-    classes, sizes = np.unique(ones[0].classes, return_counts=True)
-    if len(classes) < 2:
+    _, places, sizes = np.unique(ones[0].classes, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
         raise ValueError("one class tells nothing about others")
     queries = int(sizes.sum())
-    differences = np.array([_right(one, classes, sizes) - _right(other, classes, sizes) for one, other in zip(ones, others, strict=True)])  # fmt: skip
+    if not all(np.array_equal(ones[0].classes, run.classes) for run in (*ones, *others)):
+        raise ValueError("the runs were not measured on the same queries")
+    right = [
+        np.bincount(places, weights=one.hits.astype(np.float64) - other.hits.astype(np.float64))
+        for one, other in zip(ones, others, strict=True)
+    ]
+    differences = np.array(right)
     influence = (differences - np.outer(differences.sum(1) / queries, sizes)) / queries
     seeds = len(influence)
     products = float(np.sum(influence.sum(0) ** 2) - np.sum(influence**2))
-    covariance = products / (seeds * (seeds - 1)) * len(classes) / (len(classes) - 1)
-    return SharedByClasses(covariance=max(0.0, covariance), classes=len(classes))
+    covariance = products / (seeds * (seeds - 1)) * len(sizes) / (len(sizes) - 1)
+    return SharedByClasses(covariance=max(0.0, covariance), classes=len(sizes))
 
 
 def for_new_classes(found: Difference, shared: SharedByClasses) -> Difference:
@@ -75,11 +80,3 @@ def for_new_classes(found: Difference, shared: SharedByClasses) -> Difference:
     freedom = total**2 / (over_seeds**2 / found.freedom + shared.covariance**2 / (shared.classes - 1))
     half = t_bound(freedom, ALPHA / 2) * total**0.5
     return replace(found, low=found.mean - half, high=found.mean + half, error=total**0.5, freedom=freedom)
-
-
-def _right(run: QueryHits, classes: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Number of right queries of each class."""
-    own, places, counts = np.unique(run.classes, return_inverse=True, return_counts=True)
-    if not np.array_equal(own, classes) or not np.array_equal(counts, sizes):
-        raise ValueError("the runs were not measured on the same queries")
-    return np.bincount(places, weights=run.hits.astype(np.float64), minlength=len(classes)).astype(np.float64)
