@@ -1,10 +1,14 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from dcml_tune.report.figures import Album, drawing
+from dcml_tune.report.page import Table
 from dcml_tune.report.reading import _Verdict
+from dcml_tune.report.sections.verdict import verdict as section
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Candidate, Confirmation, FoldSeed
 from dcml_tune.search.verdict import FORMAT, FinalStage, verdict
@@ -98,7 +102,7 @@ def test_undecided_says_what_would_decide():
     assert found["comparisons"][2]["found"] == "undecided"
     assert decides["more"] == decides["seeds"] - 5 == decides["runs"] // 3 > 0
     assert decides["seconds"] == 3600 * decides["more"]
-    assert decides["command"] == f"python -m dcml_tune.search --extend night --more-final-seeds {decides['more']}"
+    assert f"dcml_tune.search --extend night --more-final-seeds {decides['more']}" in decides["command"]
     [line] = [line for line in found["lines"] if line.startswith("what would decide")]
     assert line.endswith(decides["command"])
     assert f"about {decides['more']:.1f} hours" in line
@@ -186,3 +190,18 @@ def test_equal_values_are_said_to_be_equal():
     assert all(each["low"] is None for each in found["comparisons"])
     assert sum(line.endswith("equal values in all pairs, no interval") for line in found["lines"]) == 3
     assert f"winner - {NO_DIVISION}, test classes: not compared, as {NO_DIVISION} has no value there" in found["lines"]
+
+
+def test_the_report_shows_both_intervals(tmp_path):
+    """In a table and a figure; that of held-out classes has no upper end."""
+    measures, hits = scored(**THREE)
+    found = verdict(on_folds(**THREE), "001", measures, NOTHING, FinalStage(hits=hits))
+    with drawing():
+        shown = section(SimpleNamespace(verdict=found), Album(tmp_path))
+    [table] = [part for part in shown.parts if isinstance(part, Table) and part.title == "Comparisons"]
+    held_out, test = table.rows[0], table.rows[2]
+    assert held_out[:3] == [PUBLISHED, "held-out classes", "3 folds"]
+    assert held_out[4].startswith("at least ")
+    assert test[2] == "5 seeds"
+    assert (" to " in test[4], " to " in test[5]) == (True, True)
+    assert (tmp_path / "forest.png").exists()

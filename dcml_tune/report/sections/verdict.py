@@ -30,23 +30,24 @@ def verdict(search: SearchData, album: Album) -> Section:
 
 
 def _comparisons(comparisons: list[dict[str, Any]]) -> Table:
-    rows = [
-        [
-            each["control"],
-            each["on"],
-            f"{each['pairs']} {_unit(each)}",
-            points(each["difference"]),
-            _interval(each),
-            _interval(_new_classes(each)),
-            NOTHING if each["needed"] is None else str(each["needed"]),
-            each["found"],
-        ]
-        for each in comparisons
-    ]
-    needed = "pairs needed" if _unit(comparisons[0]) == "pairs" else "final seeds needed"
-    interval = "95 % interval"
-    columns = ["winner against", "on", "of", "difference (points)", interval, "for new classes", needed, "found"]
+    if _unit(comparisons[0]) == "pairs":  # version 0.1
+        columns = ["winner against", "on", "pairs", "difference (points)", "95 % interval", "pairs needed", "found"]
+        rows = [[*_cells(each)[:-1], _needed(each), each["found"]] for each in comparisons]
+    else:
+        columns = ["winner against", "on", "measured on", "difference (points)", "95 % interval", "for new classes"]
+        columns += ["final seeds needed", "found"]
+        rows = [[*_cells(each), _needed(each), each["found"]] for each in comparisons]
     return Table(title="Comparisons", columns=columns, rows=rows)
+
+
+def _cells(each: dict[str, Any]) -> list[str]:
+    amount = str(each["pairs"]) if _unit(each) == "pairs" else f"{each['pairs']} {_unit(each)}"
+    difference = points(each["difference"])
+    return [each["control"], each["on"], amount, difference, _interval(each), _interval(_new_classes(each))]
+
+
+def _needed(each: dict[str, Any]) -> str:
+    return NOTHING if each["needed"] is None else str(each["needed"])
 
 
 def _unit(each: dict[str, Any]) -> str:
