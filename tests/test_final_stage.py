@@ -114,7 +114,7 @@ def test_the_record_knows_how_many_seeds_each_verdict_had(finished):
     [
         (["--num-samples", 4], {}, "--num-samples adds trials"),
         (["--space", "wide"], {}, "--space adds trials"),
-        ([], {"status": "interrupted"}, "is not finished; first go on with it by:"),
+        ([], {"status": "interrupted"}, "is not finished; first resume it:"),
         ([], {"final": "none"}, "has scored no test classes"),
         ([], {"verdict": None}, "has scored no test classes"),
         ([], {"verdict": "torn"}, "verdict.json"),

@@ -1,4 +1,7 @@
-"""DivideAndConquer: how Ray drives a Trainer. One `step()` is one epoch of the method."""
+"""DivideAndConquer: how Ray drives a Trainer. One `step()` is one epoch of the method.
+
+Above 250 lines because every method that Ray calls is here, beside what it does to the trial's files.
+"""
 
 from __future__ import annotations
 

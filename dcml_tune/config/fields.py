@@ -4,7 +4,7 @@ A field has the name of the original implementation's flag in snake case, and th
 says otherwise. The docstring is also the help text of the flag. Every number has a lower and an upper bound, so that
 infinity, NaN and typing errors are refused. Rules between settings are in `dcml_tune.config.rules`.
 
-The module is long because each setting has its type, bounds, default and help text here, and nowhere else.
+Above 250 lines because each setting has its type, bounds, default and help text here, and nowhere else.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     NAME/state.json    its progress
     NAME/lock          held by the process that runs it
 
-Reading these files executes no code, and needs neither Ray nor MLflow. The module is long because it holds the models of
-both files beside the class that reads and writes them.
+Reading these files executes no code, and needs neither Ray nor MLflow.
+
+Above 250 lines because the models of both files are beside the class that reads and writes them.
 """
 
 from __future__ import annotations

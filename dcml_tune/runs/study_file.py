@@ -1,6 +1,6 @@
 """The SQLite file of an Optuna study: retries while it is locked, its backup copy, and its repair from the copy.
 
-The module is long because the three share what they know of SQLite's errors.
+Above 250 lines because the three share what they know of SQLite's errors.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
     command_line = read_command_line(argv)
     config = command_line.config
     if config.resume == "":
-        from dcml_tune.search.resume import print_resumable
+        from dcml_tune.search.resumable import print_resumable
 
         print_resumable(output_directory(config.output_dir))
         return EXIT_OK

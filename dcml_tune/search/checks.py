@@ -14,10 +14,9 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.remains import store_tests
 from dcml_tune.runs.paths import STORES
-from dcml_tune.search.confirmation import FOLDS, wanted_controls
 from dcml_tune.search.disk import CheckpointSpace, model_bytes, most_copies, refuse_full_disk
 from dcml_tune.search.gpu_probe import full_division, resolve
-from dcml_tune.search.halving import rounds
+from dcml_tune.search.later_runs import final_runs, runs_per_later_stage, units_at_once
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
 from dcml_tune.training.prefixes import MOST
@@ -28,9 +27,7 @@ from trainables.resources import Shares, cluster_address, share
 from trainables.warm_start import WarmStart, warm_start
 
 if TYPE_CHECKING:
-    from dcml_tune.config.search import SearchConfig
     from dcml_tune.data import Identity
-    from dcml_tune.search.halving import Round
     from dcml_tune.search.request import Request
     from search_spaces import SearchSpace
 
@@ -110,7 +107,7 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
         )
     dashboard = None if address is None else connect(address)
     cores, gpus = (None, None) if address is None else cluster_size()
-    most = max(request.planned, *_runs_per_later_stage(request))
+    most = max(request.planned, *runs_per_later_stage(request))
 
     def shares(gpus_per_trial: float | None) -> Shares:
         return share(
@@ -134,36 +131,6 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
     return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=dashboard)
 
 
-def _runs_per_later_stage(request: Request) -> tuple[int, int, int]:
-    """Number of concurrent runs of a round of the confirmation, of the ablation, and of final scoring."""
-    flags = request.config
-    confirm = max((each.settings * len(each.units) for each in _rounds(flags)), default=0)
-    ablate = flags.ablate * _ablation_units(flags)
-    final = 1 + _final_runs(request) if flags.final == "best" else 0
-    return confirm + len(wanted_controls(flags)), ablate, final
-
-
-def _rounds(flags: SearchConfig) -> list[Round]:
-    """The rounds of the confirmation; images may have fewer folds."""
-    return rounds(flags.confirm, (flags.folds or FOLDS) * flags.seeds)
-
-
-def _ablation_units(flags: SearchConfig) -> int:
-    """Number of units on which settings are put back, all of them at once; data may have fewer folds."""
-    return (flags.folds or FOLDS) * flags.seeds if flags.confirm else 1
-
-
-def _units_at_once(flags: SearchConfig) -> int:
-    """Largest number of units that run together, in a round of the confirmation or in the ablation."""
-    return max([2, *(len(each.units) for each in _rounds(flags)), _ablation_units(flags) if flags.ablate else 0])
-
-
-def _final_runs(request: Request) -> int:
-    """Number of runs of the final stage, besides that of the untrained network."""
-    seeds = request.config.final_seeds + request.later_seeds.count
-    return (1 + len(wanted_controls(request.config))) * seeds
-
-
 def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares) -> CheckpointSpace:
     """Check that the checkpoints fit their budget and the disk.
 
@@ -177,8 +144,8 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
         copies=most_copies(request.wider or request.space, request.settings),
         concurrent=shares.concurrent,
         planned=request.planned,
-        scored=_final_runs(request) if scores_test else 0,
-        shared=0 if flags.no_share else _shared_states(settings.space, _units_at_once(flags), flags.searcher),
+        scored=final_runs(request) if scores_test else 0,
+        shared=0 if flags.no_share else _shared_states(settings.space, units_at_once(flags), flags.searcher),
     )
     if flags.checkpoint_budget:
         budget = size(flags.checkpoint_budget)

@@ -16,7 +16,7 @@ from dcml_tune.config.unused import unused_settings
 from dcml_tune.data.datasets.official_counts import COUNTS, differences
 from dcml_tune.runs.study import direction
 from dcml_tune.search.outcome import Final, Outcome, best_trial
-from dcml_tune.search.resume import resume_command
+from dcml_tune.search.resumable import resume_command
 from dcml_tune.search.verdict import test_measure
 from dcml_tune.tracking import compare_url, ui_command
 from dcml_tune.utils.files import free_bytes, readable_size

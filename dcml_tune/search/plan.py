@@ -1,4 +1,7 @@
-"""Plan: a search that was checked. Everything that can be known to be wrong is refused before anything runs."""
+"""Plan: a search that was checked. Everything that can be known to be wrong is refused before anything runs.
+
+Above 250 lines because a plan describes its attributes here, and makes the parts of each stage from them.
+"""
 
 from __future__ import annotations
 

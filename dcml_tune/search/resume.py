@@ -1,25 +1,21 @@
-"""Resuming a search: which searches can be resumed, by which command, and what may change then."""
+"""The plan of a search that is resumed or extended, and what may change then."""
 
 from __future__ import annotations
 
-import logging
 import shlex
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.cli.parser import command
 from dcml_tune.cli.quantities import AUTO
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.runs.moved import follow, output_before, with_images
-from dcml_tune.runs.paths import SPOOL, STUDY, VERDICT, absolute, named_directory, output_directory, writable
-from dcml_tune.runs.record import Record, all_records
+from dcml_tune.runs.paths import STUDY, VERDICT, absolute, named_directory, output_directory, writable
+from dcml_tune.runs.record import Record
 from dcml_tune.runs.study_file import mend
 from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
 from dcml_tune.search.request import MAY_CHANGE, LaterSeeds, Request
-from dcml_tune.tracking import end_dead
+from dcml_tune.search.resumable import resume_command
 from dcml_tune.tracking.uris import absolute_uri
 from dcml_tune.utils.files import CorruptFileError, read_checksummed
 from dcml_tune.utils.redaction import redact
@@ -30,67 +26,6 @@ from search_spaces.user_file import recorded_name
 if TYPE_CHECKING:
     from dcml_tune.search.flags import CommandLine
     from dcml_tune.search.plan import Plan
-
-log = logging.getLogger(__name__)
-
-
-def print_resumable(output: Path) -> None:
-    """Print the searches that can be resumed, each with its command.
-
-    Args:
-        output: directory of all searches.
-    """
-    records, damaged = all_records(output)
-    for line in damaged:
-        print(printable(redact(line)))
-    unfinished = [record for record in records if record.state.status != "finished"]
-    for record in unfinished:
-        try:
-            _print_search(record)
-        except Exception as error:  # an error in one search must not hide the others
-            print(printable(redact(f"{record.name}: cannot be read ({type(error).__name__}: {error})")))
-    if not unfinished:
-        print(f"no search in {output} can be resumed; {len(records)} are finished")
-
-
-def _print_search(record: Record) -> None:
-    """Print the progress of an unfinished search and the command that resumes it."""
-    state = record.state
-    status = "running" if record.is_running() else "interrupted" if state.status == "running" else state.status
-    if status == "interrupted":
-        end_abandoned(record)
-    best = "" if state.best is None else f", best {100 * state.best:.1f} %"
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.changed))
-    why = f" ({state.reason})" if state.reason else ""
-    ended = f"{state.ended} of {state.planned} trials ended"
-    print(printable(redact(f"{record.name}: {status}{why}, {ended}{best}, last seen {when}")))
-    if status != "running":
-        print("  " + printable(resume_command(record)))
-
-
-def resume_command(record: Record) -> str:
-    """Return the command that resumes a search."""
-    words = ["--resume", record.name, "--output-dir", str(record.directory.parent)]
-    return command("dcml_tune.search", *words)
-
-
-def end_abandoned(record: Record) -> None:
-    """End the MLflow runs of a search whose process no longer exists; a resume reopens them.
-
-    A search that another process runs is left alone. Errors are logged.
-    """
-    try:
-        record.hold()
-    except SettingError:
-        return
-    try:
-        if record.state.status == "running":
-            end_dead(record.directory / SPOOL, reason="the process of the search is gone")
-            record.update(status="interrupted", reason="its process is gone")
-    except Exception as error:  # damaged files of one search must not end another
-        log.warning("%s", printable(f"search {record.name}: its runs cannot be ended in MLflow ({error})"))
-    finally:
-        record.release()
 
 
 def resumed_plan(command_line: CommandLine) -> Plan:
@@ -165,7 +100,7 @@ def _later_seeds(record: Record, asked: dict[str, Any], command_line: CommandLin
         )
     if record.state.status != "finished":
         raise SettingError(
-            f"--more-final-seeds {count}: search {record.name} is not finished; first go on with it by: {resume_command(record)}"
+            f"--more-final-seeds {count}: search {record.name} is not finished; first resume it: {resume_command(record)}"
         )
     if asked["flags"].get("final", "best") != "best" or not (record.directory / VERDICT).exists():
         raise SettingError(

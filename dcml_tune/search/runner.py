@@ -15,7 +15,7 @@ from dcml_tune.search.console import print_interruption, print_outcome, print_un
 from dcml_tune.search.final_stage import by_seed, final_runs, hits_by_seed
 from dcml_tune.search.outcome import EXIT_INCOMPLETE, Final, Hits, Outcome, best_trial
 from dcml_tune.search.recording import record_verdict, try_to_write_report
-from dcml_tune.search.resume import end_abandoned
+from dcml_tune.search.resumable import end_abandoned
 from dcml_tune.search.stage import StageRunner
 from dcml_tune.tracking import Tracker, environment_tags
 from dcml_tune.tracking.checking import check_store

@@ -12,6 +12,8 @@ folds, and the degrees of freedom are those of Satterthwaite.
 Sources: two-way layout without interaction, such as Montgomery, "Design and Analysis of Experiments", section 4.1;
 Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", Biometrics Bulletin 2, 1946; Stein, "A
 Two-Sample Test for a Linear Hypothesis Whose Power is Independent of the Variance", Annals of Mathematical Statistics 16, 1945.
+
+Above 250 lines because the estimates of a comparison and the questions that are asked of it are one class.
 """
 
 from __future__ import annotations

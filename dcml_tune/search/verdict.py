@@ -3,6 +3,8 @@
 Held-out classes chose the winner, so a difference there is evidence of selection: it is given with the lower end that holds
 for whichever setting was chosen. Test classes chose nothing: the difference there is the result, with an interval for these
 classes and one for new classes of the same kind. docs/verdict.md describes both.
+
+Above 250 lines because each part of the verdict has a function here, in the order of verdict.json.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_seeds_are_added_to_a_finished_search(cheap):
     process.wait(60)
     cheap.faults()
     status, said = cheap.search("--extend", "s", "--more-final-seeds", 1, new=False)
-    assert (status, "s is not finished; first go on with it by:" in said) == (2, True), said
+    assert (status, "s is not finished; first resume it:" in said) == (2, True), said
     status, said = cheap.resume()
     assert status == 0, said
     assert final_runs(cheap).keys() == first.keys() | of_seed(cheap, 2) | of_seed(cheap, 3)
