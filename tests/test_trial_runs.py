@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcml_tune.config.trial import SEEDS
-from dcml_tune.search.confirmation import Candidate, units
+from dcml_tune.config.trial import SEEDS, TrialConfig
+from dcml_tune.search.confirmation import Candidate, FoldSeed, units
 from dcml_tune.search.trial_runs import FINAL, TrialRuns
 from dcml_tune.utils.files import write_checksummed
 from dcml_tune.utils.signals import SearchStopped
 from trainables.resources import share
+from trainables.run import run_of
 
 CANDIDATE = Candidate(name="published", key=None, config={"dataset": "emoji"}, value=None, epochs=None)
 
@@ -57,3 +58,16 @@ def test_old_final_runs_keep_seeds_and_names(runs):
     assert names == ["final-published", "final-published-seed-8", f"final-published-seed-{9 + FINAL}"]
     new = replace(old, old_final_seeds=0).final_run(CANDIDATE, "published", 0, None)
     assert (new["seed"], new["run"]["key"]) == (7 + FINAL, "final-published")
+
+
+def test_a_run_shares_epochs_with_earlier_trials(runs):
+    """Up to where its settings begin to act; a run with other held-out classes shares none."""
+    config = {"dataset": "emoji", "nb_epochs": 6, "nb_clusters": 2, "mod_epoch": 2, "masking_lambda": 0.1}
+    winner = TrialConfig(**{**config, "masking_lambda": 0.5})
+    reverted = Candidate(name="001 without masking_lambda", config=config)
+    found = [
+        run_of(runs.sharing([runs.ablate_run(reverted, FoldSeed(fold, winner.seed), "001")], [winner])[0])
+        for fold in (0, 1)
+    ]
+    assert [each.shares for each in found] == [(2,), ()]
+    assert [each.role for each in found] == ["ablate", "ablate"]

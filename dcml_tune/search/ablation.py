@@ -66,6 +66,8 @@ class Ablation:
     def lines(self) -> list[str]:
         """The lines of the verdict."""
         winner = self.reference.winner.name
+        if winner == PUBLISHED:
+            return ["nothing is put back: the winner is the published setting"]
         said = f"the control {winner!r}" if winner in CONTROLS else f"trial {winner}"
         if not self.reversions and not self.left_out:
             return [f"nothing is put back: {said} differs from the published setting in nothing that has an effect"]
