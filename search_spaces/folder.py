@@ -54,5 +54,6 @@ SPACE = SearchSpace(
     conditions=DIVISION_CONDITIONS,
 )
 
-WIDE = wide_space(SPACE, base_lr=5e-5, batches=[64, 80, 112, 128, 256])
-"""`--space wide`: whole recipes; `search_spaces.wide` gives the reason of each range."""
+WIDE = wide_space(SPACE, base_lr=1e-4, batches=[64, 80, 112, 128, 256])
+"""`--space wide`: whole recipes; `search_spaces.wide` gives the reason of each range. The rate of the multi-similarity start
+is that of emoji, where it was measured."""

@@ -1,4 +1,5 @@
 import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,22 @@ def test_fidelity_puts_back_what_version_0_1_did(program, monkeypatch):
     fidelity.repeat_batches()
     fidelity.triplet_a_pair()
     assert (second_cluster(), anchors()) == ([now[0]] * 5, [4] * 5 + [1] * 4)
+
+
+def test_flags_are_read_from_their_packages(program, tmp_path):
+    """A country needs four drawings, and a territory that flies the flag of another one is left out."""
+    flags = program("flags")
+    listed = [{"code": code, "iso": code != "eu"} for code in ("fr", "re", "eu", "se")]
+    icons = {"width": 30, "height": 20, "icons": {code: {"body": "<path/>"} for code in ("fr", "re", "eu", "un")}}
+    for design in flags.DESIGNS:
+        for code in ("fr", "re", "eu"):
+            file = tmp_path / design.package / design.files.replace("*", code)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(icons) if file.suffix == ".json" else f"<svg>{code}</svg>")
+    (tmp_path / "flag-icons" / "country.json").write_text(json.dumps(listed))
+    (tmp_path / "circle-flags" / "flags" / "se.svg").write_text("<svg>se</svg>")
+    found = flags.countries(tmp_path)
+    assert list(found) == ["fr"]
+    assert found["fr"].keys() == {design.name for design in flags.DESIGNS}
+    assert found["fr"]["circle-flags"] == "<svg>fr</svg>"
+    assert found["fr"]["cif"].startswith('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 30 20"><path/>')

@@ -1,6 +1,8 @@
 """`--space wide`: every draw can be trained, trial 0 is the published point, and the starts follow it."""
 
+import itertools
 import json
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -111,3 +113,22 @@ def test_names_are_no_files():
     assert load_space("emoji", "four") == load_space("emoji")
     with pytest.raises(SettingError, match=r"--space \./wide: no such file"):
         load_space("emoji", "./wide")
+
+
+@pytest.mark.parametrize("nb_epochs", [2, 3, 8, 30])
+@pytest.mark.parametrize("classes", [10, 64, 400])
+def test_a_short_search_of_few_classes_has_every_number_of_clusters_that_works(nb_epochs, classes):
+    """Of `folder`: nothing is refused, because one cluster always works; trial 0 works, too."""
+
+    def infeasible_reason(config):
+        return "too few classes" if 2 * config.nb_clusters > classes else None
+
+    space = load_space("folder", "wide").restricted({"nb_epochs": nb_epochs}, infeasible_reason)
+    whole = replace(load_space("folder", "wide"), published=space.published)
+    works = {
+        clusters
+        for clusters, epochs in itertools.product(whole.domains["nb_clusters"].values, range(1, 9))
+        if whole.refusal({"nb_clusters": clusters, "mod_epoch": epochs}, infeasible_reason) is None
+    }
+    assert set(space.domains["nb_clusters"].values) == works | {1}
+    assert space.refusal(space.published_point(infeasible_reason)[0], infeasible_reason) is None
