@@ -4,8 +4,8 @@
 
 The settings of the trials are the published point and random samples of the space of each data set. Epochs with the
 same number and the same key (`dcml_tune.config.prefix`) are computed once; the program counts the different ones. In
-the column with pruning, a trial ends at each of its milestones (`dcml_tune.config.schedule.milestones`) with
-probability 1/2, as asha ends trials of equal quality.
+the column with pruning, a trial ends at each rung (`trainables.schedulers.rungs`) with probability 1/3, as asha ends at
+most trials of equal quality.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import optuna
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.prefix import acting_settings
-from dcml_tune.config.schedule import milestones
 from dcml_tune.config.trial import TrialConfig
 from search_spaces import SearchSpace, load_space
+from trainables.schedulers import STOPPED, rungs
 
 
 def draw(space: SearchSpace, number: int, seed: int) -> list[TrialConfig]:
@@ -40,7 +40,7 @@ def draw(space: SearchSpace, number: int, seed: int) -> list[TrialConfig]:
 
 def pruned(config: TrialConfig, rng: np.random.Generator) -> int:
     """Number of epochs after which a trial ends."""
-    return next((epoch for epoch in milestones(config) if rng.random() < 0.5), config.nb_epochs)
+    return next((epoch for epoch in rungs(config.nb_epochs) if rng.random() < STOPPED), config.nb_epochs)
 
 
 def saved(configs: list[TrialConfig], ends: list[int], most: int) -> tuple[int, int]:

@@ -1,163 +1,208 @@
-"""Does pruning keep the best setting, and how many epochs does it save? Schedulers, replayed over complete trainings.
+"""Does pruning keep the best setting, and what does it save? Schedulers replayed over simulated learning curves.
 
-    python benchmarks/pruning.py [--settings 16] [--epochs 12] [--processes 2] [--output runs/pruning]
+    python benchmarks/pruning.py [--spaces cub emoji] [--trials 16] [--concurrent 4] [--searches 400] [--noise 2]
 
-Settings are sampled at random from the space below and trained in full, each with one seed. They are measured on the
-held-out classes, as in a search. Each scheduler is then applied to their recorded values in many random orders, with
-four trials at once, as in Ray. Results are stored, so a benchmark that was stopped continues where it stopped.
-
-`kept`: how often the best setting was the one with the best value at the end. `lost`: the value of the best setting
-minus that of the setting that was found, both after all epochs, in points. `random, same epochs`: the same for as many
-complete trainings of random settings as the scheduler's epochs allow.
+Each search draws settings from a published space at random and a learning curve of each (pruning_curves.py), and runs them
+under each scheduler as Ray would: some at once, at different speeds. `best pruned`: in how many searches the setting whose
+value without noise is the highest was stopped early. `lost`: by how many points the setting that came out is worse than the
+one that came out of the same search without pruning, both without noise. `saved`: share of the epochs. Each with a 95 %
+interval over the searches (Wilson's for the first). A search by TPE draws better settings later; that is not simulated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pruning_curves import FOUR, WIDE, Curve, Setting, draw_curve, draw_settings
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from scipy.stats import binomtest
 
-METRIC = "val/recall_at_1"
-SCHEDULERS = ("none", "asha-epochs", "asha", "median")
-CONCURRENT = 4
+from dcml_tune.config.trial import TrialConfig
+from trainables.run import unpack
+from trainables.schedulers import rungs, scheduler
 
-
-def settings(number: int, epochs: int) -> dict[str, Any]:
-    """The settings of a trial: the first is the published point, the others are drawn."""
-    import optuna
-
-    from search_spaces import Choice, Float, Int
-    from search_spaces.emoji import SPACE
-
-    full = {"nb_epochs": epochs, "force_full_embedding_epoch": epochs - epochs // 4}
-    space = SPACE.widened(
-        nb_clusters=Choice([1, 2, 4, 8]), mod_epoch=Int(2, 4), base_lr=Float(2e-5, 5e-4, log=True)
-    ).restricted(full)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
-    drawn = space.published_point()[0] if number == 0 else space.suggest(study.ask())
-    return {**space.published, **drawn}
+METRIC = "val/recall_at_1_best"
+SPACES = {"emoji": ("emoji",), "folder": ("folder",), "cub": ("cub", "cars"), "sop": ("sop", "inshop", "vid")}
+"""Name of a space -> the published spaces that have its phases, and so its results."""
+REPORTS = 12
+"""Number of a trial's epochs that are reported to a scheduler; all of them in a short schedule."""
 
 
-def run(number: int, epochs: int, output: Path) -> None:
-    """Train one setting in full, and write its curve."""
-    import torch
+def milestones(config: TrialConfig) -> list[int]:
+    """The rungs of version 0.1, at each trial's own phases.
 
-    from dcml_tune.config.trial import TrialConfig
-    from dcml_tune.training.trainer import Trainer
-
-    torch.set_num_threads(1)
-    chosen = settings(number, epochs)
-    trainer = Trainer(TrialConfig(**chosen), stores=output.parent / "store")
-    curve = [trainer.run_epoch()[METRIC] for _ in range(epochs)]
-    path(number, epochs, output).write_text(json.dumps({"settings": chosen, "curve": curve}))
+    One `mod_epoch` after its number of clusters is reached, at the beginning of the full-embedding phase, and in its middle.
+    """
+    division, last = config.epoch_of_full_division + config.mod_epoch, config.nb_epochs
+    phase = config.force_full_embedding_epoch
+    if phase is None or phase == 0 or phase >= last:
+        phase = (min(division, last) + last) // 2
+    return [min(division, phase), phase, (phase + last) // 2]
 
 
-def path(number: int, epochs: int, output: Path) -> Path:
-    """Where the curve of a setting lies."""
-    return output / f"{epochs}-epochs-{number:03d}.json"
+class OwnPhases(AsyncHyperBandScheduler):
+    """The default scheduler of version 0.1: Ray's ASHA whose time is the number of a trial's milestones."""
+
+    def __init__(self) -> None:
+        super().__init__(time_attr="rung", metric=METRIC, mode="max", grace_period=1, max_t=8, reduction_factor=2)
+        self._milestones: dict[str, list[int]] = {}
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        """Keep the milestones of a trial."""
+        super().on_trial_add(controller, trial)
+        self._milestones[trial.trial_id] = milestones(TrialConfig(**unpack(trial.config)[0]))
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Judge a trial at each milestone that it reaches."""
+        for number, epoch in enumerate(self._milestones[trial.trial_id]):
+            judged = epoch == result["epoch"]
+            if judged and super().on_trial_result(controller, trial, {**result, "rung": 2**number}) == "STOP":
+                return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+
+SCHEDULERS: Mapping[str, Callable[[int], TrialScheduler]] = {
+    "none": lambda epochs: scheduler("none", metric=METRIC, epochs=epochs),
+    "asha of version 0.1": lambda epochs: OwnPhases(),
+    "asha-epochs": lambda epochs: scheduler("asha-epochs", metric=METRIC, epochs=epochs),
+    "median": lambda epochs: scheduler("median", metric=METRIC, epochs=epochs),
+    "asha": lambda epochs: scheduler("asha", metric=METRIC, epochs=epochs),
+}
 
 
 @dataclass(eq=False)
-class _Trial:
-    """What a scheduler asks of Ray's trial."""
+class Trial:
+    """What a scheduler asks of Ray's trial, and how it runs."""
 
     trial_id: str
-    settings: dict[str, Any]
-    curve: np.ndarray
-    config: dict[str, Any] = field(init=False)
-    epoch: int = 0
-
-    def __post_init__(self) -> None:
-        self.config = {**self.settings, "run": {"key": self.trial_id}}
-
-
-def replay(name: str, found: list[dict[str, Any]], order: np.ndarray) -> tuple[int, int]:
-    """Which setting comes out of a search that is given them in this order, and the epochs it runs."""
-    from trainables.schedulers import scheduler
-
-    pruner = scheduler(name, metric=f"{METRIC}_best", epochs=len(found[0]["curve"]))  # type: ignore[arg-type]
-    waiting = [_Trial(str(n), found[n]["settings"], np.maximum.accumulate(found[n]["curve"])) for n in order]
-    trials, running = list(waiting), list[_Trial]()
-    while waiting or running:
-        while waiting and len(running) < CONCURRENT:
-            running.append(waiting.pop(0))
-            pruner.on_trial_add(None, running[-1])  # type: ignore[arg-type]
-        for trial in list(running):
-            value = float(trial.curve[trial.epoch])
-            trial.epoch += 1
-            result = {"epoch": trial.epoch, f"{METRIC}_best": value, "time_total_s": trial.epoch}
-            if trial.epoch == len(trial.curve):
-                pruner.on_trial_complete(None, trial, result)  # type: ignore[arg-type]
-                running.remove(trial)
-            elif pruner.on_trial_result(None, trial, result) == "STOP":  # type: ignore[arg-type]
-                running.remove(trial)
-    winner = max(trials, key=lambda trial: float(trial.curve[trial.epoch - 1]))
-    return int(winner.trial_id), sum(trial.epoch for trial in trials)
+    config: dict[str, Any]
+    curve: Curve = field(repr=False)
+    reports: list[int]
+    """The epochs that it reports."""
+    speed: float
+    """Time of an epoch."""
+    end: int = field(default=0)
+    """Number of epochs that it has run."""
+    pruned: bool = False
 
 
-def main() -> None:
-    """Train what is missing, replay, and print the table."""
+def make_trials(settings: Sequence[Setting], curves: Sequence[Curve], rng: np.random.Generator) -> list[Trial]:
+    """The trials of a search, in the order in which they begin."""
+    made = []
+    for number, (setting, curve) in enumerate(zip(settings, curves, strict=True)):
+        last = setting.config.nb_epochs
+        grid = {math.ceil(part * last / REPORTS) for part in range(1, REPORTS + 1)}
+        reports = sorted(grid | {*rungs(last), *milestones(setting.config), last})
+        config = {**setting.config.model_dump(), "run": {"key": str(number)}}
+        made.append(Trial(str(number), config, curve, reports, speed=float(np.exp(rng.normal(0, 0.2)))))
+    return made
+
+
+def replay(pruner: Any, trials: Sequence[Trial], concurrent: int) -> None:
+    """Run the trials, some at once, until their last epoch or until the scheduler stops them."""
+    waiting, ticket, events = iter(trials), itertools.count(), list[tuple[float, int, int, Trial]]()
+
+    def start(now: float) -> None:
+        if (trial := next(waiting, None)) is not None:
+            pruner.on_trial_add(None, trial)
+            heapq.heappush(events, (now + trial.reports[0] * trial.speed, next(ticket), 0, trial))
+
+    for _ in range(concurrent):
+        start(0.0)
+    while events:
+        now, _, place, trial = heapq.heappop(events)
+        trial.end = trial.reports[place]
+        result = {"epoch": trial.end, METRIC: float(trial.curve.best[trial.end - 1])}
+        if place + 1 == len(trial.reports):
+            pruner.on_trial_complete(None, trial, result)
+            start(now)
+        elif pruner.on_trial_result(None, trial, result) == TrialScheduler.STOP:
+            trial.pruned = True
+            start(now)
+        else:
+            step = (trial.reports[place + 1] - trial.end) * trial.speed
+            heapq.heappush(events, (now + step, next(ticket), place + 1, trial))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a scheduler did to one search."""
+
+    best_pruned: bool
+    value: float
+    """Of the setting that came out, without noise."""
+    saved: float
+    """Share of the epochs."""
+
+
+def outcome(trials: Sequence[Trial]) -> Outcome:
+    """The outcome of trials that have run."""
+    best = max(trials, key=lambda trial: trial.curve.true)
+    winner = max(trials, key=lambda trial: float(trial.curve.best[trial.end - 1]))
+    planned = sum(trial.reports[-1] for trial in trials)
+    return Outcome(best.pruned, winner.curve.true, 1 - sum(trial.end for trial in trials) / planned)
+
+
+def simulate(
+    name: str, *, wide: bool, trials: int, concurrent: int, searches: int, noise: float = 1.0, seed: int = 0
+) -> dict[str, list[Outcome]]:
+    """The outcomes of the same searches under each scheduler; `noise` multiplies that of seeds and epochs."""
+    rng, shape = np.random.default_rng(seed), WIDE if wide else FOUR
+    shape = replace(shape, seed=noise * shape.seed, noise=noise * shape.noise)
+    settings = draw_settings(name, wide=wide, number=100, seed=seed)
+    found: dict[str, list[Outcome]] = {each: [] for each in SCHEDULERS}
+    for _ in range(searches):
+        drawn = [settings[place] for place in rng.integers(len(settings), size=trials)]
+        curves = [draw_curve(setting, shape, rng) for setting in drawn]
+        made = make_trials(drawn, curves, rng)
+        for each, make in SCHEDULERS.items():
+            run = [Trial(trial.trial_id, trial.config, trial.curve, trial.reports, trial.speed) for trial in made]
+            replay(make(drawn[0].config.nb_epochs), run, concurrent)
+            found[each].append(outcome(run))
+    return found
+
+
+def row(outcomes: Sequence[Outcome], unpruned: Sequence[Outcome]) -> list[str]:
+    """The cells of a scheduler: best pruned, points lost, epochs saved."""
+    pruned = sum(each.best_pruned for each in outcomes)
+    low, high = binomtest(pruned, len(outcomes)).proportion_ci(method="wilson")
+    lost = [full.value - each.value for each, full in zip(outcomes, unpruned, strict=True)]
+    saved = [100 * each.saved for each in outcomes]
+    half = 1.96 * float(np.std(lost, ddof=1)) / math.sqrt(len(lost))
+    around = 1.96 * float(np.std(saved, ddof=1)) / math.sqrt(len(saved))
+    return [
+        f"{100 * pruned / len(outcomes):.1f} % ({100 * low:.1f} to {100 * high:.1f})",
+        f"{np.mean(lost):+.2f} ± {half:.2f}",
+        f"{np.mean(saved):.0f} ± {around:.1f} %",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table of spaces and schedulers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--orders", type=int, default=1000)
-    parser.add_argument("--output", type=Path, default=Path("runs/pruning"))
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    output = arguments.output.absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    if arguments.one is not None:
-        run(arguments.one, arguments.epochs, output)
-        return
-    numbers = range(arguments.settings)
-    _run_all([n for n in numbers if not path(n, arguments.epochs, output).exists()], arguments, output)
-    _print([json.loads(path(n, arguments.epochs, output).read_text()) for n in numbers], arguments)
-
-
-def _run_all(missing: list[int], arguments: argparse.Namespace, output: Path) -> None:
-    running: list[subprocess.Popen[bytes]] = []
-    for number in missing:
-        while len(running) >= arguments.processes:
-            running = [process for process in running if process.poll() is None]
-            time.sleep(0.5)
-        print(f"setting {number} of {arguments.settings}", file=sys.stderr, flush=True)
-        words = ["--epochs", str(arguments.epochs), "--output", str(output), "--one", str(number)]
-        running.append(subprocess.Popen([sys.executable, __file__, *words]))
-    if any(process.wait() for process in running):
-        raise SystemExit("a training failed; its output is above")
-
-
-def _print(found: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    full = np.array([max(each["curve"]) for each in found])
-    rng = np.random.default_rng(0)
-    orders = [rng.permutation(len(found)) for _ in range(arguments.orders)]
-    print(f"{len(found)} settings, {arguments.epochs} epochs each: best {100 * full.max():.1f} %, "
-          f"median {100 * np.median(full):.1f} %, worst {100 * full.min():.1f} % of {METRIC}; {len(orders)} orders\n")  # fmt: skip
-    print(
-        "| scheduler | kept | lost, points | epochs | random, same epochs: kept | lost, points |\n|---|---|---|---|---|---|"
-    )
-    for name in SCHEDULERS:
-        chosen, epochs = np.array([replay(name, found, order) for order in orders]).T
-        share = epochs.mean() / (len(found) * arguments.epochs)
-        alone = max(1, round(share * len(found)))
-        drawn = np.array([full[order[:alone]].max() for order in orders])
-        cells = [
-            f"{100 * np.mean(chosen == full.argmax()):.0f} %",
-            f"{100 * (full.max() - full[chosen]).mean():.2f}",
-            f"{100 * share:.0f} %",
-            f"{100 * np.mean(drawn == full.max()):.0f} %",
-            f"{100 * (full.max() - drawn).mean():.2f}",
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
+    parser.add_argument("--spaces", nargs="+", default=SPACES, choices=SPACES)
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--concurrent", type=int, default=4)
+    parser.add_argument("--searches", type=int, default=400)
+    parser.add_argument("--noise", type=float, default=1.0, help="times the noise of seeds and epochs")
+    given = parser.parse_args(argv)
+    print("| space | scheduler | best pruned | lost, points | epochs saved |\n|---|---|---|---|---|")
+    flags = {"trials": given.trials, "concurrent": given.concurrent, "searches": given.searches, "noise": given.noise}
+    for name, wide in itertools.product(given.spaces, (False, True)):
+        found = simulate(name, wide=wide, **flags)
+        for each, outcomes in found.items():
+            cells = row(outcomes, found["none"])
+            print(
+                f"| {', '.join(SPACES[name])}: {'wide' if wide else 'four'} | {each} | {' | '.join(cells)} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

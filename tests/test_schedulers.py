@@ -5,7 +5,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from trainables.known_trial import KnownTrial
-from trainables.schedulers import scheduler
+from trainables.schedulers import rungs, scheduler
 
 METRIC = "val/recall_at_1_best"
 
@@ -92,13 +92,16 @@ def test_a_trial_interrupted_at_a_rung_is_judged_there_when_it_goes_on():
     assert report(asha, trial, 4, 0.1) == TrialScheduler.STOP
 
 
-FOUR = {"nb_clusters": 4, "mod_epoch": 2, "nb_epochs": 20, "force_full_embedding_epoch": 12}  # milestones 6, 12, 16
-TWO = {**FOUR, "nb_clusters": 2}  # milestones 4, 12, 16
-SHORT = {"nb_clusters": 4, "mod_epoch": 2, "nb_epochs": 6, "force_full_embedding_epoch": 5}  # all of them at 5
+FOUR = {"nb_clusters": 4, "mod_epoch": 2, "nb_epochs": 20, "force_full_embedding_epoch": 12}  # rungs at 10 and 15
+TWO = {**FOUR, "nb_clusters": 2}
+ONE = {**FOUR, "nb_clusters": 1}
+LATE = {**FOUR, "mod_epoch": 5}  # two clusters at the first rung
+LONGER = {**FOUR, "nb_epochs": 30}  # its first rung is the second one of the others
+VALUES = (0.6, 0.65, 0.75, 0.8, 0.9)  # the lower third ends at 0.683
 
 
-def by_phase(trials, **more):
-    """A phase-aware ASHA and trials of some settings, by key."""
+def within_phases(trials, **more):
+    """The default scheduler and trials of some settings, by key."""
     asha = scheduler("asha", metric=METRIC, epochs=20, **more)
     made = {key: Trial(key, f"ray-{key}") for key in trials}
     for key, settings in trials.items():
@@ -107,41 +110,74 @@ def by_phase(trials, **more):
     return asha, made
 
 
-def test_trials_are_judged_at_the_phases_of_their_own_division():
-    """One that divides into four is judged two epochs later than one that divides into two, and never in between."""
-    good = dict.fromkeys(range(1, 21), 0.9)
-    asha, trials = by_phase({"000": TWO, "001": TWO, "002": TWO, "poor-two": TWO, "poor-four": FOUR})
-    decisions(asha, trials, {"000": good, "001": good, "002": good})
-    poor = dict.fromkeys(range(1, 21), 0.1)
-    found = decisions(asha, trials, {"poor-two": poor, "poor-four": poor})
-    assert [key for key, decision in found.items() if decision == TrialScheduler.STOP] == [
-        ("poor-two", 4),
-        ("poor-four", 6),
-    ]
+def flat(value, epochs=30):
+    """A curve of one value."""
+    return dict.fromkeys(range(1, epochs + 1), value)
 
 
-@pytest.mark.parametrize("epoch", [12, 16])
-def test_trials_are_judged_before_and_within_the_full_embedding_phase(epoch):
-    """A trial that falls behind later is stopped there."""
-    good = dict.fromkeys(range(1, 21), 0.9)
-    asha, trials = by_phase(dict.fromkeys(["000", "001", "002", "003"], FOUR))
-    decisions(asha, trials, {"000": good, "001": good, "002": good})
-    falls = {e: 0.95 if e < epoch else 0.1 for e in range(1, 21)}
-    found = decisions(asha, trials, {"003": falls})
-    assert [key for key, decision in found.items() if decision == TrialScheduler.STOP] == [("003", epoch)]
+def stops(decisions):
+    """Keys and epochs of the trials that were stopped."""
+    return [key for key, decision in decisions.items() if decision == TrialScheduler.STOP]
 
 
-def test_milestones_that_coincide_are_one_judgement_at_each_of_their_rungs():
-    """A later epoch is not taken for an earlier rung."""
-    asha, trials = by_phase({"000": SHORT, "001": SHORT})
-    report(asha, trials["000"], 5, 0.5)
-    assert report(asha, trials["000"], 6, 0.9) == TrialScheduler.CONTINUE
-    assert [list(rung.values()) for _, rung in asha._brackets[0]._rungs if rung] == [[0.5]] * 3
-    assert report(asha, trials["001"], 5, 0.4) == TrialScheduler.STOP
+@pytest.mark.parametrize(
+    ("peers", "settings", "value", "epoch"),
+    [
+        pytest.param([FOUR] * 5, FOUR, 0.68, 10, id="below the lower third of its peers"),
+        pytest.param([FOUR] * 5, FOUR, 0.69, None, id="above the lower third"),
+        pytest.param([FOUR] * 4, FOUR, 0.1, None, id="too few peers"),
+        pytest.param([TWO] * 5, FOUR, 0.1, 15, id="another number of clusters: until the full-embedding phase"),
+        pytest.param([ONE] * 5, FOUR, 0.1, 15, id="undivided peers"),
+        pytest.param([FOUR] * 5, ONE, 0.1, 15, id="undivided trial"),
+        pytest.param([LATE] * 5, FOUR, 0.1, 15, id="peers that divide later"),
+        pytest.param([LATE] * 5, TWO, 0.1, 10, id="as many clusters at this epoch"),
+        pytest.param([TWO, TWO, LATE, LATE, FOUR], TWO, 0.1, 15, id="only those of its phase count"),
+        pytest.param([LONGER] * 5, FOUR, 0.1, None, id="another number of epochs, at the same epoch 15"),
+    ],
+)
+def test_asha_compares_trials_of_equal_epochs_and_phases(peers, settings, value, epoch):
+    """A trial stops at a rung only where enough others have trained as long and are in its phase."""
+    keys = [f"{number:03d}" for number in range(len(peers))]
+    asha, trials = within_phases({**dict(zip(keys, peers, strict=True)), "new": settings})
+    assert not stops(decisions(asha, trials, {key: flat(best) for key, best in zip(keys, VALUES, strict=False)}))
+    found = stops(decisions(asha, trials, {"new": flat(value, 20)}))
+    assert found == ([] if epoch is None else [("new", epoch)])
 
 
-def test_phase_aware_asha_remembers():
-    """After a resume it has the rungs of the trials that ended."""
-    curve = dict.fromkeys(range(1, 21), 0.9)
-    asha, trials = by_phase({"new": FOUR}, known=[past(key, curve, "done", **TWO) for key in ("000", "001")])
-    assert [report(asha, trials["new"], epoch, 0.1) for epoch in (4, 5, 6)] == ["CONTINUE", "CONTINUE", "STOP"]
+def test_asha_stops_a_trial_that_falls_behind_later():
+    """It is compared again at three quarters of its epochs."""
+    asha, trials = within_phases(dict.fromkeys(["000", "001", "002", "003", "004", "new"], FOUR))
+    decisions(asha, trials, {f"{n:03d}": {e: v + 0.01 * e for e in range(1, 21)} for n, v in enumerate(VALUES)})
+    assert stops(decisions(asha, trials, {"new": flat(0.81, 20)})) == [("new", 15)]
+
+
+def test_epochs_that_trials_share_are_one_peer():
+    """Trials that have the same value by the same computation are no evidence of their own, and stop each other never."""
+    keys = [f"{number:03d}" for number in range(8)]
+    asha, trials = within_phases(dict.fromkeys([*keys, "new"], FOUR))
+    assert not stops(decisions(asha, trials, {key: flat(0.9, 14) for key in keys}))
+    assert not stops(decisions(asha, trials, {"new": flat(0.1, 14)}))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, []), (2, [1]), (3, [2]), (6, [3, 5]), (24, [12, 18]), (180, [90, 135])]
+)
+def test_rungs_lie_at_half_and_three_quarters(epochs, expected):
+    """They are rounded up, and the last epoch is none."""
+    assert rungs(epochs) == expected
+
+
+@pytest.mark.parametrize("state", ["done", "pruned", "interrupted"])
+def test_asha_remembers(state):
+    """After a resume it compares with the trials of the earlier process, whether they ended or continue."""
+    known = [past(f"{n:03d}", flat(value, 11), state, **FOUR) for n, value in enumerate(VALUES)]
+    again = {} if state != "interrupted" else {each.key: FOUR for each in known}
+    asha, trials = within_phases({**again, "new": FOUR}, known=known)
+    assert [report(asha, trials["new"], epoch, 0.1) for epoch in (8, 9, 10)] == ["CONTINUE", "CONTINUE", "STOP"]
+
+
+def test_asha_forgets_failed_trials():
+    """Their last value is the worst possible one."""
+    known = [past(f"{n:03d}", flat(value, 11), "failed", **FOUR) for n, value in enumerate(VALUES)]
+    asha, trials = within_phases({"new": FOUR}, known=known)
+    assert report(asha, trials["new"], 10, 0.1) == "CONTINUE"

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from dcml_tune.config.schedule import milestones
+from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from trainables.known_trial import KnownTrial
 from trainables.run import run_of, unpack
 
 SchedulerName = Literal["asha", "asha-epochs", "median", "none"]
 
-_RUNG = "rung"
+PEERS = 5
+"""Least number of trials in the same phase, with different values, with which asha compares a trial."""
+
+STOPPED = 1 / 3
+"""The share of the trials of a phase that asha stops at each rung."""
+
+
+def rungs(nb_epochs: int) -> list[int]:
+    """Return the numbers of epochs after which asha compares trials: half and three quarters, rounded up.
+
+    Example:
+        >>> rungs(180), rungs(6)
+        ([90, 135], [3, 5])
+    """
+    return sorted({epoch for epoch in (math.ceil(nb_epochs / 2), math.ceil(3 * nb_epochs / 4)) if epoch < nb_epochs})
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +80,41 @@ class _Remembering:
         return {"epoch": epoch, self.metric: value}  # type: ignore[attr-defined]
 
 
-class _ByPhase(AsyncHyperBandScheduler):
-    """ASHA whose rungs are the milestones of each trial's own schedule: Ray's time is the number of milestones reached.
+class _AmongPeers(FIFOScheduler):
+    """Asynchronous successive halving whose rungs are divided by the phases of the trials."""
 
-    A trial that reaches several milestones in one epoch is judged at each of them.
-    """
+    def __init__(self, metric: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._metric = metric
+        self._configs: dict[str, TrialConfig] = {}
+        self._rungs: defaultdict[tuple[int, int, str], set[float]] = defaultdict(set)
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        self._configs[trial.trial_id] = TrialConfig(**unpack(trial.config)[0])
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        settings, _ = unpack(trial.config)
-        for number, epoch in enumerate(milestones(TrialConfig(**settings))):
-            if epoch == result["epoch"]:
-                at_rung = {**result, _RUNG: 2**number}
-                if super().on_trial_result(controller, trial, at_rung) == TrialScheduler.STOP:
-                    return str(TrialScheduler.STOP)
-        return str(TrialScheduler.CONTINUE)
+        config, epoch, value = self._configs[trial.trial_id], result["epoch"], result.get(self.metric)
+        if epoch not in rungs(config.nb_epochs) or value is None or not math.isfinite(value):
+            return str(TrialScheduler.CONTINUE)
+        rung = self._rungs[epoch, config.nb_epochs, EpochPlan.at(epoch - 1, config).phase]
+        peers = list(rung - {value})
+        rung.add(value)
+        is_poor = len(peers) >= PEERS and value < np.quantile(peers, STOPPED)
+        return str(TrialScheduler.STOP if is_poor else TrialScheduler.CONTINUE)
 
 
-class PhaseAsha(_Remembering, _ByPhase):
-    """ASHA at the milestones of the method (`dcml_tune.config.schedule.milestones`)."""
+class PhaseAsha(_Remembering, _AmongPeers):
+    """Asynchronous successive halving (Li et al. 2020) that compares a trial only with its peers.
+
+    Trials are compared at the epochs of `rungs`. There the peers of a trial are those with as many epochs behind and ahead
+    of them whose last epoch was in the same phase (`EpochPlan.phase`): with as many clusters, or in the full-embedding
+    phase. A trial stops if its best value so far is below the lower third of those of its peers, of which there must be
+    `PEERS`. Equal values are one peer: they mostly come from the same epochs, which several trials share
+    (`trainables.sharing`).
+
+    Ray's scheduler, with a reduction factor of 1.5, has the same rungs, but one for all phases, and it stops trials from
+    the second one on. docs/performance.md compares them.
+    """
 
 
 class Asha(_Remembering, AsyncHyperBandScheduler):
@@ -96,7 +129,7 @@ def scheduler(name: SchedulerName, *, metric: str, epochs: int, known: Iterable[
     """Build the scheduler of a search.
 
     Args:
-        name: asha (at the phases of each trial), asha-epochs (plain), median, or none.
+        name: asha (within phases), asha-epochs (plain), median, or none.
         metric: name of the result that is maximised: a trial's best value so far.
         epochs: number of epochs of a trial that is not pruned.
         known: trials of earlier processes.
@@ -104,9 +137,8 @@ def scheduler(name: SchedulerName, *, metric: str, epochs: int, known: Iterable[
     # The first rung lies at half of the epochs: earlier ones compare trials before their division.
     grace = max(1, (epochs + 1) // 2)
     common: dict[str, Any] = {"time_attr": "epoch", "metric": metric, "mode": "max", "grace_period": grace}
-    by_phase = {**common, "time_attr": _RUNG, "grace_period": 1}
     makers: dict[str, Callable[[], Any]] = {
-        "asha": lambda: PhaseAsha(**by_phase, max_t=8, reduction_factor=2),  # rungs at 1, 2, 4
+        "asha": lambda: PhaseAsha(metric),
         "asha-epochs": lambda: Asha(**common, max_t=epochs, reduction_factor=2),
         # Trials are never paused: pausing would only delay them.
         "median": lambda: Median(**common, min_time_slice=math.inf),  # type: ignore[arg-type]

@@ -76,24 +76,6 @@ class EpochPlan:
         return "1 cluster" if self.nb_clusters == 1 else f"{self.nb_clusters} clusters"
 
 
-def milestones(config: TrialConfig) -> tuple[int, int, int]:
-    """Three epochs at which trials with different settings are in the same phase, so that they can be compared.
-
-    The first is one `mod_epoch` after the number of clusters is reached, the second is the beginning of the full-embedding
-    phase, the third the middle of that phase. If the phase begins before the first, the first is its beginning, too. If
-    there is no such phase, the second lies halfway between the first and the last epoch.
-
-    Example:
-        >>> milestones(TrialConfig(nb_clusters=4, mod_epoch=2, nb_epochs=20, force_full_embedding_epoch=12))
-        (6, 12, 16)
-    """
-    division, last = config.epoch_of_full_division + config.mod_epoch, config.nb_epochs
-    phase = config.force_full_embedding_epoch
-    if phase is None or phase == 0 or phase >= last:
-        phase = (min(division, last) + last) // 2
-    return min(division, phase), phase, (phase + last) // 2
-
-
 def _lr_factor(epoch: int, config: TrialConfig) -> float:
     """Factor of the learning rates in an epoch.
 

@@ -40,8 +40,8 @@ class SearchConfig(BaseModel):
     """how settings are drawn. optuna: Optuna's TPE. local: neighbours of the best trials, which share epochs with them, and
     TPE. random: random search. auto: local where more than 8 settings vary, else optuna"""
     scheduler: Literal["asha", "asha-epochs", "median", "none"] = "asha"
-    """how trials are pruned: asha compares trials at the phases of each trial's own division, asha-epochs at fixed
-    epochs"""
+    """how trials are pruned: asha compares, at half and at three quarters of the epochs, trials in the same phase;
+    asha-epochs compares all trials at half of the epochs; median and none"""
     metric: list[str] | None = None
     """metric by which trials are compared, each by its best value so far: recall_at_1 (default), map_at_r, marp or
     r_precision, with the prefix `val/`, or `paper/` with --protocol paper. Give the flag again for a further metric, such
