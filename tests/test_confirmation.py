@@ -181,6 +181,17 @@ def test_a_setting_whose_run_failed_is_out(kind):
     assert any("so the winner is" in line for line in said) == (kind in ("all", "both finalists"))
 
 
+def test_a_control_whose_run_failed_is_not_compared():
+    """Not on the units where it has a result either; the comparison does not vanish silently."""
+    effects = {"001": 0.6, "002": 0.5, PUBLISHED: 0.9, NO_DIVISION: 0.4}
+    found = compare(without(Runs(effects), {(PUBLISHED, 2)}), controls_compete=True)
+    said = verdict(found, "001", {}, {"validation": None, "test": None})
+    assert found.winner.name == "001"
+    assert {each["control"] for each in said["comparisons"]} == {NO_DIVISION}
+    assert f"{PUBLISHED} cannot win, as its run on fold 2, seed 2 failed" in said["lines"]
+    assert f"winner - {PUBLISHED}, held-out classes: not compared, as {PUBLISHED} has no value there" in said["lines"]
+
+
 def test_a_budget_that_ends_a_confirmation_is_no_failure():
     """What has not run is not held against a setting: the units that all have are compared, or the search decides."""
     effects = {"001": 0.5, "002": 0.6, "003": 0.4, "004": 0.3, PUBLISHED: 0.5, NO_DIVISION: 0.4}

@@ -10,11 +10,19 @@ from searches import SMALLEST
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.hits import HITS_FILE, QueryHits
 from dcml_tune.runs.record import Record
-from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Candidate, Confirmation, FoldSeed
+from dcml_tune.search.confirmation import (
+    NO_DIVISION,
+    PUBLISHED,
+    Candidate,
+    Confirmation,
+    FoldSeed,
+    candidates,
+    wanted_controls,
+)
 from dcml_tune.search.final_stage import AGAIN, by_seed, final_runs, hits_by_seed
 from dcml_tune.search.flags import read_command_line
 from dcml_tune.search.outcome import UNTRAINED
-from dcml_tune.search.recording import untrained_value
+from dcml_tune.search.recording import final_stage, untrained_value
 from dcml_tune.search.request import LaterSeeds
 from dcml_tune.search.resume import _later_seeds
 from dcml_tune.search.trial_runs import FINAL, TrialRuns
@@ -39,6 +47,29 @@ def plan(tmp_path):
     shares = share(num_samples=1, cores=1, gpus=0)
     runs = TrialRuns(search="s", output=tmp_path, shares=shares, metric="val/recall_at_1", varied=(), first_seed=0)
     return SimpleNamespace(runs=runs, final_seeds=2, config=SimpleNamespace(final_seeds=2))
+
+
+def test_the_verdict_knows_what_matters_and_what_seeds_cost(tmp_path):
+    """The flag counts points; a run without times says nothing of them."""
+    words = ["emoji", "--difference", "0.8", "--controls", "published"]
+    plan = SimpleNamespace(
+        later=LaterSeeds(count=2, looks=(3,)),
+        config=read_command_line(words).config,
+        shares=share(num_samples=4, cores=4, gpus=0),
+        name="s",
+        output=tmp_path,
+    )
+    runs = {"001": {"seed 1": {"epoch": 4, "time/epoch_s": 30.0}, "seed 2": {"epoch": 2, "time/epoch_s": 30.0}}}
+    found = final_stage(plan, {**runs, PUBLISHED: {"seed 1": {"epoch": 4}}}, {})
+    assert (found.difference, found.looks, found.run_s, found.output) == (
+        pytest.approx(0.008),
+        (3,),
+        90.0,
+        str(tmp_path),
+    )
+    assert final_stage(plan, {}, {}).run_s is None
+    assert wanted_controls(plan.config) == (PUBLISHED,)
+    assert [each.name for each in candidates([], {"nb_clusters": 4}, 2, (PUBLISHED,))] == [PUBLISHED]
 
 
 CONFIRMED = Confirmation(

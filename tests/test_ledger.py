@@ -45,7 +45,7 @@ def test_a_line_that_was_removed_or_changed_shows(tmp_path, change, where):
 def test_a_trainer_enters_before_it_opens_a_test_image(folder, tmp_path):
     """Training and measuring the held-out classes leave no line; without a line the test classes are not scored."""
     config = TrialConfig(dataset="folder", dataset_dir=str(folder), num_samples_per_class=2, **TINY)
-    trainer = Trainer(config, stores=tmp_path / "store", name="s/final")
+    trainer = Trainer(config, stores=tmp_path / "store", name="s/final", note="a further seed")
     trainer.run_epoch()
     assert not (tmp_path / NAME).exists()
     trainer.test()
@@ -53,6 +53,7 @@ def test_a_trainer_enters_before_it_opens_a_test_image(folder, tmp_path):
     (first, second) = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
     assert (first["run"], first["dataset"], first["before"], second["before"]) == ("s/final", "folder", 0, 1)
     assert trainer.test_scored_before == 1
+    assert (first["note"], broken(tmp_path / NAME)) == ("a further seed", [])
     sealed = Trainer(config, stores=tmp_path / "other" / "store", ledger=tmp_path)
     with pytest.raises(IsADirectoryError):
         sealed.test()

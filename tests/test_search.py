@@ -290,6 +290,9 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
         (["emoji", "--warm-start", "yesterday"], ["--warm-start yesterday", "holds no search"]),
         (["emoji", "--final-seeds", "0"], ["--final-seeds 0", "from 1"]),
         (["emoji", "--confirm", "-1"], ["--confirm -1", "from 0"]),
+        (["emoji", "--difference", "0"], ["--difference 0", "0.01"]),
+        (["emoji", "--controls", "none"], ["--controls", "none", "published"]),
+        (["emoji", "--more-final-seeds", "2"], ["--more-final-seeds 2", "--extend NAME"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):

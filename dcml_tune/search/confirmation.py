@@ -161,13 +161,13 @@ class Confirmation:
 
     @property
     def values(self) -> dict[str, dict[FoldSeed, float]]:
-        """Candidate -> unit -> value.
+        """Candidate -> unit -> value; no unit for a candidate of which a run failed.
 
         The value is that of the epoch after which the mean curve of the candidate on its other units is highest, so a run has
         no part in the choice of its own epoch, and the maximum of a noisy curve adds nothing. A candidate with one unit is
         valued at the epoch that was best in the search or, if that is unknown, at its last one.
         """
-        return {each.name: self._values_of(each) for each in self.candidates}
+        return {each.name: {} if each.name in self.failed else self._values_of(each) for each in self.candidates}
 
     def _values_of(self, candidate: Candidate) -> dict[FoldSeed, float]:
         curves = self._curves(candidate)

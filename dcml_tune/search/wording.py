@@ -44,7 +44,8 @@ def _winner_lines(raced: Confirmation, compared: Comparison) -> list[str]:
     if not raced.results:
         return [f"{said}, by the search alone: nothing was confirmed"]
     if winner not in compared.values:
-        found = [f"{said}, by the search alone: no run of the confirmation has a value"]
+        why = "its own runs failed" if winner in raced.failed else "no run of the confirmation has a value"
+        found = [f"{said}, by the search alone: {why}"]
     else:
         found = [
             f"{said}: {100 * compared.mean(winner):.1f} % of {raced.metric} on further held-out "
