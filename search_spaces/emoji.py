@@ -61,5 +61,5 @@ WIDE = wide_space(SPACE, base_lr=1e-4, batches=[64, 112, 128, 256], warmup_epoch
 
 The multi-similarity start has rate 1e-4: recall@1 on the held-out classes after 6 epochs is 74.0 % with it and 72.3 % with
 5e-5 (one seed: `python -m dcml_tune.train emoji --nb-clusters 1 --init-method pca --criterion multi_similarity --ms-beta 50
---ms-base 0.5 --base-lr 1e-4 --emb-lr-mult 1 --batch-size 112 --batch-sampler adaptbalanced --nb-epochs 6`).
+--ms-base 0.5 --base-lr 1e-4 --emb-lr-mult 1 --weight-decay 1e-4 --batch-size 112 --batch-sampler adaptbalanced --nb-epochs 6`).
 """

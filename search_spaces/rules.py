@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,11 @@ from search_spaces.constant import MAY_NOT_VARY
 
 
 def why_nothing_works(
-    space: BaseSpace, problem: Problem, fixed: dict[str, Any], infeasible_reason: InfeasibleReason | None
+    space: BaseSpace,
+    problem: Problem,
+    fixed: dict[str, Any],
+    infeasible_reason: InfeasibleReason | None,
+    changed: Callable[[str, Any], BaseSpace],
 ) -> str:
     """The message if no combination works. If one change of a fixed setting would help, the smallest is the remedy.
 
@@ -26,12 +30,15 @@ def why_nothing_works(
         problem: of the space, which has been found to have no solution.
         fixed: settings that were given by flags.
         infeasible_reason: returns why a configuration cannot work on the data, or None.
+        changed: returns the space with another value of a setting that does not vary; other settings may vary in it.
     """
     reason, remedy = _refusal_of(space, _least_bad(space, infeasible_reason), infeasible_reason), ""
     for name, value in _changes(space, problem, fixed):
-        point = _solution(space.problem(infeasible_reason, **{name: value}))
+        other = changed(name, value)
+        point = _solution(other.problem(infeasible_reason)) if other.domains else None
         if point is not None:
-            reason, remedy = _refusal_of(space, point, infeasible_reason), f"; it works with {name}={value}"
+            reason = _refusal_of(space, _taken_over(space, point), infeasible_reason)
+            remedy = f"; it works with {name}={value}"
             break
     names = [name for name in space.domains if name in problem.blamed]
     if not names or reason == _common_reason(space, infeasible_reason):
@@ -65,6 +72,15 @@ def _least_bad(space: BaseSpace, infeasible_reason: InfeasibleReason | None) -> 
         if space.varies(name, point):
             point[name] = values[0] if name == "nb_clusters" else each.nearest(space.unvaried(name))
     return point
+
+
+def _taken_over(space: BaseSpace, point: Point) -> Point:
+    """The point of a space that is nearest to the point of another one, in which other settings may vary."""
+    found: Point = {}
+    for name, domain in space.domains.items():
+        if space.varies(name, found):
+            found[name] = point[name] if name in point else domain.nearest(space.fallback(name, found))
+    return found
 
 
 def _refusal_of(space: BaseSpace, point: Point, infeasible_reason: InfeasibleReason | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -81,9 +82,28 @@ class SearchSpace(BaseSpace):
         except OpenError:
             return space
         if point is None:
-            raise SettingError(why_nothing_works(space, problem, fixed, infeasible_reason))
-        domains = {name: each for name in space.domains if (each := _what_works(problem, name, point)) is not None}
+            changed = partial(self._changed, fixed)
+            raise SettingError(why_nothing_works(space, problem, fixed, infeasible_reason, changed))
+        domains = dict[str, Domain]()
+        for name, domain in space.domains.items():
+            if (left := _what_works(problem, name, point)) is not None:
+                domains[name] = left
+            elif space._may_vary(name, domains):
+                domains[name] = (
+                    domain  # trials that vary it cannot work; without it, some would have another value and work
+                )
         return replace(space, domains=domains)
+
+    def _may_vary(self, name: str, domains: dict[str, Domain]) -> bool:
+        """Whether each condition of a setting holds for some value of what is left of the others."""
+        return all(
+            each.can_hold(domains.get(each.setting) or Choice([self.unvaried(each.setting)]))
+            for each in self.conditions.get(name, ())
+        )
+
+    def _changed(self, fixed: dict[str, Any], name: str, value: Any) -> SearchSpace:
+        """The space of one search, with one more setting that is fixed."""
+        return self._with_fixed({**fixed, name: value})
 
     def _with_fixed(self, fixed: dict[str, Any]) -> SearchSpace:
         """The space without the settings that are fixed, and without those whose conditions they break."""
