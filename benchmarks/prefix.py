@@ -1,11 +1,15 @@
 """Share of the epochs of a search that are the same computation in several trials. Nothing is trained.
 
-    python benchmarks/prefix.py [--trials 8 20 64] [--repeats 20] [--data-sets emoji cars sop]
+    python benchmarks/prefix.py [--trials 8 20 64] [--repeats 20] [--data-sets emoji cars sop] [--local]
 
 The settings of the trials are the published point and random samples of the space of each data set. Epochs with the
 same number and the same key (`dcml_tune.config.prefix`) are computed once; the program counts the different ones. In
 the column with pruning, a trial ends at each rung (`trainables.schedulers.rungs`) with probability 1/3, as asha ends at
 most trials of equal quality.
+
+With `--local` settings are drawn from `--space wide` by `--searcher local`, after the published point and the starts, and each
+trial has a random value: which trials are the best is left to chance. Epochs that are trained alike and measured in another
+way count as saved where the search would measure them anew. The number of states that a search keeps is not bounded here.
 """
 
 from __future__ import annotations
@@ -13,16 +17,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from functools import partial
 from statistics import fmean
 
 import numpy as np
 import optuna
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.prefix import acting_settings
+from dcml_tune.config.prefix import SHORT, acting_settings, training_settings
 from dcml_tune.config.trial import TrialConfig
 from search_spaces import SearchSpace, load_space
 from trainables.schedulers import STOPPED, rungs
+from trainables.searcher import Sampling
 
 
 def draw(space: SearchSpace, number: int, seed: int) -> list[TrialConfig]:
@@ -36,6 +42,34 @@ def draw(space: SearchSpace, number: int, seed: int) -> list[TrialConfig]:
         except SettingError:  # settings that cannot work together
             continue
     return found
+
+
+def draw_local(space: SearchSpace, number: int, seed: int) -> list[TrialConfig]:
+    """The published point, the starts and neighbours of the best trials by random values."""
+    study = optuna.create_study(direction="maximize", sampler=Sampling(sampler="local", seed=seed).build(0, space))
+    point, _ = space.published_point()
+    for each in [point, *space.start_points(point)[0]]:
+        study.enqueue_trial(each)
+    rng, found = np.random.default_rng(seed), list[TrialConfig]()
+    while len(found) < number:
+        trial = study.ask()
+        try:
+            found.append(TrialConfig(**space.whole(space.suggest(trial))))
+            study.tell(trial, rng.normal())
+        except SettingError:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return found
+
+
+def saved_locally(configs: list[TrialConfig], ends: list[int]) -> tuple[int, int]:
+    """Numbers of all epochs, and of those that a local search takes over from earlier trials."""
+    keys, count = set[str](), 0
+    for config, end in zip(configs, ends, strict=True):
+        acting = training_settings if config.nb_epochs <= SHORT else acting_settings
+        own = [json.dumps([epoch, acting(config, epoch)], sort_keys=True) for epoch in range(1, end + 1)]
+        count += sum(key in keys for key in own[: config.nb_epochs - 1])  # the last epoch is always the trial's own
+        keys |= set(own)
+    return sum(ends), count
 
 
 def pruned(config: TrialConfig, rng: np.random.Generator) -> int:
@@ -80,19 +114,21 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[8, 20, 64])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--data-sets", nargs="+", default=["emoji", "cars", "sop"])
+    parser.add_argument("--local", action="store_true")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print("| data set | trials | epochs of a trial | saved | saved, with pruning |\n|---|---|---|---|---|")
     for name in given.data_sets:
-        space = load_space(name, None).restricted({})
+        space = load_space(name, "wide" if given.local else None).restricted({})
         for number in given.trials:
             full, early = [], []
             for seed in range(given.repeats):
-                configs = draw(space, number, seed)
-                most, rng = first_different(configs), np.random.default_rng(seed)
-                total, shared = saved(configs, [config.nb_epochs for config in configs], most)
+                configs = (draw_local if given.local else draw)(space, number, seed)
+                rng = np.random.default_rng(seed)
+                count = saved_locally if given.local else partial(saved, most=first_different(configs))
+                total, shared = count(configs, [config.nb_epochs for config in configs])
                 full.append(shared / total)
-                total, shared = saved(configs, [pruned(config, rng) for config in configs], most)
+                total, shared = count(configs, [pruned(config, rng) for config in configs])
                 early.append(shared / total)
             epochs = configs[0].nb_epochs
             print(f"| {name} | {number} | {epochs} | {fmean(full):.1%} | {fmean(early):.1%} |", flush=True)

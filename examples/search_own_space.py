@@ -3,7 +3,8 @@
     python examples/search_own_space.py [OUTPUT]
 
 The command line does the same: `python -m dcml_tune.search emoji --space examples/search_own_space.py ...`. The search loads
-this file and takes SPACE from it. Each setting of docs/settings.md can vary.
+this file and takes SPACE from it. A space may contain every setting of docs/settings.md, except those that
+search_spaces/constant.py lists.
 """
 
 from pathlib import Path

@@ -5,8 +5,8 @@ the range, over the logarithm where the range is logarithmic; now and then any v
 value. A setting that varies only since the change begins at or around its published value.
 
 Which setting changes: each neighbour is as likely, a number having 4 of them, but for its cost. A change that leaves more
-epochs in common with the point costs fewer epochs to try, so it is drawn more often, in inverse proportion to the square
-root of that cost. So early settings (loss, rates, batches) are tried as well.
+epochs in common with the point costs fewer epochs to try, so it is drawn more often, in inverse proportion to that cost:
+about as many epochs are spent on each setting. Early settings (loss, rates, batches) are tried as well.
 
 Sources: the one-exchange neighbourhood of ParamILS (Hutter et al., JAIR 2009) and the random neighbours of SMAC (Hutter
 et al., LION 2011), which have the standard deviation of 0.2. The weight by cost is ours.
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.prefix import common_epochs
+from dcml_tune.config.prefix import SHORT, as_trained, common_epochs
 from dcml_tune.config.trial import TrialConfig
 from search_spaces.base import InfeasibleReason
 from search_spaces.domains import Choice, Domain, Int
@@ -58,15 +58,21 @@ def neighbour(
             break
         costs = [1 if start is None else max(1, _own_epochs(start, config)) for *_, config in moved]
         sizes = [_number_of_neighbours(space.domains[name]) for name, *_ in moved]
-        weights = np.array(sizes) / np.sqrt(costs)
+        weights = np.array(sizes) / costs
         name, found, _ = moved[rng.choice(len(moved), p=weights / weights.sum())]
         changed.add(name)
     return found if changed else None
 
 
 def _own_epochs(point: TrialConfig, other: TrialConfig) -> int:
-    """Number of epochs of `other` that are not the same computation in `point`."""
-    return other.nb_epochs - common_epochs(point, other)
+    """Number of epochs of `other` that are not the same computation in `point`.
+
+    In a short training, epochs that are trained alike and measured in another way count as the same, but for the last one.
+    """
+    common = common_epochs(point, other)
+    if other.nb_epochs <= SHORT and common < other.nb_epochs:
+        common = max(common, min(common_epochs(as_trained(point), as_trained(other)), other.nb_epochs - 1))
+    return other.nb_epochs - common
 
 
 def completed(space: SearchSpace, point: Mapping[str, Any]) -> Point:

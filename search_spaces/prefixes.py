@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.prefix import CONDITIONAL, acting_settings, common_epochs
+from dcml_tune.config.prefix import CONDITIONAL, MEASURING, SHORT, acting_settings, common_epochs
 from dcml_tune.config.trial import TrialConfig
 from search_spaces.domains import Choice, Domain, Float, Int
 
@@ -40,6 +40,12 @@ def shared_epochs(config: TrialConfig, domains: Mapping[str, Domain], *, local: 
     """
     if not local and _differ_from_the_start(domains):
         return ()
+    if (
+        local
+        and config.nb_epochs <= SHORT
+        and any(len(domains[name].ends()) > 1 for name in MEASURING & domains.keys())
+    ):
+        return tuple(range(1, config.nb_epochs))  # a neighbour that is measured in another way takes over all epochs
     others = _neighbours(config, domains) if local else _others(config, domains)
     found = {common_epochs(config, other) for other in others}
     return tuple(sorted(found - {0, config.nb_epochs}))

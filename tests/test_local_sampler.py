@@ -6,7 +6,8 @@ import numpy as np
 import optuna
 import pytest
 
-from dcml_tune.config.prefix import acting_settings, common_epochs
+from dcml_tune.config.errors import SettingError
+from dcml_tune.config.prefix import MEASURING, acting_settings, common_epochs, training_settings
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.search.request import Request
@@ -14,6 +15,7 @@ from search_spaces import Choice, Float, Int, SearchSpace, load_space
 from search_spaces.neighbours import completed, neighbour
 from search_spaces.prefixes import shared_epochs
 from tests.test_optuna_searcher import opened, result
+from trainables.searcher import Sampling
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -192,9 +194,36 @@ def test_auto_is_local_in_a_wide_space():
 def test_states_are_kept_where_a_neighbour_leaves():
     """At the epochs before cosine decay, the division and the masks act, although rates vary from the first epoch on."""
     config = TrialConfig(**WIDE.whole(PUBLISHED))
-    assert shared_epochs(config, WIDE.domains, local=True) == (1, 2, 4)
+    measured = {name: WIDE.domains[name] for name in MEASURING}
+    late = {name: domain for name, domain in WIDE.domains.items() if name not in measured}
+    assert shared_epochs(config, WIDE.domains, local=True) == (1, 2, 3, 4, 5)
+    assert shared_epochs(config, late, local=True) == (1, 2, 4)
+    assert shared_epochs(config.changed(nb_epochs=30), WIDE.domains, local=True) == (1, 2, 4)
     assert shared_epochs(config, WIDE.domains) == ()
     rng = np.random.default_rng(0)
     for _ in range(30):
         child = TrialConfig(**WIDE.whole(neighbour(WIDE, PUBLISHED, rng)))
         assert common_epochs(config, child) in (0, *shared_epochs(config, WIDE.domains, local=True))
+
+
+def test_a_search_shares_a_quarter_of_its_epochs_after_the_starts():
+    """12 trials of 6 epochs, whichever trials are the best; epochs that are trained alike are measured anew."""
+    shares = []
+    for seed in range(4):
+        rng, seen, shared = np.random.default_rng(seed), set(), 0
+        study = optuna.create_study(direction="maximize", sampler=Sampling(sampler="local", seed=seed).build(0, WIDE))
+        for point in [PUBLISHED, *STARTS]:
+            study.enqueue_trial(point)
+        while len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) < 16:
+            trial = study.ask()
+            try:
+                config = TrialConfig(**WIDE.whole(WIDE.suggest(trial)))
+            except SettingError:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            keys = [json.dumps([e, training_settings(config, e)], sort_keys=True) for e in range(1, config.nb_epochs)]
+            shared += sum(key in seen for key in keys)
+            seen |= set(keys)
+            study.tell(trial, rng.normal())
+        shares.append(shared / (12 * 6))
+    assert np.mean(shares) >= 0.25

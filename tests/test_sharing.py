@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from dcml_tune.training.prefixes import MOST, PrefixStore
+from dcml_tune.training.prefixes import PrefixStore, most_states
 from trainables import DivideAndConquer, Run, sharing
 
 SETTINGS = {
@@ -82,6 +82,31 @@ def test_a_trial_goes_on_from_the_epochs_of_another(start, tmp_path):
     assert second.trainer.history == alone.trainer.history
     assert second.trainer.best.epoch == alone.trainer.best.epoch
     assert "epochs/shared" not in expected[0]
+
+
+def test_a_trial_measures_the_epochs_of_another_in_its_own_way(start, tmp_path):
+    """The mean of epochs and the mix with the first weights are those of a trial that trained every epoch, to the last bit."""
+    changed = {"average_epochs": 3, "pretrained_share": 0.3}
+    alone = start("alone", changed, prefixes=False)
+    expected = [alone.train() for _ in range(4)]
+    first = start("000", shares=(1, 2, 3))
+    for _ in range(4):
+        first.train()
+    second = start("001", changed, shares=(1, 2, 3))
+    found = [second.train() for _ in range(4)]
+    assert [measures(each) for each in found] == [measures(each) for each in expected]
+    assert [(each["epoch"], each["epoch_best"]) for each in found] == [
+        (n, expected[n - 1]["epoch_best"]) for n in (1, 2, 3, 4)
+    ]
+    assert [each["epochs/shared"] for each in found] == [1, 2, 3, 3]
+    assert same(state(second), state(alone))
+    one, two = second.trainer, alone.trainer
+    assert same(one.measured.tensors(), two.measured.tensors())
+    assert (one.history, one.best.epoch) == (two.history, two.best.epoch)
+    assert same(one.best.weights, two.best.weights)
+    third = start("002", {**changed, "average_epochs": 1, "mask_lr_mult": 7.0}, shares=(1, 2, 3))
+    assert third.train()["epochs/shared"] == 1
+    assert third.trainer.epoch == 2
 
 
 def test_a_restart_reports_the_shared_epochs_again(start, tmp_path):
@@ -200,10 +225,11 @@ def test_the_store_is_bounded(start, tmp_path):
     trial.train()
     store = PrefixStore(tmp_path / "prefixes", trial.trainer)
     kept = tmp_path / "prefixes" / store.key(2)
-    for number in range(MOST):
+    most = most_states(trial.trainer.config)
+    for number in range(most):
         shutil.copytree(kept, tmp_path / "prefixes" / f"00001-{number}")
     store._remove_oldest()
-    assert len(states_in(tmp_path)) == MOST
+    assert len(states_in(tmp_path)) == most
 
 
 def test_the_key_holds_more_than_settings(start, tmp_path):

@@ -1,4 +1,7 @@
-"""Sharing: how a trial takes over the epochs that another trial has computed, and leaves its own for others."""
+"""Sharing: how a trial takes over the epochs that another trial has computed, and leaves its own for others.
+
+Above 250 lines because taking over, measuring anew and leaving states follow the same locks and the same list of results.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,8 @@ class Sharing:
     def join(self, before: dict[str, Any]) -> list[dict[str, Any]]:
         """Continue from the longest prefix that is there or is computed now; return the reports of its epochs.
 
+        Epochs that another trial has trained and measured in another way are measured anew.
+
         The trial's own state is saved, so that what was taken over does not depend on the other trial any more.
 
         Args:
@@ -72,6 +77,7 @@ class Sharing:
         patience = _Patience(self._run)
         while True:
             self._load_longest(store, directory)
+            self._measure_trained(store, directory)
             wanted = self._next()
             if wanted is None or self._begins(store, wanted) or patience.is_over(wanted, store.progress(wanted)):
                 break
@@ -92,6 +98,27 @@ class Sharing:
                 self._results, self.count = found, epoch
                 return
             self._epochs.remove(epoch)  # what cannot be read is computed, and not offered again
+
+    def _measure_trained(self, store: PrefixStore, directory: Path) -> None:
+        """Continue over the next epochs that a trial has trained which differs in the weights that are measured.
+
+        They are measured anew, so each of them must be there.
+        """
+        trainer = self._trainer
+        while trainer.epoch + 1 in self._epochs:
+            found = store.trained(trainer.epoch + 1, directory)
+            if found is None:
+                return
+            state, facts = found
+            try:
+                report = _taken_over(facts, epochs=state.epoch, directory=directory)[-1]
+            except CheckpointError:
+                return
+            prefix, measured = trainer.config.compared_on, trainer.measure_epoch(state)
+            trained = {name: value for name, value in report.items() if not name.startswith(f"{prefix}/")}
+            self._results = [{**each, SHARED: each["epoch"]} for each in self._results]
+            self._results.append({**trained, **measured})
+            self.count = trainer.epoch
 
     def _begins(self, store: PrefixStore, epoch: int) -> bool:
         """Return whether this trial is the one that computes a state, because no other one does or has."""

@@ -77,6 +77,28 @@ def acting_settings(config: TrialConfig, epochs: int) -> dict[str, Any]:
     return {**found, "plans": [list(astuple(plan)) for plan in plans]}
 
 
+MEASURING = frozenset({"average_epochs", "pretrained_share"})
+"""Settings that act on the weights that are measured alone: training is the same with and without."""
+
+SHORT = 12
+"""Trainings of at most so many epochs may leave a state after each epoch, so that another trial can measure all of them."""
+
+
+def training_settings(config: TrialConfig, epochs: int) -> dict[str, Any]:
+    """Return everything in a configuration that had an influence on the trained weights of the first epochs, as plain data."""
+    return acting_settings(as_trained(config), epochs)
+
+
+def as_trained(config: TrialConfig) -> TrialConfig:
+    """Return the configuration of the same training whose trained weights are measured as they are.
+
+    Example:
+        >>> as_trained(TrialConfig(average_epochs=3, pretrained_share=0.5)) == TrialConfig()
+        True
+    """
+    return config.changed(average_epochs=1, pretrained_share=0.0)
+
+
 def acting_in(plan: EpochPlan, config: TrialConfig) -> frozenset[str]:
     """Return the names of the conditional settings that act in an epoch, apart from those in its plan and in averages."""
     still = plan.full_embedding or config.fixed_mask or (plan.nb_clusters == 1 and config.masks_freeze_one_cluster)

@@ -37,8 +37,9 @@ class SearchConfig(BaseModel):
     num_samples: Annotated[int, Field(ge=1, le=100_000)] = 8
     """number of trials"""
     searcher: Literal["auto", "local", "optuna", "random"] = "auto"
-    """how settings are drawn. optuna: Optuna's TPE. local: neighbours of the best trials, which share epochs with them, and
-    TPE. random: random search. auto: local where more than 8 settings vary, else optuna"""
+    """how settings are sampled. optuna: by Optuna's TPE. local: one or two settings of one of the best trials are changed, so
+    that epochs are shared; every fourth trial is sampled by TPE. random: independently. auto: local if more than 8 settings
+    vary, else optuna"""
     scheduler: Literal["asha", "asha-epochs", "median", "none"] = "asha"
     """how trials are pruned: asha compares, at half and at three quarters of the epochs, trials in the same phase;
     asha-epochs compares all trials at half of the epochs; median and none"""
@@ -52,7 +53,7 @@ class SearchConfig(BaseModel):
     warm_start: list[str] | None = None
     """earlier searches on the same images; the sampler learns from their trials"""
     prior: bool = False
-    """use the published setting as a prior: sample around it, less with each trial"""
+    """use the published setting as a prior: sample around it, less often with each trial"""
 
     # -- budgets ---------------------------------------------------------------------------------------
     gpus_per_trial: float | Literal["auto"] | None = None
@@ -78,7 +79,7 @@ class SearchConfig(BaseModel):
     # -- confirmation and final scoring ----------------------------------------------------------------
     confirm: Annotated[int, Field(ge=0, le=1000)] = 4
     """number of best settings that are compared again on further held-out classes and seeds, the better half of them on more
-    than the others; 0: none"""
+    of these than the others; 0: none"""
     folds: Annotated[int, Field(ge=1, le=1000)] | None = None
     """number of sets of held-out classes in the confirmation; default 3"""
     seeds: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -87,10 +88,10 @@ class SearchConfig(BaseModel):
     """what the winner is compared with: the published setting, and the same without division (both), or the published setting
     alone"""
     ablate: Annotated[int, Field(ge=0, le=1000)] = 0
-    """number of the winner's most important settings that are put back to the published value, one at a time, on held-out
-    classes, to see which of them made the difference; 0: none"""
+    """number of the winner's most important settings that are set back to their published values, one at a time, and compared
+    on held-out classes, to see which of them made the difference; 0: none"""
     final: Literal["best", "none"] = "best"
-    """score winner and controls on the test classes, or not"""
+    """best: score the winner and the controls on the test classes; none: do not"""
     final_seeds: Annotated[int, Field(ge=1, le=1000)] = 5
     """number of seeds in final scoring"""
     difference: Annotated[float, Field(ge=0.01, le=100)] = 0.5

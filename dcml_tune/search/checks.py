@@ -14,12 +14,12 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.remains import store_tests
 from dcml_tune.runs.paths import STORES
-from dcml_tune.search.disk import CheckpointSpace, model_bytes, most_copies, refuse_full_disk
+from dcml_tune.search.disk import CheckpointSpace, fits_the_disk, model_bytes, most_copies, refuse_full_disk
 from dcml_tune.search.gpu_probe import full_division, resolve
 from dcml_tune.search.later_runs import final_runs, runs_per_later_stage, units_at_once
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
-from dcml_tune.training.prefixes import MOST
+from dcml_tune.training.prefixes import most_states
 from dcml_tune.training.trial_data import TrialData
 from search_spaces.prefixes import count_states
 from trainables.cluster import cluster_size, connect
@@ -152,6 +152,8 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
         if not space.has_room(budget):
             space = replace(space, shared=0)
         space = space.within(budget, flags.checkpoint_budget)
+    if not fits_the_disk(space, settings.base, request.output):
+        space = replace(space, shared=0)
     refuse_full_disk(space, settings.base, request.output, resumes=request.record is not None)
     return space
 
@@ -159,7 +161,8 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
 def _shared_states(space: SearchSpace, units: int, searcher: str) -> int:
     """Number of states that trials share at once. Units that run together have their own states."""
     config = TrialConfig(**space.whole(space.published_point()[0]))
-    return min(MOST, units * count_states(config, space.domains, most=MOST, local=searcher == "local"))
+    most = most_states(config)
+    return min(most, units * count_states(config, space.domains, most=most, local=searcher == "local"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,11 @@ def most_copies(space: SearchSpace, settings: dict[str, Any]) -> int:
     return int(most("average_epochs")) - 1 + (most("pretrained_share") > 0)
 
 
+def fits_the_disk(space: CheckpointSpace, config: TrialConfig, output: Path) -> bool:
+    """Return whether the disk has room for a whole search; without it, its trials share no epochs."""
+    return TrialData.needed_bytes(config, output / STORES) + space.most_bytes() + _RESERVE <= free_bytes(output)
+
+
 def refuse_full_disk(space: CheckpointSpace, config: TrialConfig, output: Path, *, resumes: bool) -> None:
     """Refuse a search that would fill the disk.
 

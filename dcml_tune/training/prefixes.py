@@ -5,7 +5,8 @@
               KEY.progress                                         touched by that trial as long as it makes progress
 
 A key stands for everything that had an influence on a state: the settings as they acted (`dcml_tune.config.prefix`), the
-images, the metric of the best epoch, the code, the device and the number of threads.
+images, the metric of the best epoch, the code, the device and the number of threads. Its first part stands for what had an
+influence on the trained weights: trials whose keys have the same first part differ in the weights that are measured.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ import torch
 from filelock import FileLock
 
 from dcml_tune import data
-from dcml_tune.config.prefix import acting_settings
-from dcml_tune.config.trial import WORDS_FOR_WEIGHTS
+from dcml_tune.config.prefix import SHORT, acting_settings, training_settings
+from dcml_tune.config.trial import WORDS_FOR_WEIGHTS, TrialConfig
 from dcml_tune.models.embedder import BEST
 from dcml_tune.training import divisions, saving
+from dcml_tune.training.state import TrainerState
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
@@ -39,10 +41,17 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-MOST = 8
-"""Largest number of states in a store; the one that was used least recently is removed first."""
+_MOST, _MOST_OF_SHORT = 8, 24
 
 _FRESH = ".fresh-"
+
+
+def most_states(config: TrialConfig) -> int:
+    """Return the largest number of states in a store; the one that was used least recently is removed first.
+
+    Short trainings leave more of them, because they may leave one after each epoch.
+    """
+    return _MOST_OF_SHORT if config.nb_epochs <= SHORT else _MOST
 
 
 class PrefixStore:
@@ -62,7 +71,11 @@ class PrefixStore:
     def key(self, epochs: int) -> str:
         """Return the name of the trial's state after a number of epochs."""
         text = json.dumps([acting_settings(self.trainer.config, epochs), self._facts], sort_keys=True)
-        return f"{epochs:05d}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        return f"{self._trained_key(epochs)}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    def _trained_key(self, epochs: int) -> str:
+        text = json.dumps([training_settings(self.trainer.config, epochs), self._facts], sort_keys=True)
+        return f"{epochs:05d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def has(self, epochs: int) -> bool:
         """Return whether the state after a number of epochs is there."""
@@ -113,6 +126,26 @@ class PrefixStore:
         trainer.restore(state)
         return checked
 
+    def trained(self, epochs: int, own: Path) -> tuple[TrainerState, dict[str, Any]] | None:
+        """Return a state after a number of epochs whose training was the same, with the facts that were saved with it.
+
+        Args:
+            epochs: number of epochs.
+            own: directory of the trial; it gets the files of the division.
+
+        Returns:
+            The state without what was measured; None if there is no valid one.
+        """
+        trainer = self.trainer
+        for place in sorted(self.directory.glob(f"{self._trained_key(epochs)}-*/")):
+            with suppress(CheckpointError, FileNotFoundError):
+                found = saving.load_state(place, trainer.train_step, len(trainer.partition), trained_only=True)
+                for file in place.glob(f"{divisions.STEM}-*"):
+                    _link(file, own / file.name)
+                os.utime(place)
+                return found
+        return None
+
     def add(self, own: Path) -> None:
         """Add the trial's state after its last epoch, from its directory, by hard links. An existing one stays."""
         trainer = self.trainer
@@ -132,7 +165,7 @@ class PrefixStore:
 
     def _remove_oldest(self) -> None:
         places = [path for path in self.directory.iterdir() if path.is_dir() and not path.name.startswith(_FRESH)]
-        for place in sorted(places, key=_used, reverse=True)[MOST:]:
+        for place in sorted(places, key=_used, reverse=True)[most_states(self.trainer.config) :]:
             shutil.rmtree(place, ignore_errors=True)
 
 

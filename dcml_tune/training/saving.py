@@ -5,6 +5,8 @@
               epoch-EPOCH/                       model of an epoch that was asked for
 
 All writes are atomic: a process that is killed at any time leaves this state or the one before.
+
+Above 250 lines because writing, reading and checking a state belong together.
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ def _tensors(state: TrainerState) -> dict[str, Tensor]:
 
 
 def load_state(
-    directory: Path, step: TrainStep, images: int, *, shared: bool = False
+    directory: Path, step: TrainStep, images: int, *, shared: bool = False, trained_only: bool = False
 ) -> tuple[TrainerState, dict[str, Any]]:
     """Read and check the newest valid state of a directory.
 
@@ -137,6 +139,7 @@ def load_state(
         step: train step that the state must fit.
         images: number of training images.
         shared: the state may have other settings, which have not acted yet.
+        trained_only: it may have other settings of the weights that are measured; its best epoch and copies are left out.
 
     Returns:
         The state, and the facts that were saved with it.
@@ -146,10 +149,13 @@ def load_state(
         SettingError: if the state has another configuration.
     """
     tensors, about = checkpoint.newest(directory, _STATE, _StateFacts)
-    if (best := about["best"]) is not None:
+    best = None if trained_only else about["best"]
+    if trained_only:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(("kept/", "best"))}
+    if best is not None:
         weights, _ = checkpoint.read(directory / checkpoint.numbered(BEST, best["epoch"]), "model")
         tensors |= {f"best/{name}": value for name, value in weights.items()}
-    if not shared:
+    if not (shared or trained_only):
         _check_config(about["config"], step.config)
     _check_tensors(tensors, step, images, directory, has_best=best is not None)
     state = TrainerState(

@@ -334,6 +334,28 @@ class Trainer:
         """Return whether `save` has written to this directory."""
         return saving.has_state(directory)
 
+    def measure_epoch(self, state: TrainerState) -> dict[str, float]:
+        """Continue from the next epoch of a trainer that trains the same, and measure it as this one does.
+
+        The two configurations may differ in `average_epochs` and `pretrained_share`.
+
+        Args:
+            state: of the other trainer after the epoch; its best epoch and copies are not looked at.
+
+        Returns:
+            What this trainer measures after the epoch, as `run_epoch` returns it.
+        """
+        start = time.perf_counter()
+        self.measured.before_epoch(self.model, is_first=self.best is None)
+        state.learned.load_into(self.train_step)
+        self.partition, self.assignment, self.division = state.partition, state.assignment, None
+        with epoch_seeded(self.config.seed, self.epoch):
+            measures = self.evaluate()
+        measures["time/evaluate_s"] = time.perf_counter() - start
+        self.epoch += 1
+        self._keep_best(measures)
+        return measures
+
     # -- starting from a trained model -----------------------------------------------------------------
 
     def start_from(self, given: TrainedModel, *, restart: bool = False) -> None:

@@ -46,10 +46,8 @@ def _over_trials(search: SearchData, album: Album) -> Figure:
     step = 1 + len(keys) // 20
     drawn.set_xticks(range(0, len(keys), step), keys[::step])
     drawn.set_xlabel("trial")
-    _reference(drawn, search)
-    _value_axis(drawn, search)
     caption = "Look for whether late trials still raise the best value: if they do, more trials may improve it further."
-    return album.keep(drawn, "best-over-trials", title="Best so far over trials", caption=caption)
+    return _best_so_far(drawn, search, album, over="trials", caption=caption)
 
 
 def _over_time(search: SearchData, album: Album) -> Figure:
@@ -63,10 +61,14 @@ def _over_time(search: SearchData, album: Album) -> Figure:
     drawn.scatter(minutes, values, s=18, color="C1", label="end of a trial")
     drawn.set_xlim(left=0)
     drawn.set_xlabel("time since the start of the first trial, pauses included (minutes)")
+    caption = "Look for when the curve became flat: trials after that brought no improvement."
+    return _best_so_far(drawn, search, album, over="time", caption=caption)
+
+
+def _best_so_far(drawn: Axes, search: SearchData, album: Album, *, over: str, caption: str) -> Figure:
     _reference(drawn, search)
     _value_axis(drawn, search)
-    caption = "Look for when the curve became flat: trials after that brought no improvement."
-    return album.keep(drawn, "best-over-time", title="Best so far over time", caption=caption)
+    return album.keep(drawn, f"best-over-{over}", title=f"Best so far over {over}", caption=caption)
 
 
 def _curves(search: SearchData, album: Album) -> Figure:
