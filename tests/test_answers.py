@@ -15,8 +15,9 @@ from dcml_tune.search.answers import (
     upper_limit,
 )
 from dcml_tune.search.class_sampling import for_new_classes, shared_by_classes
+from dcml_tune.search.intervals import Difference, Noise
 from dcml_tune.search.many_to_one import bound, exceedance
-from dcml_tune.search.statistics import Comparison, Difference, Noise
+from dcml_tune.search.statistics import Comparison
 
 
 def difference(mean, error, freedom=8.0, pairs=5):

@@ -14,7 +14,7 @@ from typing import Literal
 
 from scipy.special import chdtri, ndtri
 
-from dcml_tune.search.statistics import ALPHA, TIE, Difference, Noise, t_bound
+from dcml_tune.search.intervals import ALPHA, TIE, Difference, Noise, t_bound
 
 Answer = Literal["better", "worse", "equivalent", "undecided", "equal values", "no interval"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dcml_tune.runs.hits import QueryHits
-from dcml_tune.search.statistics import ALPHA, Difference, t_bound
+from dcml_tune.search.intervals import ALPHA, Difference, t_bound
 
 Hits = Mapping[str, Mapping[str, QueryHits]]
 """Setting -> seed -> what its run retrieved."""

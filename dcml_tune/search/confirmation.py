@@ -16,7 +16,7 @@ from dcml_tune.config.trial import SEEDS, TrialConfig
 from dcml_tune.data.splits import nb_folds
 from dcml_tune.runs.study import by_launch, first_best
 from dcml_tune.search.halving import nb_runs, rounds
-from dcml_tune.search.statistics import TIE
+from dcml_tune.search.intervals import TIE
 
 if TYPE_CHECKING:
     from dcml_tune.config.search import SearchConfig

@@ -20,83 +20,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
+from dcml_tune.search.intervals import ALPHA, TIE, Difference, LowerEnd, Noise, t_bound
 from dcml_tune.search.many_to_one import bound, exceedance
 
 Values = Mapping[str, Mapping[Any, float]]
 """Setting -> unit -> value. A unit with an attribute `fold` belongs to this block; any other unit is a block of its own."""
-
-ALPHA = 0.05
-TIE = 1e-9
-"""Values that differ by less are equal. Shares of fewer than a billion images differ by more, unless by rounding alone."""
-
-
-def t_bound(freedom: float, level: float) -> float:
-    """Return the value that Student's t exceeds with the probability `level`."""
-    return -float(stdtrit(freedom, level))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Standard deviation of a value around setting + block, and how well it is known."""
-
-    sd: float
-    freedom: float
-    """Degrees of freedom."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One setting minus another."""
-
-    pairs: int
-    """Number of blocks that both have."""
-    mean: float
-    low: float | None
-    """Lower end of the 95 % interval; None if the spread is not known: one block, or no spread over blocks."""
-    high: float | None
-    error: float | None
-    """Standard error; None as for `low`."""
-    freedom: float | None
-    """Degrees of freedom of the standard error; None as for `low`."""
-
-    @property
-    def found(self) -> str:
-        """The finding of this interval alone, in words."""
-        if self.low is None or self.high is None:
-            return "one pair: no interval" if self.pairs == 1 else "no spread: no interval"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference found"
-
-    @property
-    def p(self) -> float | None:
-        """Two-sided p-value of no difference; None where there is no interval."""
-        if self.error is None or self.freedom is None:
-            return None
-        return float(2 * stdtr(self.freedom, -abs(self.mean) / self.error))
-
-    def interval(self, level: float) -> tuple[float, float] | None:
-        """Return the interval that misses the true difference with the probability `level`; None where there is none."""
-        if self.error is None or self.freedom is None:
-            return None
-        half = t_bound(self.freedom, level / 2) * self.error
-        return self.mean - half, self.mean + half
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowerEnd:
-    """The least by which a setting that was chosen after the fact is ahead of a control (Dunnett)."""
-
-    low: float
-    p: float
-    """Probability of so large a lead of any of the settings, if none were better than the control."""
 
 
 class Comparison:
@@ -198,12 +132,6 @@ class Comparison:
 
     # -- what is compared ------------------------------------------------------------------------------
 
-    @cached_property
-    def best(self) -> str | None:
-        """The setting with the highest mean, adjusted for missing blocks; of equal ones the first."""
-        highest = max(map(self.mean, self._at), default=0.0)
-        return next((setting for setting in self._at if highest - self.mean(setting) < TIE), None)
-
     def pairs(self, one: str, other: str) -> int:
         """Return the number of blocks that both have; 0 for a setting that is left out."""
         return len(self._cells.get(one, {}).keys() & self._cells.get(other, {}).keys())
@@ -273,26 +201,6 @@ class Comparison:
         limit = bound(max(1, len(self._at) - 1), self.noise.freedom, ALPHA)
         leads = {each: self._contrast(one, each) for each in others}
         return [each for each, (mean, error) in leads.items() if error is None or mean <= limit * error]
-
-    def beaten(self, looks: int) -> list[str]:
-        """Return the settings that are significantly worse than the best one.
-
-        The probability that the truly best setting is among them is at most 5 % over all looks together (Bonferroni, over
-        the other settings and the looks).
-
-        Args:
-            looks: number of times that this is tested in the course of a race.
-        """
-        best = self.best
-        if best is None or self.noise is None or len(self._at) < 2:
-            return []
-        limit = t_bound(self.noise.freedom, ALPHA / looks / (len(self._at) - 1))
-        lost = []
-        for setting in self._at:
-            mean, error = self._contrast(best, setting)
-            if self.pairs(best, setting) and error is not None and setting != best and mean > limit * error:
-                lost.append(setting)
-        return lost
 
     def _are_tied(self, one: str, other: str) -> bool:
         """Whether two settings have equal values in all common blocks: no evidence of how much they vary."""

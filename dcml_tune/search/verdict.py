@@ -26,7 +26,8 @@ from dcml_tune.search.answers import (
 )
 from dcml_tune.search.class_sampling import for_new_classes, shared_by_classes
 from dcml_tune.search.confirmation import CONTROLS, Confirmation
-from dcml_tune.search.statistics import ALPHA, Comparison, Difference
+from dcml_tune.search.intervals import ALPHA, Difference
+from dcml_tune.search.statistics import Comparison
 from dcml_tune.search.wording import HELD_OUT, TEST, lines
 
 FORMAT = 2
@@ -83,7 +84,7 @@ def verdict(
         "difference": final.difference,
         "winner": key,
         "comparisons": [
-            *_selection(raced.winner.name, held_out),
+            *_selection(raced, held_out),
             *_result(raced.winner.name, tested, scored, final),
         ],
         "not_told_from_winner": _not_told(raced, held_out),
@@ -106,9 +107,11 @@ def test_measure(metric: str, test: Measures) -> str:
 # -- held-out classes ------------------------------------------------------------------------------------
 
 
-def _selection(winner: str, compared: Comparison) -> list[dict[str, Any]]:
-    """The winner's lead of each other control on held-out classes, with Dunnett's lower end."""
-    controls = [each for each in CONTROLS if each != winner and compared.pairs(winner, each)]
+def _selection(raced: Confirmation, compared: Comparison) -> list[dict[str, Any]]:
+    """The winner's lead of each other control that competed on held-out classes, with Dunnett's lower end."""
+    winner = raced.winner.name
+    competed = [each for each in CONTROLS if each != winner and each not in raced.not_chosen]
+    controls = [each for each in competed if compared.pairs(winner, each)]
     ends = {each: compared.lower_end(winner, each) for each in controls}
     ahead = rejected({name: end.p if end else None for name, end in ends.items()}, ALPHA / 2)
     found = []
@@ -138,8 +141,8 @@ def _without_interval(difference: Difference) -> str:
 
 def _not_told(raced: Confirmation, compared: Comparison) -> list[str]:
     """The settings that may be as good as the winner on held-out classes."""
-    winner = raced.winner.name
-    return [each for each in compared.not_told_from(winner) if each not in raced.dropped]
+    gone = {*raced.dropped, *raced.failed, *raced.not_chosen}
+    return [each for each in compared.not_told_from(raced.winner.name) if each not in gone]
 
 
 # -- test classes ----------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def _winner_lines(raced: Confirmation, compared: Comparison) -> list[str]:
     else:
         found = [
             f"{said}: {100 * compared.mean(winner):.1f} % of {raced.metric} on further held-out "
-            f"classes ({_amount(compared.values[winner])})"
+            f"classes ({_amount(compared.values[winner])}), where it was chosen"
         ]
     return [*found, "the search found nothing better than its controls"] if winner in CONTROLS else found
 
@@ -185,6 +185,8 @@ def _left_out_lines(raced: Confirmation, measured: Mapping[str, Comparison]) -> 
         if not comparison.values:
             continue
         for control in controls:
+            if place == HELD_OUT and control in raced.not_chosen:
+                continue
             missing = [name for name in (winner, control) if name not in comparison.values]
             if not comparison.pairs(winner, control):
                 why = (
