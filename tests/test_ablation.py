@@ -201,6 +201,7 @@ def test_lines_have_intervals_where_there_are_two_runs():
     assert "by PED-ANOVA of 20 trials" in head
     assert first.startswith("criterion arcface -> margin: -2.1 points, 95 % interval -")
     assert second.startswith("init_method pca -> none: -4.0 points")
+    assert second.endswith("; 1 of 2 runs have no result")
     facts = found.facts()
     assert json.loads(json.dumps(facts)) == facts
     assert [each["pairs"] for each in facts["settings"]] == [2, 1]
@@ -214,7 +215,7 @@ def test_one_run_each_has_no_interval_and_a_failed_one_no_value():
     )
     _, *lines = found.lines()
     assert lines == [
-        "criterion arcface -> margin: -2.0 points (one fold of classes, no interval)",
+        "criterion arcface -> margin: -2.0 points (one fold of classes, no interval); 1 of 2 runs have no result",
         "init_method pca -> none: no result: its run failed",
         "base_lr: not put back",
     ]

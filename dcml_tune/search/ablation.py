@@ -99,11 +99,14 @@ class Ablation:
         found = self._entry(each)
         if found["difference"] is None:
             return f"{each}: {self.unmeasured}"
+        units = self.reference.units
+        missing = len(units) - len(self.values[each.setting])
+        lost = f"; {missing} of {len(units)} runs have no result" if missing else ""
         said = f"{each}: {100 * found['difference']:+.1f} points"
         if found["low"] is None:
-            return f"{said} ({self._why_no_interval(found['pairs'])}, no interval)"
+            return f"{said} ({self._why_no_interval(found['pairs'])}, no interval){lost}"
         low, high = 100 * found["low"], 100 * found["high"]
-        return f"{said}, 95 % interval {low:+.1f} to {high:+.1f} ({found['pairs']} folds)"
+        return f"{said}, 95 % interval {low:+.1f} to {high:+.1f} ({found['pairs']} folds){lost}"
 
     def _why_no_interval(self, folds: int) -> str:
         if len(self.reference.units) == 1:
@@ -218,8 +221,9 @@ def _values(
     """Name -> unit -> value, as the confirmation values a run or, without one, by the best epoch, as the search does."""
     winner = known.winner
     if known.is_confirmed:
-        compared = [winner, *(Candidate(name=each.setting, config=each.config) for each in found)]
-        return replace(confirmation, candidates=compared, results=results, dropped={}).values
+        # On a single unit a run is valued at the epoch that was the winner's best one in the search.
+        reverted = [Candidate(name=each.setting, config=each.config, epochs=winner.epochs) for each in found]
+        return replace(confirmation, candidates=[winner, *reverted], results=results, dropped={}).values
     measure = f"{confirmation.metric}_best"
     return {
         name: {unit: float(results[name, unit][measure]) for unit in known.units if (name, unit) in results}
