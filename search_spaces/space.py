@@ -89,9 +89,9 @@ class SearchSpace(BaseSpace):
             if (left := _what_works(problem, name, point)) is not None:
                 domains[name] = left
             elif space._may_vary(name, domains):
-                domains[name] = (
-                    domain  # trials that vary it cannot work; without it, some would have another value and work
-                )
+                domains[name] = domain  # no trial that varies it works: without it, some would, at another value
+            elif space._is_for_other_criteria(name, domains):
+                space = replace(space, published={k: v for k, v in space.published.items() if k != name})
         return replace(space, domains=domains)
 
     def _may_vary(self, name: str, domains: dict[str, Domain]) -> bool:
@@ -99,6 +99,13 @@ class SearchSpace(BaseSpace):
         return all(
             each.can_hold(domains.get(each.setting) or Choice([self.unvaried(each.setting)]))
             for each in self.conditions.get(name, ())
+        )
+
+    def _is_for_other_criteria(self, name: str, domains: dict[str, Domain]) -> bool:
+        """Whether the published value of a setting is for another criterion than each of those that are left."""
+        criteria = domains.get("criterion")
+        return criteria is not None and all(
+            self.is_for_another_criterion(name, {"criterion": each}) for each in criteria.ends()
         )
 
     def _changed(self, fixed: dict[str, Any], name: str, value: Any) -> SearchSpace:
@@ -220,7 +227,8 @@ def _what_works(problem: Problem, name: str, known: dict[str, Any]) -> Domain | 
     domain = problem.domains[name]
     if not isinstance(domain, Choice):
         return domain if name in known or _works(problem, {}, (name,)) else None
-    left = [value for value in domain.values if value == known.get(name) or _works(problem, {name: value})]
+    unknown = object()  # None is a value
+    left = [value for value in domain.values if known.get(name, unknown) == value or _works(problem, {name: value})]
     return Choice(left) if left else None
 
 
