@@ -198,10 +198,14 @@ def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, 
             value = redact(value)
         if value != known.get(flag):
             shown = "DATASET" if flag == "dataset" else "--" + flag.replace("_", "-")
+            remedy = "start a new search" if flag != "final_seeds" else f"add seeds by {_more_seeds_command(name)}"
             raise SettingError(
-                f"{shown} {value}: search {name} began with {known.get(flag, 'its default')}; leave the flag out, or start "
-                "a new search"
+                f"{shown} {value}: search {name} began with {known.get(flag, 'its default')}; leave the flag out, or {remedy}"
             )
+
+
+def _more_seeds_command(name: str) -> str:
+    return f"--extend {shlex.quote(name)} --more-final-seeds N"
 
 
 def _may_differ(flag: str, value: Any, asked: dict[str, Any], *, extends: bool) -> bool:
