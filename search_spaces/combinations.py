@@ -328,7 +328,7 @@ class Problem:
             if name not in whole:
                 whole[name] = self._candidates(name, whole, varies=varies)[0]
             if varies:
-                chosen[name] = _as_written(domain, name, whole[name])
+                chosen[name] = as_written(domain, name, whole[name])
         return chosen
 
     # -- distance from the starting point --------------------------------------------------------------
@@ -362,8 +362,8 @@ def _values(name: str, domain: Domain, start: Any) -> list[Any]:
     return sorted(values, key=lambda value: value != start)
 
 
-def _as_written(domain: Domain, name: str, value: Any) -> Any:
+def as_written(domain: Domain, name: str, value: Any) -> Any:
     """A value as the domain has it, which may be the original's name of a choice."""
     if not isinstance(domain, Choice) or value in domain.values:
         return value
-    return next(each for each in domain.values if meant(name, each) == value)
+    return next((each for each in domain.values if meant(name, each) == meant(name, value)), value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dcml_tune.config.errors import SettingError
 from search_spaces.base import BaseSpace, InfeasibleReason
-from search_spaces.combinations import OpenError
+from search_spaces.combinations import OpenError, as_written
 from search_spaces.conditions import meant
 
 
@@ -34,7 +34,7 @@ def nearest_point(
     for name, domain in space.domains.items():
         if not space.varies(name, point):
             continue
-        value = wanted.get(name, space.fallback(name, point))
+        value = as_written(domain, name, wanted.get(name, space.fallback(name, point)))
         point[name] = domain.nearest(value)
         if point[name] != value:
             lines.append(f"{label}: {name} {value} of the published setting is outside {domain}; takes {point[name]}")

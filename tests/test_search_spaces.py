@@ -64,6 +64,14 @@ def test_trial_0_is_the_published_setting_lowered_until_it_fits(space):
     assert any("nb_clusters" in line and "32" in line and "8" in line for line in lines)
 
 
+def test_trial_0_takes_a_published_value_by_either_name():
+    """The original's name of a loss and ours are the same value."""
+    for published, other in [("margin", "MarginLoss"), ("MarginLoss", "margin")]:
+        domains = {"criterion": Choice(["triplet", other])}
+        space = SearchSpace(name="emoji", published={"criterion": published}, domains=domains).restricted({})
+        assert space.published_point() == ({"criterion": other}, [])
+
+
 def test_fixed_settings_do_not_vary(space):
     """A flag takes its setting out of the space; with all fixed there is nothing to search."""
     restricted = space.restricted({"mod_epoch": 2})
