@@ -4,7 +4,7 @@
 
 The settings of the trials are the published point and random samples of the space of each data set. Epochs with the
 same number and the same key (`dcml_tune.config.prefix`) are computed once; the program counts the different ones. In
-the column with pruning, a trial ends at each rung (`trainables.schedulers.rungs`) with probability 1/3, as asha ends at
+the column with pruning, a trial ends at each rung (`trainables.schedulers.rungs`) with probability 1/4, as asha ends at
 most trials of equal quality.
 
 With `--local` settings are drawn from `--space wide` by `--searcher local`, after the published point and the starts, and each

@@ -54,7 +54,7 @@ class Shape:
     """Standard deviation of the change at the first division."""
     seed: float = 0.6
     """Standard deviation of trainings of a setting."""
-    noise: float = 0.5
+    noise: float = 1.0
     """Standard deviation of an epoch."""
 
 

@@ -97,7 +97,7 @@ TWO = {**FOUR, "nb_clusters": 2}
 ONE = {**FOUR, "nb_clusters": 1}
 LATE = {**FOUR, "mod_epoch": 5}  # two clusters at the first rung
 LONGER = {**FOUR, "nb_epochs": 30}  # its first rung is the second one of the others
-VALUES = (0.6, 0.65, 0.75, 0.8, 0.9)  # the lower third ends at 0.683
+VALUES = (0.6, 0.65, 0.75, 0.8, 0.9)  # the lower quarter ends at 0.65
 
 
 def within_phases(trials, **more):
@@ -123,8 +123,8 @@ def stops(decisions):
 @pytest.mark.parametrize(
     ("peers", "settings", "value", "epoch"),
     [
-        pytest.param([FOUR] * 5, FOUR, 0.68, 10, id="below the lower third of its peers"),
-        pytest.param([FOUR] * 5, FOUR, 0.69, None, id="above the lower third"),
+        pytest.param([FOUR] * 5, FOUR, 0.64, 10, id="below the lower quarter of its peers"),
+        pytest.param([FOUR] * 5, FOUR, 0.65, None, id="at the lower quarter"),
         pytest.param([FOUR] * 4, FOUR, 0.1, None, id="too few peers"),
         pytest.param([TWO] * 5, FOUR, 0.1, 15, id="another number of clusters: until the full-embedding phase"),
         pytest.param([ONE] * 5, FOUR, 0.1, 15, id="undivided peers"),
@@ -148,7 +148,7 @@ def test_asha_stops_a_trial_that_falls_behind_later():
     """It is compared again at three quarters of its epochs."""
     asha, trials = within_phases(dict.fromkeys(["000", "001", "002", "003", "004", "new"], FOUR))
     decisions(asha, trials, {f"{n:03d}": {e: v + 0.01 * e for e in range(1, 21)} for n, v in enumerate(VALUES)})
-    assert stops(decisions(asha, trials, {"new": flat(0.81, 20)})) == [("new", 15)]
+    assert stops(decisions(asha, trials, {"new": flat(0.79, 20)})) == [("new", 15)]
 
 
 def test_epochs_that_trials_share_are_one_peer():

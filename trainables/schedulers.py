@@ -21,7 +21,7 @@ SchedulerName = Literal["asha", "asha-epochs", "median", "none"]
 PEERS = 5
 """Least number of trials in the same phase, with different values, with which asha compares a trial."""
 
-STOPPED = 1 / 3
+STOPPED = 1 / 4
 """The share of the trials of a phase that asha stops at each rung."""
 
 
@@ -108,12 +108,12 @@ class PhaseAsha(_Remembering, _AmongPeers):
 
     Trials are compared at the epochs of `rungs`. There the peers of a trial are those with as many epochs behind and ahead
     of them whose last epoch was in the same phase (`EpochPlan.phase`): with as many clusters, or in the full-embedding
-    phase. A trial stops if its best value so far is below the lower third of those of its peers, of which there must be
+    phase. A trial stops if its best value so far is below the lower quarter of those of its peers, of which there must be
     `PEERS`. Equal values are one peer: they mostly come from the same epochs, which several trials share
     (`trainables.sharing`).
 
-    Ray's scheduler, with a reduction factor of 1.5, has the same rungs, but one for all phases, and it stops trials from
-    the second one on. docs/performance.md compares them.
+    Ray's scheduler, with a reduction factor of 1.5, has the same rungs, but one for all phases; it stops a third at each, and
+    from the second trial on. docs/performance.md compares them.
     """
 
 
