@@ -46,8 +46,9 @@ from dcml_tune.search.confirmation import (
     race,
     units,
 )
+from dcml_tune.search.deciding import FinalStage
 from dcml_tune.search.statistics import Comparison
-from dcml_tune.search.verdict import FinalStage, verdict
+from dcml_tune.search.verdict import verdict
 from trainables.known_trial import KnownTrial
 
 METRIC = "val/recall_at_1"
@@ -76,6 +77,9 @@ class Cell:
     """Standard deviation of seeds of the control without division, relative to that of the others (held-out classes)."""
     classes: int = 100
     """Number of test classes."""
+    on_test: float = 1.0
+    """Standard deviation of setting x class on test classes, relative to that of the folds. 0: equal settings are equal on
+    these test classes, too."""
 
 
 GRID = [
@@ -96,6 +100,11 @@ RATIOS = [
          interaction_sd=interaction, seed_sd=seed)
     for fold, interaction, seed in ((2.5, 0.0, 0.6), (2.5, 1.0, 0.6), (2.5, 2.0, 0.6), (2.5, 0.5, 1.5), (8.0, 0.5, 0.6), (0.5, 0.5, 0.6))
 ]  # fmt: skip
+EQUAL = [
+    Cell(name=f"equal on test classes: --confirm {confirm} --folds {folds} --seeds {seeds} --final-seeds {final}",
+         confirm=confirm, folds=folds, seeds=seeds, final_seeds=final, on_test=0.0)
+    for confirm, folds, seeds, final in ((4, 3, 1, 5), (8, 3, 1, 5), (4, 3, 2, 5), (4, 4, 3, 5), (4, 1, 6, 5), (4, 3, 1, 3))
+]  # fmt: skip
 FEW = [Cell(name=f"classes: {classes} test classes", classes=classes) for classes in (10, 30, 400)]
 POWER = [
     Cell(name=f"power: +{gain} points{name}", gain=gain, **kind)
@@ -108,7 +117,7 @@ LOUD = [
     for cell in HELD_OUT_ALONE[:1]
     for loud in (0.3, 3.0)
 ]
-CELLS = [*GRID, *HELD_OUT_ALONE, *RATIOS, *FEW, *POWER, *LOUD]
+CELLS = [*GRID, *EQUAL, *HELD_OUT_ALONE, *RATIOS, *FEW, *POWER, *LOUD]
 
 
 # -- one search ------------------------------------------------------------------------------------------
@@ -127,7 +136,7 @@ class Truth:
         drawn = rng.normal(0, cell.interaction_sd, (len(self.names), cell.folds + 1))
         self.interaction = dict(zip(self.names, drawn, strict=True))
         # On a fold of a quarter of the classes, the mean over classes has the standard deviation of setting x fold.
-        spread = cell.interaction_sd * math.sqrt(cell.classes / 4)
+        spread = cell.on_test * cell.interaction_sd * math.sqrt(cell.classes / 4)
         self.by_class = {name: rng.normal(0, spread, cell.classes) for name in (self.best, *CONTROLS)}
         self._spread = spread
 

@@ -11,7 +11,8 @@ from dcml_tune.report.reading import _Verdict
 from dcml_tune.report.sections.verdict import verdict as section
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.search.confirmation import NO_DIVISION, PUBLISHED, Candidate, Confirmation, FoldSeed
-from dcml_tune.search.verdict import FORMAT, FinalStage, verdict
+from dcml_tune.search.deciding import FinalStage
+from dcml_tune.search.verdict import FORMAT, verdict
 from dcml_tune.utils.stored import checked
 
 METRIC = "val/recall_at_1"
@@ -111,6 +112,16 @@ def test_undecided_says_what_would_decide():
     later = verdict(on_folds(**THREE), "001", measures, NOTHING, replace(facts, looks=(3, 4)))
     assert later["comparisons"][2]["difference"] == found["comparisons"][2]["difference"]
     assert later["comparisons"][2]["low"] != found["comparisons"][2]["low"]
+
+
+def test_one_seed_asks_for_more():
+    """There is no interval, and the remedy is named."""
+    measures, hits = scored(seeds=1, **THREE)
+    found = verdict(on_folds(**THREE), "001", measures, NOTHING, FinalStage(hits=hits, name="night"))
+    assert [each["found"] for each in found["comparisons"][2:]] == ["no interval", "no interval"]
+    [line] = [line for line in found["lines"] if line.startswith("what would tell more")]
+    assert "5 final seeds give an interval; that is 4 more, 12 runs" in line
+    assert "--extend night --more-final-seeds 4" in line
 
 
 def test_equivalent_within_the_difference():

@@ -12,8 +12,9 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.report import write_report
 from dcml_tune.runs.paths import LEDGER, VERDICT
 from dcml_tune.search.confirmation import PUBLISHED
+from dcml_tune.search.deciding import FinalStage
 from dcml_tune.search.outcome import UNTRAINED
-from dcml_tune.search.verdict import FinalStage, test_measure, verdict
+from dcml_tune.search.verdict import test_measure, verdict
 from dcml_tune.search.wording import TEST
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.files import write_checksummed

@@ -9,23 +9,13 @@ Above 250 lines because each part of the verdict has a function here, in the ord
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from dcml_tune.cli.parser import command
-from dcml_tune.runs.hits import QueryHits
-from dcml_tune.search.answers import (
-    DIFFERENCE,
-    answers,
-    level_at,
-    rejected,
-    seeds_for_equivalence,
-    seeds_needed,
-)
+from dcml_tune.search.answers import DIFFERENCE, answers, level_at, rejected
 from dcml_tune.search.class_sampling import for_new_classes, shared_by_classes
 from dcml_tune.search.confirmation import CONTROLS, Confirmation
+from dcml_tune.search.deciding import FinalStage, decides, seeds_that_decide
 from dcml_tune.search.intervals import ALPHA, Difference
 from dcml_tune.search.statistics import Comparison
 from dcml_tune.search.wording import HELD_OUT, TEST, lines
@@ -35,26 +25,6 @@ FORMAT = 2
 
 Measures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Candidate -> seed -> measures of the test classes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinalStage:
-    """What the verdict takes into account of the final stage, besides the measures."""
-
-    hits: Mapping[str, Mapping[str, QueryHits]] = field(default_factory=dict)
-    """Candidate -> seed -> what the run retrieved; without it there is no interval for new classes."""
-    looks: tuple[int, ...] = ()
-    """Number of final seeds at each earlier verdict, the first one first; empty: nobody has seen a verdict."""
-    difference: float = DIFFERENCE
-    """The smallest difference that matters."""
-    run_s: float | None = None
-    """Seconds that one final run takes; None: not known."""
-    at_once: int = 1
-    """Number of final runs that run at the same time."""
-    name: str | None = None
-    """Of the search, for the command that adds seeds."""
-    output: str = "runs"
-    """The output directory, for the same command."""
 
 
 def verdict(
@@ -91,8 +61,8 @@ def verdict(
         "decides": None,
         "gap": _gap(raced, held_out, tested, untrained),
     }
-    if any(each["on"] == TEST and each["found"] == "undecided" for each in found["comparisons"]):
-        found["decides"] = _decides(tested, final)
+    if any(each["on"] == TEST and each["found"] in ("undecided", "no interval") for each in found["comparisons"]):
+        found["decides"] = decides(tested, final)
     return {**found, "lines": lines(found, raced, {HELD_OUT: held_out, TEST: tested})}
 
 
@@ -169,7 +139,7 @@ def _result(
     said_new = answers(
         {name: each for name, (each, _) in new.items() if each}, difference=final.difference, level=level
     )
-    needed = _seeds_that_decide(compared, final)[0]
+    needed = seeds_that_decide(compared, final)[0]
     return [
         {
             "control": control,
@@ -214,44 +184,6 @@ def _facts_of_new(found: tuple[Difference | None, int | str], answer: str | None
     if difference is None:
         return {"low": None, "high": None, "classes": None, "found": f"no interval: {about}"}
     return {"low": difference.low, "high": difference.high, "classes": about, "found": answer}
-
-
-def _seeds_that_decide(compared: Comparison, final: FinalStage) -> tuple[int | None, float]:
-    """Number of final seeds that tell the smallest difference from none, both ways; and that difference.
-
-    If so many seeds are there already, the true difference is probably smaller; half of it is then asked for, and so on.
-    """
-    now, difference = max((compared.blocks(name) for name in compared.values), default=0), final.difference
-    if compared.noise is None or now < 2:
-        return None, difference
-    level = level_at(len(final.looks) + 2) / max(1, len(compared.values) - 1)
-    while True:
-        finds = seeds_needed(compared.noise, difference=difference, level=level)
-        excludes = seeds_for_equivalence(compared.noise, difference=difference)
-        if finds is None or excludes is None:
-            return None, difference
-        if max(finds, excludes) > now:
-            return max(finds, excludes), difference
-        difference /= 2
-
-
-def _decides(compared: Comparison, final: FinalStage) -> dict[str, Any]:
-    """What would decide what is undecided: final seeds, runs, time and the command."""
-    needed, difference = _seeds_that_decide(compared, final)
-    if needed is None:
-        return {"difference": difference, "seeds": None, "more": None, "runs": None, "seconds": None, "command": None}
-    more = needed - max(compared.blocks(name) for name in compared.values)
-    runs = more * len(compared.values)
-    words = ["--extend", final.name or "", "--more-final-seeds", str(more), "--output-dir", final.output]
-    seconds = None if final.run_s is None else final.run_s * math.ceil(runs / max(1, final.at_once))
-    return {
-        "difference": difference,
-        "seeds": needed,
-        "more": more,
-        "runs": runs,
-        "seconds": seconds,
-        "command": command("dcml_tune.search", *words) if final.name else None,
-    }
 
 
 # -- from held-out to test classes ------------------------------------------------------------------------

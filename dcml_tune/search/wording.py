@@ -132,10 +132,13 @@ def _decides_lines(decides: dict[str, Any] | None) -> list[str]:
     """What would decide."""
     if decides is None:
         return []
-    size = f"a true difference of {100 * decides['difference']:.2g} points"
-    if decides["seeds"] is None:
-        return [f"what would decide: no number of final seeds up to 1000 tells {size} from none"]
-    said = f"what would decide: {decides['seeds']} final seeds tell {size} from none (power 80 %)"
+    if decides["difference"] is None:
+        said = f"what would tell more: {decides['seeds']} final seeds give an interval"
+    else:
+        size = f"a true difference of {100 * decides['difference']:.2g} points"
+        if decides["seeds"] is None:
+            return [f"what would decide: no number of final seeds up to 1000 tells {size} from none"]
+        said = f"what would decide: {decides['seeds']} final seeds tell {size} from none (power 80 %)"
     said += f"; that is {decides['more']} more, {_count(decides['runs'], 'run')}"
     if decides["seconds"] is not None:
         said += f", about {_duration(decides['seconds'])} on this machine"
