@@ -293,6 +293,21 @@ PAIRS = {
 }  # fmt: skip
 
 
+def unequal_noise(loud: float, repeats: int, seed: int = 0) -> dict[str, Any]:
+    """Coverage on test classes if the control without division is `loud` times as noisy as the other two settings."""
+    rng, covered = np.random.default_rng(seed), {name: [] for name in CONTROLS}
+    for _ in range(repeats):
+        spreads = {"001": 0.6, PUBLISHED: 0.6, NO_DIVISION: 0.6 * loud}
+        values = {
+            n: {f"seed {i}": float(v) / 100 for i, v in enumerate(rng.normal(50, sd, 5))} for n, sd in spreads.items()
+        }
+        for control, found in covered.items():
+            compared = Comparison(values)
+            difference = compared.difference("001", control, compared.noise_of("001", control))
+            found.append(difference.low is not None and difference.low <= 0 <= (difference.high or 0))
+    return {f"covered {control}": share(found) for control, found in covered.items()}
+
+
 # -- more final seeds --------------------------------------------------------------------------------------
 
 
@@ -319,7 +334,7 @@ def two_stages(gain: float, wanted: float, repeats: int, seed: int = 0, *, contr
         values = drawn(5)
         found = _judged(raced, values, FinalStage(difference=wanted / 100))
         first = {each["control"]: each["found"] for each in found["comparisons"]}
-        noise = Comparison({n: {str(i): v for i, v in enumerate(of)} for n, of in values.items()}).noise
+        noise = Comparison({n: dict(enumerate(of)) for n, of in values.items()}).noise_of("001", PUBLISHED)
         assert noise is not None
         total = seeds_needed(noise, difference=wanted / 100, level=level_at(2) / controls) or 1000
         limit = -float(stdtrit(noise.freedom, level_at(2) / controls / 2)) * 100 * noise.sd / sd
@@ -364,6 +379,8 @@ def jobs(repeats: int, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {cell.name: lambda cell=cell: simulate(cell, repeats, seed) for cell in CELLS}
     for name, pair in PAIRS.items():
         found[f"pair: {name}"] = lambda pair=pair: fixed_pair(*pair, repeats, seed)
+    for loud in (0.3, 0.5, 2.0, 3.0):
+        found[f"unequal: no division {loud} times as noisy"] = lambda loud=loud: unequal_noise(loud, repeats, seed)
     for gain, wanted in ((0.0, 0.5), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0)):
         found[f"stages: +{gain} points, --difference {wanted}"] = lambda g=gain, w=wanted: two_stages(
             g, w, repeats, seed

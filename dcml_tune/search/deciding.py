@@ -10,6 +10,7 @@ from typing import Any
 from dcml_tune.cli.parser import command
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.search.answers import DIFFERENCE, level_at, seeds_for_equivalence, seeds_needed
+from dcml_tune.search.intervals import Noise
 from dcml_tune.search.statistics import Comparison
 
 _FIRST_SEEDS = 5  # that are proposed where there is no interval yet
@@ -35,48 +36,59 @@ class FinalStage:
     """The output directory, for the same command."""
 
 
-def seeds_that_decide(compared: Comparison, final: FinalStage) -> tuple[int | None, float]:
-    """Return the number of final seeds that tell the smallest difference from none, both ways; and that difference.
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """Number of final seeds that decide a comparison."""
+
+    seeds: int | None
+    """None: more than a thousand."""
+    difference: float | None
+    """The true difference that is told from none; None: the seeds give an interval at all."""
+
+
+def needed_seeds(noise: Noise | None, now: int, controls: int, final: FinalStage) -> Needed:
+    """Return the number of final seeds that tell the smallest difference from none, both ways.
 
     If so many seeds are there already, the true difference is probably smaller; half of it is then asked for, and so on.
+
+    Args:
+        noise: of the winner and the control; None: there is no interval yet.
+        now: number of seeds that both have.
+        controls: number of controls, for which the level of a test may be divided (Holm).
+        final: the smallest difference, and how often the results were looked at.
     """
-    now, difference = max((compared.blocks(name) for name in compared.values), default=0), final.difference
-    if compared.noise is None or now < 2:
-        return None, difference
-    level = level_at(len(final.looks) + 2) / max(1, len(compared.values) - 1)
+    if noise is None:
+        return Needed(seeds=max(_FIRST_SEEDS, now + 1), difference=None)
+    difference, level = final.difference, level_at(len(final.looks) + 2) / controls
     while True:
-        finds = seeds_needed(compared.noise, difference=difference, level=level)
-        excludes = seeds_for_equivalence(compared.noise, difference=difference)
+        finds = seeds_needed(noise, difference=difference, level=level)
+        excludes = seeds_for_equivalence(noise, difference=difference)
         if finds is None or excludes is None:
-            return None, difference
+            return Needed(seeds=None, difference=difference)
         if max(finds, excludes) > now:
-            return max(finds, excludes), difference
+            return Needed(seeds=max(finds, excludes), difference=difference)
         difference /= 2
 
 
-def decides(compared: Comparison, final: FinalStage) -> dict[str, Any]:
-    """Return what would decide what is undecided: final seeds, runs, time and the command.
+def decides(needed: list[Needed], compared: Comparison, final: FinalStage) -> dict[str, Any]:
+    """Return what would decide all that is undecided: final seeds, runs, time and the command.
 
-    `difference` is None where the seeds give an interval at all; `seeds` is None where no number of them decides.
+    Args:
+        needed: for each comparison that is undecided, one or more.
+        compared: winner and controls on the test classes.
+        final: facts about the runs.
     """
-    now = max(compared.blocks(name) for name in compared.values)
-    needed: int | None
-    difference: float | None
-    if compared.noise is None:
-        needed, difference = max(_FIRST_SEEDS, now + 1), None
-    else:
-        needed, difference = seeds_that_decide(compared, final)
-    if needed is None:
-        return {"difference": difference, "seeds": None, "more": None, "runs": None, "seconds": None, "command": None}
-    more = needed - now
+    most = max(needed, key=lambda each: math.inf if each.seeds is None else each.seeds)
+    found: dict[str, Any] = {"difference": most.difference, "seeds": most.seeds}
+    if most.seeds is None:
+        return {**found, "more": None, "runs": None, "seconds": None, "command": None}
+    more = most.seeds - max(compared.blocks(name) for name in compared.values)
     runs = more * len(compared.values)
     words = ["--extend", final.name or "", "--more-final-seeds", str(more), "--output-dir", final.output]
-    seconds = None if final.run_s is None else final.run_s * math.ceil(runs / max(1, final.at_once))
     return {
-        "difference": difference,
-        "seeds": needed,
+        **found,
         "more": more,
         "runs": runs,
-        "seconds": seconds,
+        "seconds": None if final.run_s is None else final.run_s * math.ceil(runs / max(1, final.at_once)),
         "command": command("dcml_tune.search", *words) if final.name else None,
     }

@@ -47,14 +47,12 @@ class Comparison:
         0.025
     """
 
-    def __init__(self, values: Values, *, noise: Noise | None = None) -> None:
+    def __init__(self, values: Values) -> None:
         """Fit setting + block + noise.
 
         Args:
             values: setting -> unit -> value. Left out are settings without a value, values that are not finite, and
                 settings outside the largest group that is connected by common blocks.
-            noise: estimated before some of the values were measured, and used instead of their own estimate (Stein's
-                two stages): the number of values may then depend on this estimate. Each block has one value then.
         """
         self.left_out: list[str] = []
         self.values = self._connected(self._finite(values))
@@ -72,7 +70,7 @@ class Comparison:
         self._units = float(np.mean(self._effects[len(self._at) :])) if rows else 0.0
         self._residual = np.eye(len(rows)) - design @ self._inverse if rows else np.zeros((0, 0))
         self._ratios = self._relative_variances(y, [cell for *_, cell in rows])
-        self.noise = noise or self._estimate_noise(y)
+        self.noise = self._estimate_noise(y)
 
     def _finite(self, values: Values) -> dict[str, dict[Any, float]]:
         """Return the finite values."""
@@ -130,6 +128,29 @@ class Comparison:
         sd = math.sqrt(max(0.0, float(y @ self._residual @ y)) / trace)
         return None if sd < TIE else Noise(sd=sd, freedom=trace**2 / float(np.sum(spread * spread.T)))
 
+    def noise_of(self, one: str, other: str) -> Noise | None:
+        """Return the noise of two settings: halfway between that of their own differences and that of all settings.
+
+        The noise of all settings has more degrees of freedom, but misleads where settings are differently noisy. Half of
+        each keeps most of the former and little of the latter. The degrees of freedom are Satterthwaite's, of the pair's own
+        sum of squares and the rest. After the idea of Smyth, "Linear Models and Empirical Bayes Methods for Assessing
+        Differential Expression", Statistical Applications in Genetics and Molecular Biology 3, 2004.
+
+        Returns:
+            None without two common blocks or without spread; the noise of all settings if numbers of seeds differ.
+        """
+        cells, others = self._cells.get(one, {}), self._cells.get(other, {})
+        own = [fmean(cells[block]) - fmean(others[block]) for block in cells if block in others]
+        if self.noise is None or len(own) < 2:
+            return None
+        own_freedom, freedom = len(own) - 1, self.noise.freedom
+        rest = freedom - own_freedom
+        if rest < TIE or np.ptp(self._ratios) > 0:
+            return self.noise
+        variance = (float(np.var(own, ddof=1)) / 2 + self.noise.sd**2) / 2
+        shares = (1 + own_freedom / freedom) / 2, rest / freedom / 2
+        return Noise(sd=math.sqrt(variance), freedom=1 / (shares[0] ** 2 / own_freedom + shares[1] ** 2 / rest))
+
     # -- what is compared ------------------------------------------------------------------------------
 
     def pairs(self, one: str, other: str) -> int:
@@ -144,18 +165,25 @@ class Comparison:
         """Return the mean of a setting, adjusted for missing blocks."""
         return float(self._effects[self._at[setting]]) + self._units
 
-    def difference(self, one: str, other: str) -> Difference:
+    def difference(self, one: str, other: str, noise: Noise | None = None) -> Difference:
         """Return the first minus the second, with its 95 % interval (Student's t).
+
+        Args:
+            one: a setting.
+            other: another one.
+            noise: instead of that of all settings; such as `noise_of` both, or an estimate of before some of the values
+                were measured, on which the number of values may depend (Stein's two stages).
 
         Raises:
             ValueError: if there is no block that both have.
         """
         if self.pairs(one, other) == 0:
             raise ValueError(f"{one} and {other} have no unit in common; ask `pairs` before")
-        mean, error = self._contrast(one, other)
+        noise = noise or self.noise
+        mean, error = self._contrast(one, other, noise)
         if self._are_tied(one, other):
             error = None
-        freedom = None if self.noise is None or error is None else self.noise.freedom
+        freedom = None if noise is None or error is None else noise.freedom
         half = None if error is None or freedom is None else t_bound(freedom, ALPHA / 2) * error
         return Difference(
             pairs=self.pairs(one, other),
@@ -181,7 +209,7 @@ class Comparison:
         """
         if self.noise is None or self.pairs(one, control) < 2 or self._are_tied(one, control):
             return None
-        mean, error = self._contrast(one, control)
+        mean, error = self._contrast(one, control, self.noise)
         if error is None:
             return None
         others, freedom = len(self._at) - 1, self.noise.freedom
@@ -199,7 +227,7 @@ class Comparison:
         if self.noise is None or one not in self._at:
             return others
         limit = bound(max(1, len(self._at) - 1), self.noise.freedom, ALPHA)
-        leads = {each: self._contrast(one, each) for each in others}
+        leads = {each: self._contrast(one, each, self.noise) for each in others}
         return [each for each, (mean, error) in leads.items() if error is None or mean <= limit * error]
 
     def _are_tied(self, one: str, other: str) -> bool:
@@ -207,11 +235,11 @@ class Comparison:
         cells, others = self._cells[one], self._cells[other]
         return all(abs(fmean(cells[block]) - fmean(others[block])) < TIE for block in cells if block in others)
 
-    def _contrast(self, one: str, other: str) -> tuple[float, float | None]:
-        """Return the difference of two settings and its standard error; None if the noise cannot be estimated."""
+    def _contrast(self, one: str, other: str, noise: Noise | None) -> tuple[float, float | None]:
+        """Return the difference of two settings and its standard error; None if the noise is not known."""
         weights = self._inverse[self._at[one]] - self._inverse[self._at[other]]
         mean = float(self._effects[self._at[one]] - self._effects[self._at[other]])
-        error = None if self.noise is None else self.noise.sd * math.sqrt(float(weights**2 @ self._ratios))
+        error = None if noise is None else noise.sd * math.sqrt(float(weights**2 @ self._ratios))
         return (0.0 if abs(mean) < TIE else mean), error
 
 

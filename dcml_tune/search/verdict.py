@@ -15,7 +15,7 @@ from typing import Any
 from dcml_tune.search.answers import DIFFERENCE, answers, level_at, rejected
 from dcml_tune.search.class_sampling import for_new_classes, shared_by_classes
 from dcml_tune.search.confirmation import CONTROLS, Confirmation
-from dcml_tune.search.deciding import FinalStage, decides, seeds_that_decide
+from dcml_tune.search.deciding import FinalStage, Needed, decides, needed_seeds
 from dcml_tune.search.intervals import ALPHA, Difference
 from dcml_tune.search.statistics import Comparison
 from dcml_tune.search.wording import HELD_OUT, TEST, lines
@@ -46,23 +46,19 @@ def verdict(
     final = final or FinalStage()
     on_test = test_measure(raced.metric, test)
     scored = {name: {seed: each[on_test] for seed, each in runs.items()} for name, runs in test.items()}
-    held_out, tested = Comparison(raced.values), _compared_on_test(scored, final.looks)
+    held_out, tested = Comparison(raced.values), Comparison(scored)
+    results, needed = _result(raced.winner.name, tested, scored, final)
     found: dict[str, Any] = {
         "format": FORMAT,
         "metric": raced.metric,
         "test_metric": on_test,
         "difference": final.difference,
         "winner": key,
-        "comparisons": [
-            *_selection(raced, held_out),
-            *_result(raced.winner.name, tested, scored, final),
-        ],
+        "comparisons": [*_selection(raced, held_out), *results],
         "not_told_from_winner": _not_told(raced, held_out),
-        "decides": None,
+        "decides": decides(needed, tested, final) if needed else None,
         "gap": _gap(raced, held_out, tested, untrained),
     }
-    if any(each["on"] == TEST and each["found"] in ("undecided", "no interval") for each in found["comparisons"]):
-        found["decides"] = decides(tested, final)
     return {**found, "lines": lines(found, raced, {HELD_OUT: held_out, TEST: tested})}
 
 
@@ -118,29 +114,35 @@ def _not_told(raced: Confirmation, compared: Comparison) -> list[str]:
 # -- test classes ----------------------------------------------------------------------------------------
 
 
-def _compared_on_test(scored: Mapping[str, Mapping[str, float]], looks: tuple[int, ...]) -> Comparison:
-    """The comparison on test classes; after a first look, with the noise of the seeds of that look (Stein)."""
-    if not looks:
-        return Comparison(scored)
-    seeds = list(dict.fromkeys(seed for runs in scored.values() for seed in runs))[: looks[0]]
-    first = Comparison({name: {seed: runs[seed] for seed in seeds if seed in runs} for name, runs in scored.items()})
-    return Comparison(scored, noise=first.noise)
+def _first_look(scored: Mapping[str, Mapping[str, float]], looks: tuple[int, ...]) -> Comparison:
+    """The comparison of the seeds of the first look, whose noise is that of all later ones (Stein)."""
+    seeds = list(dict.fromkeys(seed for runs in scored.values() for seed in runs))[: looks[0] if looks else None]
+    return Comparison({name: {seed: runs[seed] for seed in seeds if seed in runs} for name, runs in scored.items()})
 
 
 def _result(
     winner: str, compared: Comparison, scored: Mapping[str, Mapping[str, float]], final: FinalStage
-) -> list[dict[str, Any]]:
-    """The difference of the winner and each other control on test classes, with both intervals and an answer."""
+) -> tuple[list[dict[str, Any]], list[Needed]]:
+    """The difference of the winner and each other control on test classes, with both intervals and an answer.
+
+    Also the numbers of seeds that would decide those that are undecided.
+    """
     controls = [each for each in CONTROLS if each != winner and compared.pairs(winner, each)]
-    here = {each: compared.difference(winner, each) for each in controls}
+    first = _first_look(scored, final.looks)
+    noises = {each: first.noise_of(winner, each) or compared.noise_of(winner, each) for each in controls}
+    here = {each: compared.difference(winner, each, noises[each]) for each in controls}
     new = {each: _new_classes(here[each], winner, each, scored, final) for each in controls}
     level = level_at(len(final.looks) + 1)
     said_here = answers(here, difference=final.difference, level=level)
     said_new = answers(
         {name: each for name, (each, _) in new.items() if each}, difference=final.difference, level=level
     )
-    needed = seeds_that_decide(compared, final)[0]
-    return [
+    needed = {
+        each: needed_seeds(noises[each], here[each].pairs, len(controls), final)
+        for each, said in said_here.items()
+        if said in ("undecided", "no interval")
+    }
+    entries = [
         {
             "control": control,
             "on": TEST,
@@ -150,12 +152,13 @@ def _result(
             "difference": each.mean,
             "low": each.low,
             "high": each.high,
-            "needed": needed if said_here[control] == "undecided" else None,
+            "needed": needed[control].seeds if control in needed else None,
             "new_classes": _facts_of_new(new[control], said_new.get(control)),
             "found": said_here[control],
         }
         for control, each in here.items()
     ]
+    return entries, list(needed.values())
 
 
 def _new_classes(
