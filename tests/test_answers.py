@@ -14,7 +14,7 @@ from dcml_tune.search.answers import (
     seeds_needed,
     upper_limit,
 )
-from dcml_tune.search.class_sampling import for_new_classes, shared_by_classes
+from dcml_tune.search.class_sampling import SharedByClasses, for_new_classes, shared_by_classes
 from dcml_tune.search.intervals import Difference, Noise
 from dcml_tune.search.many_to_one import bound, exceedance
 from dcml_tune.search.statistics import Comparison
@@ -159,6 +159,15 @@ def test_the_interval_for_new_classes_holds_what_it_says():
         narrow.append(here.low < 0 < here.high)
     assert np.mean(covered) > 0.95 - 3 * 0.011
     assert np.mean(narrow) < np.mean(covered) - 0.02
+
+
+def test_the_interval_for_new_classes_is_never_the_narrower_one():
+    """Also with few seeds, whose degrees of freedom grow by a small share of the classes."""
+    for freedom, covariance in ((1.3, 1e-5), (2.0, 1e-6), (6.4, 0.0), (6.4, 1e-3)):
+        here = difference(0.01, 0.004, freedom)
+        new = for_new_classes(here, SharedByClasses(covariance=covariance, classes=100))
+        assert new.high - new.low >= here.high - here.low
+        assert new.interval(0.05) == pytest.approx((new.low, new.high))
 
 
 def test_runs_on_other_queries_are_refused():
