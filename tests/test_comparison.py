@@ -160,7 +160,7 @@ def test_the_noise_of_two_settings():
 
 @pytest.mark.parametrize("loud", [0.5, 1.0, 2.0])
 def test_a_third_setting_may_be_differently_noisy(loud):
-    """The interval of two others covers in 93 % of cases at least; with the noise of all it would be 91 % for the quietest."""
+    """The interval of two others covers in 92 % of cases at least, and in 91 % with the noise of all settings."""
     rng, covered = np.random.default_rng(0), []
     for _ in range(1500):
         sds = {"a": 1.0, "b": 1.0, "c": loud}
@@ -168,7 +168,7 @@ def test_a_third_setting_may_be_differently_noisy(loud):
         found = Comparison(values)
         each = found.difference("a", "b", found.noise_of("a", "b"))
         covered.append(each.low < 0 < each.high)
-    assert np.mean(covered) > 0.935 - 3 * 0.0064
+    assert np.mean(covered) > 0.925 - 3 * 0.0068
 
 
 def test_equal_settings_are_never_better():
