@@ -25,10 +25,12 @@ from dcml_tune.search.outcome import UNTRAINED
 from dcml_tune.search.recording import final_stage, untrained_value
 from dcml_tune.search.request import LaterSeeds
 from dcml_tune.search.resume import _later_seeds, _refuse_changes
+from dcml_tune.search.stage import StageRunner
 from dcml_tune.search.trial_runs import FINAL, TrialRuns
 from dcml_tune.utils.files import write_checksummed
+from trainables import DivideAndConquer
 from trainables.resources import share
-from trainables.run import run_of
+from trainables.run import RESULT_FILE, run_of
 
 
 def test_the_untrained_network_has_the_measure_of_the_others():
@@ -171,3 +173,36 @@ def test_another_number_of_final_seeds_names_the_flag_that_adds_some(finished):
     """It would otherwise change what the first verdict was."""
     with pytest.raises(SettingError, match=r"--final-seeds 8: search s began with 5;.*--more-final-seeds N"):
         _refuse_changes("s", finished.asked, {"final_seeds": 8}, extends=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "runs_again"), [("done", False), ("pruned", False), ("running", True), ("killed", True), (None, True)]
+)
+def test_a_run_whose_end_was_not_recorded_reports_again(tmp_path, monkeypatch, state, runs_again):
+    """Its process wrote the result, and the driver was killed before it took the report."""
+    ran, shares = [], share(num_samples=1, cores=1, gpus=0)
+    runs = TrialRuns(
+        search="s",
+        output=tmp_path,
+        shares=shares,
+        metric="val/recall_at_1",
+        varied=(),
+        first_seed=0,
+        shares_epochs=False,
+    )
+    run = runs.final_run(Candidate(name="001", config={"dataset": "emoji"}), "final", 0, None)
+    directory = runs.directory / run_of(run).key
+    directory.mkdir(parents=True)
+    write_checksummed(
+        directory / RESULT_FILE, {"test/recall_at_1": 0.5, "test/map_at_r": 0.4, "epoch": 1, "done": True}
+    )
+    record = SimpleNamespace(state=SimpleNamespace(elapsed_s=0.0))
+    tracker = SimpleNamespace(state=lambda key: state if key == f"s/{run_of(run).key}" else "done")
+    stages = StageRunner(SimpleNamespace(runs=runs, name="s"), record, tracker, {}, DivideAndConquer)
+    monkeypatch.setattr(stages, "new_progress", lambda planned: None)
+    monkeypatch.setattr(stages, "run", lambda progress, **tuning: ran.append(tuning))
+    assert stages.run_missing([run]).keys() == {run_of(run).key}
+    assert bool(ran) == runs_again
+    trial = DivideAndConquer(run)  # without images
+    assert trial.train()["test/recall_at_1"] == 0.5
+    trial.stop()

@@ -9,6 +9,7 @@ import gc
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,13 @@ class DivideAndConquer(tune.Trainable):
             self._begin(config)
 
     def _begin(self, config: TrialConfig) -> None:
+        if self.directory is not None:
+            with suppress(CorruptFileError):  # the usual case: the run has no result yet
+                self._again.append(read_result(self.directory / RESULT_FILE))
+                return
         self.trainer = self.make_trainer(config)
         if self.directory is None:
             return
-        try:
-            self._again.append(read_result(self.directory / RESULT_FILE))
-            return
-        except CorruptFileError:
-            pass  # the usual case: the run has no result yet
         self._sharing = Sharing(self.run, self.trainer)
         self._joins = self.run.role != "untrained"
         if self.trainer.is_saved(self.directory):

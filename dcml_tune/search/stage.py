@@ -56,13 +56,16 @@ class StageRunner:
     ) -> dict[str, dict[str, Any]]:
         """Run what has no result yet, from this process or an earlier one; returns key -> what the run measured.
 
+        A run whose process wrote its result, and whose driver was killed before it recorded its end, only reports again.
+
         Args:
             runs: their dictionaries.
             why_over: returns why no more are run, or None.
             others: configurations of earlier trials, whose states may still be there.
         """
         plan, known = self.plan, self.plan.runs.results(runs)
-        missing = [run for run in runs if run_of(run).key not in known]
+        keys = [run_of(run).key for run in runs]
+        missing = [run for run, key in zip(runs, keys, strict=True) if key not in known or not self._recorded(key)]
         if missing and why_over() is None:
             progress = self.new_progress(len(missing))
             self.run(
@@ -74,6 +77,10 @@ class StageRunner:
         if why_over() is None:
             self.missing += [run_of(run).key for run in runs if run_of(run).key not in known]
         return known
+
+    def _recorded(self, key: str) -> bool:
+        """Return whether the end of a run was recorded."""
+        return self.tracker.state(f"{self.plan.name}/{key}") in ("done", "pruned", "failed")
 
     def run(
         self,
