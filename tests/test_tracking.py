@@ -761,7 +761,7 @@ def test_the_wait_between_tries_grows_up_to_a_limit(stub, experiment, tmp_path, 
     waits = [later - when for when, later in itertools.pairwise(times)]
     assert min(waits[:3]) < 0.4 <= min(waits[5:])
     assert max(waits[5:]) < 2, "doubled without a limit the last would be 12.8 s"
-    assert caplog.text.count("takes no records") == 1
+    assert caplog.text.count(f"{stub.uri} takes no records") == 1
 
 
 @pytest.mark.parametrize(

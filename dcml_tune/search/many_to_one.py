@@ -49,7 +49,7 @@ def bound(settings: int, freedom: float, level: float) -> float:
 
     Example:
         >>> round(bound(4, 10, 0.05), 2)  # Dunnett's table 1a
-        2.34
+        2.47
     """
     return float(brentq(lambda value: exceedance(value, settings, freedom) - level, 0.0, 1e6, xtol=1e-6))
 
