@@ -57,27 +57,6 @@ def test_a_trial_goes_on_from_its_directory(config, tmp_path):
     second.stop()
 
 
-def test_a_process_becomes_the_next_trial(config, tmp_path):
-    """It computes what a new process would; the files of the trial before are released and stay as they were."""
-    others = {"base_lr": 1e-4, "seed": 3}
-    new = DivideAndConquer({**config(directory=None), **others})
-    expected = [measures(new.train()) for _ in range(2)]
-    trial = DivideAndConquer(config())
-    trial.train()
-    directory = str(tmp_path / "next")
-    assert trial.reset({**config(directory=directory, key="001"), **others})
-    assert [measures(trial.train()) for _ in range(2)] == expected
-    assert trial.iteration == 2
-    again = DivideAndConquer(config())
-    assert again.train()["epoch"] == 1
-    again.stop()
-    assert trial.reset_config({**config(), "nb_clusters": 3})
-    assert "nb_clusters=3" in trial.train()["failed_reason"]
-    assert trial.reset_config({**config(directory=directory, key="001"), **others})
-    assert trial.train()["epoch"] == 2
-    trial.stop()
-
-
 def test_a_configuration_that_cannot_work_fails_without_a_retry(config):
     """The first step says why, with the worst finite value."""
     trial = DivideAndConquer({**config(), "nb_clusters": 3})

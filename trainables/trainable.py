@@ -5,7 +5,6 @@ Above 250 lines because every method that Ray calls is here, beside what it does
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import deque
@@ -13,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 
 from dcml_tune.cli.quantities import brief
@@ -71,17 +69,6 @@ class DivideAndConquer(tune.Trainable):
         if self.directory is not None:
             self._take(self.directory)
         self._guarded(lambda: self._check_and_begin(TrialConfig(**settings)))
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become the next trial of a search in the same process, which has its modules and its GPU ready."""
-        self.cleanup()
-        for name in ("trainer", "_sharing", "_lock"):  # as in a new process
-            self.__dict__.pop(name, None)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.setup(new_config)
-        return True
 
     def make_trainer(self, config: TrialConfig) -> Trainer:
         """Build the trainer of a configuration; a subclass may build another one."""

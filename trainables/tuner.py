@@ -65,7 +65,6 @@ def run_trials(
             max_concurrent_trials=shares.concurrent or None,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
-            reuse_actors=True,
             **tuning,
         ),
         run_config=_run_config(directory, callbacks, StopWhen(why_over)),
