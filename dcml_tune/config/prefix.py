@@ -9,7 +9,7 @@ by mistake; the price is that fewer epochs are shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -135,14 +135,6 @@ def _same_epoch(epoch: int, first: TrialConfig, second: TrialConfig) -> bool:
 def _averaged(config: TrialConfig, epochs: int) -> int:
     """Number of epochs whose weights the measured ones are the mean of, after some epochs."""
     return min(config.average_epochs, epochs)
-
-
-def first_epochs_of(config: TrialConfig) -> Iterator[tuple[int, frozenset[str]]]:
-    """Yield for each epoch its number, from 1, and the names of the conditional settings that have acted by then."""
-    acted: frozenset[str] = frozenset()
-    for epoch in range(config.nb_epochs):
-        acted |= acting_in(EpochPlan.at(epoch, config), config)
-        yield epoch + 1, acted
 
 
 def _from_the_start(config: TrialConfig) -> dict[str, Any]:

@@ -54,13 +54,7 @@ def _key(model: MaskedEmbedder, data: TrialData) -> str:
     for name, values in model.backbone.state_dict().items():
         digest.update(f"{name} {tuple(values.shape)}".encode())
         digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    network = (
-        config.arch,
-        config.features_pooling,
-        config.bn_learnable,
-        config.amp,
-        tuple(model.embedding.weight.shape),
-    )
+    network = (config.arch, config.features_pooling, config.bn_learnable, tuple(model.embedding.weight.shape))
     machine = (model.masks.device.type, torch.get_num_threads())
     return fingerprint(data.views.key, digest.hexdigest(), *network, *machine)
 
