@@ -447,7 +447,7 @@ def test_a_browser_shows_the_page(whole, tmp_path):
             images = browser.execute_script(
                 "return [...document.images].map(i => [i.complete, i.naturalWidth, i.width])"
             )
-            assert len(images) == 16
+            assert len(images) == whole[0].count("<img ") >= 16
             assert all(complete and natural > 0 and shown > 100 for complete, natural, shown in images)
             colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
             assert colour == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]

@@ -45,5 +45,8 @@ class WandbRun:
         self._run.log(dict(values), step=epoch)
 
     def end(self, *, failed: bool) -> None:
-        """End the run."""
+        """End the run, and the process that writes its file: `finish` alone can return before the file is whole."""
+        import wandb
+
         self._run.finish(exit_code=int(failed))
+        wandb.teardown(exit_code=int(failed))
