@@ -106,7 +106,7 @@ def test_distributions_hold_licence_and_version(built):
     assert any(name.startswith("dcml_tune/data/embedded/") for name in names)
     assert (metadata["Version"], metadata["License-Expression"]) == (__version__, "Apache-2.0")
     assert metadata.get_all("License-File") == ["LICENSE"]
-    assert any("10.1109/TPAMI.2021.3113270" in url for url in metadata.get_all("Project-URL"))
+    assert any("ieeexplore.ieee.org/document/9540303" in url for url in metadata.get_all("Project-URL"))
 
 
 def test_citation_has_what_the_format_requires():
@@ -119,7 +119,7 @@ def test_citation_has_what_the_format_requires():
         assert all("name" in author or {"family-names", "given-names"} <= author.keys() for author in work["authors"])
     assert all({"type", "title", "authors", "year", "url"} <= paper.keys() for paper in cff["references"])
     journal, conference = cff["references"]
-    assert (journal["type"], journal["doi"], len(journal["authors"])) == ("article", "10.1109/TPAMI.2021.3113270", 4)
+    assert (journal["type"], journal["url"][-8:], len(journal["authors"])) == ("article", "/9540303", 4)
     assert (conference["type"], conference["conference"]["name"][-6:]) == ("conference-paper", "(CVPR)")
     assert [author["family-names"] for author in conference["authors"]] == [
         "Sanakoyeu",
