@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
+import psutil
 import pytest
 import torch
 
@@ -109,3 +110,12 @@ def test_night_follows_from_the_rates(program):
     left, after, trials = night.night(10, 1.0, 8, night.SMALL)
     assert (left, after) == (8.0, 2.0)
     assert trials == int(64 / night.PRUNED)
+
+
+@pytest.mark.slow
+def test_busy(program):
+    """Each way to wait is compared with spinning, alone and beside another program, none of which is left."""
+    rows = table(program("busy"), "--hogs", "0", "1", "--repeats", "1", "--seconds", "0.05", "--kinds", "passive")
+    assert [part.split(":")[0] for part in rows] == ["beside 0", "beside 1"]
+    assert all(row["ours"] > 0 < row["reference"] for row in rows.values())
+    assert psutil.Process().children() == []

@@ -51,6 +51,8 @@ def connect(address: str | None) -> str:
             handler.addFilter(InFile())
     options: dict[str, Any] = {"address": address}
     if address is None:
+        # Ray's default is 15. A trial then gets a thirtieth of a core that another program of this machine wants, too.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         _listen_on_loopback()
         remove_old_sessions()
         options = {"address": "local", "include_dashboard": True, "_temp_dir": str(session_root())}
