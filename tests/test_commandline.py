@@ -73,7 +73,6 @@ def test_output_directory_is_made_and_absolute(tmp_path, monkeypatch):
         ({"cores": 8, "gpus": 0, "num_samples": 1}, 1, 8, 0.0),
         ({"cores": 16, "gpus": 1, "gpus_per_trial": 0.25}, 4, 4, 0.25),
         ({"cores": 16, "gpus": 8}, 8, 2, 1.0),
-        ({"cores": 16, "gpus": 8, "gpus_per_trial": 2}, 4, 4, 2),
         ({"cores": 16, "gpus": 8, "gpus_per_trial": 0.3}, 20, 1, 0.3),
         ({"cores": 16, "gpus": 8, "gpus_per_trial": 0.5, "max_concurrent": 3}, 3, 1, 0.5),
         ({"cores": 4, "gpus": 2, "gpus_per_trial": 0}, 4, 1, 0.0),
@@ -90,15 +89,23 @@ def test_shares_of_the_machine(options, concurrent, threads, gpus):
     [
         ({"gpus_per_trial": -0.5}, "fraction"),
         ({"gpus_per_trial": float("nan")}, "fraction"),
-        ({"gpus_per_trial": 1.5}, "1 or 2"),
-        ({"gpus_per_trial": 9}, "8 GPUs"),
+        (
+            {"gpus_per_trial": 1.5},
+            "--gpus-per-trial 1.5: must be a fraction up to 1, because a trial trains on one GPU, .*; give",
+        ),
+        (
+            {"gpus_per_trial": 2},
+            "--gpus-per-trial 2: must be a fraction up to 1, because a trial trains on one GPU, .*; give",
+        ),
+        ({"gpus_per_trial": float("inf")}, "--gpus-per-trial inf: must be .* a trial trains on one GPU"),
+        ({"gpus_per_trial": 0.5, "gpus": 0}, "--gpus-per-trial 0.5: this machine has 0 GPUs"),
         ({"max_concurrent": 0}, "--max-concurrent 0"),
     ],
 )
 def test_shares_that_cannot_be(options, words):
     """Value and remedy are in the message."""
     with pytest.raises(SettingError, match=words):
-        share(num_samples=20, cores=8, gpus=8, **options)
+        share(**{"num_samples": 20, "cores": 8, "gpus": 8, **options})
 
 
 def test_a_wrong_data_set_is_refused_before_torch_is_imported(tmp_path):

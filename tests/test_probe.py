@@ -14,7 +14,7 @@ from dcml_tune.search.flags import parser, read_command_line
 from dcml_tune.search.gpu_probe import Choice, Measured, ProbeError, choose, full_division, measure, probe, sharing
 from dcml_tune.search.gpu_probe.child import Child, child_process
 from dcml_tune.search.plan import given_plan
-from dcml_tune.utils.files import read_checksummed
+from dcml_tune.utils.files import read_checksummed, write_checksummed
 
 GB = 10**9
 TINY = TrialConfig(
@@ -55,7 +55,7 @@ def test_the_choice_is_explained():
     )
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0.25", 0.25), ("2", 2.0)])
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0.25", 0.25), ("1", 1.0)])
 def test_the_flag_takes_a_number_or_auto(text, value):
     """Numbers are numbers."""
     assert parser().parse_args(["emoji", "--gpus-per-trial", text]).gpus_per_trial == value
@@ -68,7 +68,7 @@ def test_other_words_are_refused_in_a_line(capsys):
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert said.startswith(
-        "error: --gpus-per-trial half: must be a fraction up to 1, or whole; give such as 0.25, 0.5 or 1, or auto"
+        "error: --gpus-per-trial half: must be a fraction up to 1; give such as 0.25, 0.5 or 1, or auto"
     )
     assert "\n" not in said
 
@@ -183,3 +183,15 @@ def test_a_resume_takes_what_was_measured(folder, tmp_path, capsys, monkeypatch)
         assert "0.25 of a GPU each: 1, 2, 4 trials give more" in said
     with pytest.raises(SettingError, match=r"began with 0\.25"):
         search.main(["--resume", "s", "--output-dir", str(tmp_path), "--gpus-per-trial", "0.5"])
+
+
+def test_a_resume_of_a_search_whose_trials_held_two_gpus_gives_each_one(folder, tmp_path, capsys, monkeypatch):
+    """Earlier versions held as many GPUs as --gpus-per-trial said, and trained on one of them."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s", *SMALL]
+    given_plan(read_command_line([*words, "--gpus-per-trial", "1"])).begin().release()
+    asked = read_checksummed(tmp_path / "s" / "search.json")
+    asked["flags"]["gpus_per_trial"] = 2.0
+    write_checksummed(tmp_path / "s" / "search.json", asked)
+    assert search.main(["--resume", "s", "--output-dir", str(tmp_path), "--dry-run"]) == 0
+    assert "2 GPUs, 1 each" in capsys.readouterr().out

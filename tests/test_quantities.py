@@ -128,8 +128,15 @@ def test_a_gain_is_bounded(gain):
         (["emoji", "--masking-lambda", "nan"], "masking_lambda=nan: must be less than or equal to"),
         (["emoji", "--checkpoint-budget", ""], "--checkpoint-budget '': must be a number and a unit"),
         (["emoji", "--time-budget", "1e300h"], "--time-budget 1e300h: must be a number and a unit"),
-        (["emoji", "--gpus-per-trial", "nan"], "--gpus-per-trial nan: must be a fraction up to 1, or whole"),
-        (["emoji", "--gpus-per-trial", "1.5"], "--gpus-per-trial 1.5: above 1 it must be whole; give 1 or 2, or auto"),
+        (["emoji", "--gpus-per-trial", "nan"], "--gpus-per-trial nan: must be a fraction up to 1; give such as"),
+        (
+            ["emoji", "--gpus-per-trial", "1.5"],
+            "--gpus-per-trial 1.5: must be a fraction up to 1, because a trial trains on one GPU",
+        ),
+        (
+            ["emoji", "--gpus-per-trial", "2"],
+            "--gpus-per-trial 2: must be a fraction up to 1, because a trial trains on one GPU",
+        ),
         (["emoji", "--max-concurrent", "0"], "--max-concurrent 0: must be a whole number from 1 to 10,000"),
     ],
 )

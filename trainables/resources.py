@@ -97,7 +97,7 @@ def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
     """Check the number of GPUs per trial.
 
     Raises:
-        SettingError: if it is negative, above 1 and not whole, or more than there are.
+        SettingError: if it is negative, above 1, or more than there are.
     """
     if gpus_per_trial is None:
         return

@@ -21,7 +21,6 @@ AUTO = "auto"
 
 _LONGEST = 3650 * 86400.0  # seconds of a duration
 _LARGEST = 10**18  # bytes of a size
-_MOST_GPUS = 1024
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -113,7 +112,7 @@ def size(text: str) -> int:
 
 
 def gpus_per_trial(text: str) -> float | str:
-    """Read the value of --gpus-per-trial: a fraction up to 1, a whole number, or `auto`.
+    """Read the value of --gpus-per-trial: a fraction up to 1, or `auto`.
 
     Raises:
         QuantityError: if the text is none of these.
@@ -151,11 +150,10 @@ def _float(text: str) -> float | None:
 
 def invalid_share(number: float) -> str | None:
     """Why a trial cannot have this number of GPUs, or None if it can."""
-    if not 0 <= number <= _MOST_GPUS:
-        return "must be a fraction up to 1, or whole; give such as 0.25, 0.5 or 1"
-    if number > 1 and number != int(number):
-        return f"above 1 it must be whole; give {int(number)} or {int(number) + 1}"
-    return None
+    if 0 <= number <= 1:
+        return None
+    why = ", because a trial trains on one GPU, and further GPUs train further trials" if number > 1 else ""
+    return f"must be a fraction up to 1{why}; give such as 0.25, 0.5 or 1"
 
 
 # -- showing ---------------------------------------------------------------------------------------
