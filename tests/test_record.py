@@ -5,7 +5,7 @@ import pytest
 from searches import SMALLEST
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.runs.record import Record, all_records
+from dcml_tune.runs.record import Record, SearchRunningError, all_records, refuse_existing
 from dcml_tune.search.__main__ import main
 from dcml_tune.utils.files import write_checksummed
 
@@ -37,6 +37,26 @@ def test_one_process_runs_a_search(tmp_path):
     record.release()
     assert subprocess.run(words, check=False).returncode == 0
     assert not Record.open(tmp_path / "s").is_running()
+
+
+@pytest.mark.parametrize("left", [["lock"], ["lock", ".search.json.123"]])
+def test_a_process_that_was_killed_before_it_wrote_a_record_does_not_take_the_name(tmp_path, left):
+    """A directory that holds anything else does, and so does one whose lock another process holds."""
+    directory = tmp_path / "s"
+    directory.mkdir()
+    for name in left:
+        (directory / name).touch()
+    refuse_existing(directory)
+    record = Record.create(directory, SMALLEST)
+    with pytest.raises(SettingError, match="exists; go on with it"):
+        refuse_existing(directory)
+    (directory / "search.json").unlink()  # so it looks to a process that begins the same search now
+    with pytest.raises(SearchRunningError, match="search s: another process runs it"):
+        Record.create(directory, SMALLEST)
+    record.release()
+    (directory / "mine.txt").touch()
+    with pytest.raises(SettingError, match="exists; choose another name"):
+        refuse_existing(directory)
 
 
 def test_damage_is_named_and_the_others_are_listed(tmp_path):

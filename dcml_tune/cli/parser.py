@@ -85,17 +85,17 @@ class Parser(argparse.ArgumentParser):
         fail(re.sub(r"^argument (\S+?)(?:/\S+)?: (.*: )(?=must be|above)", r"\1 \2", message))
 
 
-def fail(message: str) -> NoReturn:
-    """Print an error of one line, without passwords, and exit with code 2."""
+def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    """Print an error of one line, without passwords, and exit; by default with code 2."""
     line = re.sub(r"\s*[\r\n]\s*", " ", message.strip())  # only line ends: a name may hold two spaces
     print(f"error: {printable(redact(line))}", file=sys.stderr)
-    raise SystemExit(BAD_INPUT)
+    raise SystemExit(code)
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a command and exit with its code.
 
-    Invalid input is reported in one line, with exit code 2. An unexpected error is reported in one line, with exit code 1;
+    Invalid input is reported in one line, with exit code 2 (or that of the error). An unexpected error is reported in one line, with exit code 1;
     the line names the file that holds the traceback. Output that cannot be written is dropped.
     """
     make_lenient()
@@ -104,7 +104,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     try:
         raise SystemExit(main(sys.argv[1:]))
     except SettingError as error:
-        fail(str(error))
+        fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         print("stopped (SIGINT)", file=sys.stderr)
         raise SystemExit(_SIGINT) from None

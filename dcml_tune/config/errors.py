@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -15,8 +16,11 @@ _FEW = 6
 class SettingError(ValueError):
     """Input that is refused, such as a setting that is unknown, out of range, or contradicts another one.
 
-    The message has one line, which commands print after `error: `; they exit with code 2.
+    The message has one line, which commands print after `error: `; they exit with `exit_code`.
     """
+
+    exit_code: ClassVar[int] = 2
+    """A retry of the same command fails again; errors that a retry may pass have another code."""
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:

@@ -105,6 +105,9 @@ class SearchConfig(BaseModel):
     resume: str | None = None
     """resume an interrupted search, by its name or the path of its directory; without a name: list the searches that can
     be resumed. Only --output-dir has to be repeated"""
+    start_or_resume: str | None = None
+    """start the search of this name, or resume it if it was interrupted; exit with code 0 if it is complete. The same command
+    may be run any number of times, as a job that is retried or requeued does"""
     extend: str | None = None
     """add --num-samples trials to a search and run them; --space may widen the search space. With --more-final-seeds: add
     seeds to the final scoring of a finished search"""

@@ -36,6 +36,12 @@ Status = Literal["running", "interrupted", "partial", "finished"]
 Positive = Annotated[Count, Field(ge=1)]
 
 
+class SearchRunningError(SettingError):
+    """Another process runs the search: the same command may succeed later."""
+
+    exit_code = 4
+
+
 class Flags(Stored):
     """The flags of a search. Flags that are not named here are kept without validation of their values."""
 
@@ -163,14 +169,17 @@ class Record:
         """Create the directory and the record of a new search, and hold its lock.
 
         Raises:
-            SettingError: if the directory exists.
+            SearchRunningError: if another process has created it since the caller called `refuse_existing`.
         """
         try:
             directory.mkdir()
         except FileExistsError:
-            refuse_existing(directory)
+            refuse_existing(directory, SearchRunningError)
         record = cls(directory, {"format": FORMAT, **asked}, State())
         record.hold()
+        if is_search(directory):  # another process was quicker, and has ended
+            record.release()
+            refuse_existing(directory, SearchRunningError)
         write_checksummed(directory / _ASKED, record.asked)
         return record
 
@@ -181,7 +190,7 @@ class Record:
         Raises:
             SettingError: if there is no record, it is damaged or was changed, or the search was renamed.
         """
-        if not (directory / _ASKED).exists():
+        if not is_search(directory):
             raise SettingError(
                 f"--resume {directory.name}: {directory} holds no search; --resume without a name lists those that can "
                 "be resumed"
@@ -222,12 +231,12 @@ class Record:
         """Take the lock of the search, which only one process can hold.
 
         Raises:
-            SettingError: if another process holds it.
+            SearchRunningError: if another process holds it.
         """
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            raise SettingError(
+            raise SearchRunningError(
                 f"search {self.name}: {self.state.owner} runs it; wait for its end, or start another with another --name"
             ) from None
 
@@ -280,14 +289,28 @@ def all_records(output: Path) -> tuple[list[Record], list[str]]:
     return sorted(records, key=lambda record: record.state.changed), damaged
 
 
-def refuse_existing(directory: Path) -> None:
+def refuse_existing(directory: Path, kind: type[SettingError] = SettingError) -> None:
     """Refuse to overwrite the directory of a search or run.
 
+    Args:
+        directory: of the new search or run.
+        kind: class of the error.
+
     Raises:
-        SettingError: if the directory exists.
+        SettingError: if the directory exists. One that holds nothing but a lock is accepted: its process was killed before
+            it wrote a record.
     """
-    if directory.exists():
-        resume = (
-            f"go on with it by --resume {shlex.quote(directory.name)}, or " if (directory / _ASKED).exists() else ""
-        )
-        raise SettingError(f"--name {directory.name}: {directory} exists; {resume}choose another name")
+    if directory.exists() and not _is_rest(directory):
+        resume = f"go on with it by --resume {shlex.quote(directory.name)}, or " if is_search(directory) else ""
+        raise kind(f"--name {directory.name}: {directory} exists; {resume}choose another name")
+
+
+def is_search(directory: Path) -> bool:
+    """Whether a directory holds the record of a search, which may be damaged."""
+    return (directory / _ASKED).exists()
+
+
+def _is_rest(directory: Path) -> bool:
+    """Whether `Record.create` was killed in this directory before it wrote the record."""
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    return _LOCK in names and all(name == _LOCK or name.startswith(f".{_ASKED}.") for name in names)

@@ -10,8 +10,11 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import STORES, TRIALS, named_directory, output_directory
 from dcml_tune.search.flags import CommandLine, read_command_line
 from dcml_tune.search.outcome import EXIT_INCOMPLETE, EXIT_OK
+from dcml_tune.search.request import SearchCompleteError
+from dcml_tune.search.start_or_resume import new_or_resumed, refuse_other_commands
 from dcml_tune.tracking.uris import tracking_uri
 from dcml_tune.utils.signals import SearchStopped, signal_handled, stopped_by_signals
+from dcml_tune.utils.stored import printable
 
 if TYPE_CHECKING:
     from dcml_tune.search.plan import Plan
@@ -30,10 +33,13 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
 
     Raises:
         SettingError: for input that cannot work (exit code 2).
+        SearchRunningError: if another process runs the search (exit code 4).
     """
     # Imported when needed, here and below: `--help` must not wait for torch and Ray.
     command_line = read_command_line(argv)
     config = command_line.config
+    if config.start_or_resume is not None:
+        refuse_other_commands(config)
     if config.resume == "":
         from dcml_tune.search.resumable import print_resumable
 
@@ -52,7 +58,13 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
 
 def _search(command_line: CommandLine, trainable: type[DivideAndConquer] | None) -> int:
     """Check a search, print its plan and run it; returns the exit code."""
-    plan = _checked(command_line)
+    try:
+        plan = _checked(command_line)
+    except SearchCompleteError as complete:
+        if command_line.config.start_or_resume is None:
+            raise
+        print(printable(complete.line))
+        return EXIT_OK
 
     from dcml_tune.search.console import plan_text
     from dcml_tune.search.runner import SearchRunner
@@ -78,6 +90,9 @@ def _repeat(command_line: CommandLine, name: str) -> int:
 def _checked(command_line: CommandLine) -> Plan:
     """Return the checked plan of a new, resumed or extended search."""
     config = command_line.config
+    if config.start_or_resume is not None:
+        command_line = new_or_resumed(command_line)
+        config = command_line.config
     if config.resume is not None and config.extend is not None:
         raise SettingError("--resume and --extend: give only one of them; --extend resumes the search, too")
     if config.more_final_seeds is not None and config.extend is None:

@@ -22,6 +22,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "warm_start": {"nargs": "+", "action": "extend", "metavar": "SEARCH"},
     "gpus_per_trial": {"type": gpus_per_trial},
     "resume": {"nargs": "?", "const": "", "metavar": "NAME"},
+    "start_or_resume": {"metavar": "NAME"},
     "extend": {"metavar": "NAME"},
     "repeat_trial": {"metavar": "RUN"},
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dcml_tune.config.errors import SettingError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -12,8 +14,31 @@ if TYPE_CHECKING:
     from dcml_tune.runs.record import Record
     from search_spaces import SearchSpace
 
-MAY_CHANGE = ("resume", "extend", "more_final_seeds", "output_dir", "ray_address", "quiet", "dry_run")
+MAY_CHANGE = (
+    "resume",
+    "start_or_resume",
+    "extend",
+    "more_final_seeds",
+    "output_dir",
+    "ray_address",
+    "quiet",
+    "dry_run",
+)
 """Flags that say how and where a process runs, not what is searched: they are not recorded, and may differ at a resume."""
+
+
+class SearchCompleteError(SettingError):
+    """A search that has nothing left to run is to be resumed."""
+
+    def __init__(self, message: str, *, line: str) -> None:
+        """Keep both texts.
+
+        Args:
+            message: of the error, with the remedy.
+            line: says that it is complete, for commands to which this is no error.
+        """
+        super().__init__(message)
+        self.line = line
 
 
 LOCAL_ABOVE = 8

@@ -14,7 +14,7 @@ from dcml_tune.runs.paths import STUDY, VERDICT, absolute, named_directory, outp
 from dcml_tune.runs.record import Record
 from dcml_tune.runs.study_file import mend
 from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
-from dcml_tune.search.request import MAY_CHANGE, LaterSeeds, Request
+from dcml_tune.search.request import MAY_CHANGE, LaterSeeds, Request, SearchCompleteError
 from dcml_tune.search.resumable import resume_command
 from dcml_tune.tracking.uris import absolute_uri
 from dcml_tune.utils.files import CorruptFileError, read_checksummed
@@ -35,22 +35,24 @@ def resumed_plan(command_line: CommandLine) -> Plan:
         command_line: names the search.
 
     Raises:
-        SettingError: if there is no search of this name, it is finished, another process runs it, its images have
-            changed, or a flag differs from the one that the search began with.
+        SettingError: if there is no search of this name, its images have changed, or a flag differs from the one that the
+            search began with.
+        SearchCompleteError: if it is finished.
+        SearchRunningError: if another process runs it.
     """
-    from dcml_tune.search.plan import Plan  # torch and Ray, which the list of searches need not wait for
-
     extends = command_line.config.extend is not None
     record = _held_record(command_line.config)
     old = output_before(record.directory, record.asked)
     asked = record.asked if old is None else follow(record.asked, old, record.directory.parent)
     asked = _with_given_images(asked, command_line.settings)
-    refuse_missing_images(record.name, asked["settings"])
     _refuse_changes(record.name, asked, command_line.given(), extends=extends)
     if record.state.status == "finished" and not extends:
         raise _is_finished(record, asked)
+    refuse_missing_images(record.name, asked["settings"])
     later = _later_seeds(record, asked, command_line)
     mend(record.directory / STUDY, record.name)
+    from dcml_tune.search.plan import Plan  # torch and Ray, for which the errors above need not wait
+
     plan = Plan(_request(record, asked, command_line.config, later))
     plan.lines += images_then_and_now(record.name, asked, plan.identity, plan.data.dataset)
     if old is not None:
@@ -71,10 +73,14 @@ def _held_record(config: SearchConfig) -> Record:
     return record
 
 
-def _is_finished(record: Record, asked: dict[str, Any]) -> SettingError:
-    return SettingError(
-        f"--resume {record.name}: it is finished ({record.state.ended} of {record.state.planned} trials); add trials to it "
-        f"by --extend {shlex.quote(record.name)} --num-samples {asked['flags']['num_samples']}"
+def _is_finished(record: Record, asked: dict[str, Any]) -> SearchCompleteError:
+    state = record.state
+    trials = f"{state.ended} of {state.planned} trials"
+    why = f" ({state.reason})" if state.reason else ""
+    return SearchCompleteError(
+        f"--resume {record.name}: it is finished ({trials}); add trials to it "
+        f"by --extend {shlex.quote(record.name)} --num-samples {asked['flags']['num_samples']}",
+        line=f"search {record.name} is complete, {trials}{why}: nothing is left to run",
     )
 
 
@@ -213,6 +219,8 @@ def _more_seeds_command(name: str) -> str:
 def _may_differ(flag: str, value: Any, asked: dict[str, Any], *, extends: bool) -> bool:
     if flag == "skip_unreadable":
         return bool(value)  # training images must be the same, so it acts on test images alone
+    if flag == "searcher" and value == "auto":
+        return True  # the searcher that it means was recorded
     if flag == "gpus_per_trial":
         return value == AUTO and asked.get("measured") is not None  # it was measured once, and recorded as a number
     return flag in (*MAY_CHANGE, "dataset_dir") or (extends and flag in ("num_samples", "space"))

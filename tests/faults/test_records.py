@@ -43,7 +43,7 @@ def test_commands_that_do_not_fit_are_refused_and_the_search_is_untouched(interr
     process = scene.start("--num-samples", 3, "--scheduler", "none", "--resume", "s")
     scene.wait_for("epoch", process)
     status, said = scene.resume()
-    assert (status, "runs it; wait for its end" in said) == (2, True), said
+    assert (status, "runs it; wait for its end" in said) == (4, True), said
     assert process.wait(120) == 0, process.log.read_text()
     scene.assert_sound(3)
     status, said = scene.resume()
