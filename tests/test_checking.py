@@ -1,14 +1,17 @@
 """An MLflow store that will not take what is recorded is refused ahead: real databases, and servers of a few lines."""
 
 import http.server
+import sys
 import threading
 
 import pytest
 from broken_files import dangling, directory, execute, fifo
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.search.flags import read_command_line
 from dcml_tune.tracking import Tracker
 from dcml_tune.tracking.checking import check_store
+from dcml_tune.tracking.uris import refuse_missing_package
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,31 @@ def test_a_server_that_is_away_is_waited_for(monkeypatch):
     assert not check_store("http://127.0.0.1:9")
 
 
-def test_a_driver_that_is_missing_is_named():
-    """Of a database that is none of SQLite."""
-    with pytest.raises(SettingError, match=r"needs a driver .*install it"):
-        check_store("postgresql+pg8000://ann:x@127.0.0.1:9/db")
+MISSING = {
+    "postgresql://ann:geheim@127.0.0.1:9/db": ("psycopg", "pip install 'dcml-tune[postgresql]'"),
+    "postgresql+psycopg2://ann:geheim@127.0.0.1:9/db": ("psycopg2", "pip install psycopg2-binary"),
+    "postgresql+pg8000://ann:geheim@127.0.0.1:9/db": ("pg8000", "pip install pg8000"),
+    "mysql://ann:geheim@127.0.0.1:9/db": ("MySQLdb", "pip install mysqlclient"),
+    "mysql+pymysql://ann:geheim@127.0.0.1:9/db": ("pymysql", "pip install PyMySQL"),
+    "mssql://ann:geheim@127.0.0.1:9/db": ("pyodbc", "pip install pyodbc"),
+    "mysql+foo://ann:geheim@127.0.0.1:9/db": (None, "SQLAlchemy knows no driver mysql+foo"),
+}
+
+
+@pytest.mark.parametrize("uri", MISSING)
+def test_a_driver_that_is_missing_is_refused_with_its_package(uri, monkeypatch):
+    """By every command, before anything starts, and where the address comes from a record: no record could ever arrive."""
+    module, remedy = MISSING[uri]
+    if module:
+        monkeypatch.setitem(sys.modules, module, None)
+    for call in (check_store, lambda uri: read_command_line(["emoji", "--tracking-uri", uri])):
+        with pytest.raises(SettingError) as refused:
+            call(uri)
+        assert remedy in str(refused.value)
+        assert "geheim" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_the_driver_that_is_proposed_can_be_installed():
+    """`dcml-tune[postgresql]` brings what SQLAlchemy takes for postgresql://."""
+    refuse_missing_package("postgresql://ann@127.0.0.1:9/db")

@@ -67,7 +67,9 @@ def begun(words):
 
 def test_each_flag_that_is_recorded_is_tested():
     """A new flag must survive the second run of its command."""
-    assert SearchConfig.model_fields.keys() - {"dataset", "repeat_trial", *MAY_CHANGE} == {name for name in GIVEN if " " not in name}
+    assert SearchConfig.model_fields.keys() - {"dataset", "repeat_trial", *MAY_CHANGE} == {
+        name for name in GIVEN if " " not in name
+    }
 
 
 @pytest.mark.parametrize("flag", GIVEN)

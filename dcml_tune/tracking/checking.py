@@ -14,6 +14,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import sqlite_file
 from dcml_tune.runs.study_file import BUSY_S, patiently
 from dcml_tune.tracking.mlflow_api import client_of, deleted_experiment, short
+from dcml_tune.tracking.uris import refuse_missing_package
 from dcml_tune.utils.redaction import redact
 
 _LOCKED_S = 20.0  # longest wait for a database that another process has locked
@@ -33,7 +34,7 @@ def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) 
         Whether the store is reachable.
 
     Raises:
-        SettingError: for a database that cannot be written, is damaged, or belongs to another program or another version of
+        SettingError: for a database whose Python package is not installed, or that cannot be written, is damaged, or belongs to another program or another version of
             MLflow; a server that refuses the login or is not an MLflow server; an experiment that was deleted or cannot
             be created.
     """
@@ -41,12 +42,11 @@ def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) 
     if file is not None:
         _check_file(file, experiment)
         return True
+    refuse_missing_package(uri)
     try:
         found = client_of(uri).get_experiment_by_name(experiment)
         if found is None and make:
             client_of(uri).create_experiment(experiment)
-    except ImportError as error:
-        raise SettingError(f"tracking-uri={redact(uri)}: needs a driver ({short(error)}); install it") from None
     except Exception as error:
         _refuse(uri, experiment, error)
         return False

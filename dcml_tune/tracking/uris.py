@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.databases import refuse_missing_driver
 from dcml_tune.runs.paths import mlflow_address, sqlite_address, sqlite_file
 from dcml_tune.utils.redaction import redact
 
@@ -51,7 +52,19 @@ class _TrackingUri(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: Any = None
     ) -> None:
-        setattr(namespace, self.dest, absolute_uri(str(values)))
+        uri = absolute_uri(str(values))
+        refuse_missing_package(uri)
+        setattr(namespace, self.dest, uri)
+
+
+def refuse_missing_package(uri: str) -> None:
+    """Refuse the address of a database whose driver is not installed: its records would wait for ever.
+
+    Raises:
+        SettingError: with the package that has to be installed.
+    """
+    if not uri.startswith((*_WEB, *_DATABRICKS)):
+        refuse_missing_driver(f"tracking-uri={uri}", uri)
 
 
 def tracking_uri(given: str | None, output: Path) -> str:
