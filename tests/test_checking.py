@@ -5,7 +5,7 @@ import sys
 import threading
 
 import pytest
-from broken_files import dangling, directory, execute, fifo
+from broken_files import dangling, directory, execute, fifo, killed_in_a_transaction
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.search.flags import read_command_line
@@ -51,6 +51,15 @@ def test_a_database_that_cannot_be_used_is_refused(template, tmp_path, case):
         check_store(f"sqlite:///{file}")
     assert "\n" not in str(refused.value)
     assert before == (file.read_bytes() if file.is_file() else None)
+
+
+def test_a_store_whose_process_was_killed_while_it_wrote_is_good(template, tmp_path):
+    """What that process had begun is rolled back: the check cannot do it by a connection that only reads."""
+    file = tmp_path / "mlflow.db"
+    file.write_bytes(template.read_bytes())
+    killed_in_a_transaction(file)
+    assert check_store(f"sqlite:///{file}")
+    assert not file.with_name("mlflow.db-journal").exists()
 
 
 def test_a_place_where_nothing_can_be_made_is_refused():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from broken_files import dangling, directory, execute, fifo
+from broken_files import dangling, directory, execute, fifo, killed_in_a_transaction
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs import study_file
@@ -164,6 +164,16 @@ def test_reading_does_not_wait_for_ever(search, hold, monkeypatch):
     monkeypatch.setattr("dcml_tune.runs.study._PATIENCE_S", 0.5)
     hold(search / "optuna.db", 60)
     assert keys(search) == ["000", "001"]
+
+
+def test_a_study_whose_process_was_killed_while_it_wrote_is_read(search):
+    """By the report, which opens it with a connection that cannot write; what that process had begun is rolled back."""
+    file = search / "optuna.db"
+    copy_of(file).unlink()
+    killed_in_a_transaction(file)
+    assert keys(search) == ["000", "001"]
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'unfinished'").fetchall() == []
 
 
 def test_a_copy_waits_for_a_lock(search, hold):

@@ -207,15 +207,35 @@ def read_trials(file: Path, name: str) -> list[FrozenTrial]:
     from sqlalchemy import URL
 
     place = URL.create("sqlite", database=f"file:{quote(str(file))}", query={"mode": "ro", "uri": "true"})
-    storage = optuna.storages.RDBStorage(
-        place.render_as_string(),
-        engine_kwargs={"connect_args": {"timeout": BUSY_S}},
-        skip_table_creation=True,
-    )
+
+    def read() -> list[FrozenTrial]:
+        storage = optuna.storages.RDBStorage(
+            place.render_as_string(),
+            engine_kwargs={"connect_args": {"timeout": BUSY_S}},
+            skip_table_creation=True,
+        )
+        try:
+            return optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+        finally:
+            storage.engine.dispose()
+
+    return after_rollback(read, file)
+
+
+def after_rollback(read: Callable[[], T], file: Path) -> T:
+    """Call a function that reads an SQLite file by a connection that cannot write.
+
+    A process that was killed in a transaction leaves a journal. SQLite rolls it back for the next reader, but not by a
+    connection that cannot write: that one fails. The file is then opened once by one that can.
+    """
     try:
-        return optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
-    finally:
-        storage.engine.dispose()
+        return read()
+    except Exception as error:
+        if _code(_origin(error)) != sqlite3.SQLITE_READONLY:
+            raise
+    with closing(sqlite3.connect(_address(file), uri=True, timeout=BUSY_S)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return read()
 
 
 def copy_study(file: Path) -> None:

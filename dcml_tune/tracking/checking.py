@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import sqlite_file
-from dcml_tune.runs.study_file import BUSY_S, patiently
+from dcml_tune.runs.study_file import BUSY_S, after_rollback, patiently
 from dcml_tune.tracking.mlflow_api import client_of, deleted_experiment, short
 from dcml_tune.tracking.uris import refuse_missing_package
 from dcml_tune.utils.redaction import redact
@@ -34,9 +34,9 @@ def check_store(uri: str, *, experiment: str = "dcml_tune", make: bool = False) 
         Whether the store is reachable.
 
     Raises:
-        SettingError: for a database whose Python package is not installed, or that cannot be written, is damaged, or belongs to another program or another version of
-            MLflow; a server that refuses the login or is not an MLflow server; an experiment that was deleted or cannot
-            be created.
+        SettingError: for a database whose Python package is not installed, or that cannot be written, is damaged, or
+            belongs to another program or another version of MLflow; a server that refuses the login or is not an MLflow
+            server; an experiment that was deleted or cannot be created.
     """
     file = sqlite_file(uri)
     if file is not None:
@@ -98,7 +98,9 @@ def _check_file(file: Path, experiment: str) -> None:
     if file.stat().st_size == 0:
         return
     try:
-        tables, version, stage = patiently(lambda: _read_schema(file, experiment), file, patience=_LOCKED_S)
+        tables, version, stage = patiently(
+            lambda: after_rollback(lambda: _read_schema(file, experiment), file), file, patience=_LOCKED_S
+        )
     except sqlite3.Error as error:
         raise _cannot(file, str(error)) from None
     if tables and "experiments" not in tables:
