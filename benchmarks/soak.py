@@ -58,7 +58,7 @@ EPOCHS, EPOCH_S = 4, 0.1
 SETTINGS = [
     "--train-classes", "16", "--weights", "none", "--sz-resize", "32", "--sz-crop", "32", "--sz-embedding", "16",
     "--batch-size", "8", "--num-samples-per-class", "2", "--nb-epochs", str(EPOCHS),
-    "--force-full-embedding-epoch", "2", "--mod-epoch", "1", "--mod-epoch-freeze", "0", "--final", "none", "--no-share",
+    "--force-full-embedding-epoch", "2", "--mod-epoch", "1", "--mod-epoch-freeze", "0", "--confirm", "0", "--final", "none", "--no-share",
 ]  # fmt: skip
 
 LOOK_S = 0.02  # between two looks at the search

@@ -12,7 +12,7 @@ def test_a_terminal_that_is_closed(cheap):
     """In the middle of the live table: the shell's hang-up ends neither the search nor Ray's processes."""
     cheap.environment["DCML_TEST_PAUSE"] = "1"
     words = ["folder", "--dataset-dir", cheap.images, "--name", "s", "--num-samples", 3, "--scheduler", "none"]
-    words = [sys.executable, HERE / "faulty_search.py", cheap.directory, *words, *SEARCH, *SETTINGS]
+    words = [sys.executable, HERE / "faulty_search.py", cheap.directory, *words, *SEARCH, "--no-share", *SETTINGS]
     words = [*map(str, words), "--output-dir", str(cheap.output)]
     status = cheap.directory / "status"
     # As a shell does that outlives its terminal: what it has started is in its session, and hears the hang-up.
@@ -24,7 +24,10 @@ def test_a_terminal_that_is_closed(cheap):
         os.execve(sys.executable, [sys.executable, "-c", shell], cheap.environment)
     seen = b""
     while b"epochs" not in seen or not (cheap.directory / "trained.txt").exists():
-        seen += os.read(terminal, 65536)
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # nobody has the terminal any more
+            raise AssertionError(f"the search has ended: {seen.decode()[-1000:]}") from None
     end = time.monotonic() + 60
     while len(cheap.trained()) < 3 and time.monotonic() < end:
         os.read(terminal, 65536)
