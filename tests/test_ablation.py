@@ -195,7 +195,7 @@ def ablation(values, **changes):
 def test_lines_have_intervals_where_there_are_two_runs():
     """One line each, in points, and the same facts as JSON."""
     winner = {ONE: 0.6, TWO: 0.7}
-    found = ablation({"001": winner, "criterion": {ONE: 0.578, TWO: 0.680}, "init_method": {ONE: 0.56}})
+    found = ablation({"001": winner, "criterion": {ONE: 0.578, TWO: 0.680}, "init_method": {ONE: 0.5594}})
     head, first, second = found.lines()
     assert head.startswith("trial 001 with one setting put back to published, minus trial 001 as it is")
     assert "by PED-ANOVA of 20 trials" in head
