@@ -1,6 +1,6 @@
 """What does the start of the embedding layer matter? The default recipe of `emoji`, with PyTorch's start and with a PCA.
 
-    python benchmarks/initialisation.py [--folds 3] [--output runs/initialisation.jsonl]
+    python benchmarks/initialisation.py [--folds 5] [--output runs/initialisation.jsonl]
 
 Each run trains 6 epochs with one thread and is measured on held-out classes after its last epoch. Run n holds out fold n and has
 seed n, so the two starts are compared on the same images with the same seed. No test class is read. Each finished run is a line
@@ -38,12 +38,12 @@ def train(start: str, fold: int, stores: Path) -> list[float]:
 def main() -> None:
     """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/initialisation.jsonl"))
     asked = parser.parse_args()
     output = asked.output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    folds = range(1, asked.folds + 1)
+    folds = range(asked.folds)
     for fold in folds:
         for start in STARTS:
             if (start, fold) not in _read(output):

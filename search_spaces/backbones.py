@@ -20,6 +20,32 @@ _RATES_OF_VITS = Float(3e-6, 1e-4, log=True)
 """Range of base_lr of published recipes that train vision transformers."""
 
 
+def with_fitting_start(space: SearchSpace, arch: str | None, sz_embedding: int | None) -> SearchSpace:
+    """A space whose embedding layer starts as a PCA only where the backbone has as many features as that needs.
+
+    Args:
+        space: a space of the package.
+        arch: the backbone, if it is given by a flag.
+        sz_embedding: dimensions of the embedding, if they are given by a flag.
+
+    Raises:
+        SettingError: if the given backbone is unknown or cannot take the images.
+    """
+    if space.unvaried("init_method") != "pca" or (arch is None and sz_embedding is None):
+        return space
+    from dcml_tune.models.backbones import build
+
+    varied = space.domains.get("sz_embedding")
+    dimensions = sz_embedding or (min(varied.ends()) if varied else space.unvaried("sz_embedding"))
+    backbone = build(arch or space.unvaried("arch"), weights="none", sz_crop=space.unvaried("sz_crop"))
+    if dimensions <= backbone.dim:
+        return space
+    published, domains = dict(space.published), dict(space.domains)
+    for settings in (published, domains):
+        settings.pop("init_method", None)
+    return replace(space, published=published, domains=domains)
+
+
 def fitted_to_backbones(space: SearchSpace, arch: str | None) -> SearchSpace:
     """A wide space, fitted to the backbone that was given, or with the backbones of this machine.
 

@@ -13,6 +13,8 @@ Ranges:
     mod_epoch       1 to 8: published is 2; the division has to end before the full-embedding phase
     masking_lambda  0.001 to 1: holds 0.01 of the sample command and 1, the flag's default
     mask_lr_mult    1 to 1000: holds 100 of the sample command and 1, the flag's default
+
+The embedding layer starts as a PCA of the pretrained features, as that of emoji, where it was measured.
 """
 
 from search_spaces.reference_point import DIVISION_CONDITIONS, MASK_DOMAINS, MASK_REASONS
@@ -35,6 +37,7 @@ SPACE = SearchSpace(
         "base_lr": 1e-4,
         "emb_lr_mult": 10.0,
         "sz_embedding": 512,
+        "init_method": "pca",
         "batch_size": 80,
         "num_samples_per_class": 2,
         "batch_sampler": "adaptbalanced",

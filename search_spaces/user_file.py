@@ -18,7 +18,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS
 from dcml_tune.runs.paths import absolute
 from dcml_tune.utils.signals import SearchStopped
-from search_spaces.backbones import fitted_to_backbones
+from search_spaces.backbones import fitted_to_backbones, with_fitting_start
 from search_spaces.checks import SpaceError
 from search_spaces.domains import Choice
 from search_spaces.space import SearchSpace
@@ -31,7 +31,9 @@ FOUR, WIDE = "four", "wide"
 """Names of the two spaces of each data set: its four settings (the default), and whole recipes."""
 
 
-def load_space(dataset: str, path: str | Path | None = None, arch: str | None = None) -> SearchSpace:
+def load_space(
+    dataset: str, path: str | Path | None = None, arch: str | None = None, sz_embedding: int | None = None
+) -> SearchSpace:
     """The search space of a data set: one of its module, by the name `four` or `wide`, or that of a user's file.
 
     A file is Python code of the user and is executed. Its output goes to stderr.
@@ -39,7 +41,8 @@ def load_space(dataset: str, path: str | Path | None = None, arch: str | None = 
     Args:
         dataset: its name.
         path: `four`, `wide` or a file; None: `four`.
-        arch: the backbone, if it is given by a flag; the space `wide` is fitted to it.
+        arch: the backbone, if it is given by a flag; the spaces of the package are fitted to it.
+        sz_embedding: dimensions of the embedding, likewise.
 
     Raises:
         SettingError: if the file does not exist, raises an error, or defines no SPACE for this data set.
@@ -47,9 +50,9 @@ def load_space(dataset: str, path: str | Path | None = None, arch: str | None = 
     module = importlib.import_module(f"search_spaces.{dataset}")
     shipped: SearchSpace = module.SPACE
     if path in (None, FOUR):
-        return shipped
+        return with_fitting_start(shipped, arch, sz_embedding)
     if path == WIDE:
-        return fitted_to_backbones(module.WIDE, arch)
+        return fitted_to_backbones(with_fitting_start(module.WIDE, arch, sz_embedding), arch)
     assert path is not None
     file = _File(path)
     space = file.space()

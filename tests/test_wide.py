@@ -10,6 +10,8 @@ import pytest
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import PROXY_CRITERIA, TrialConfig
 from dcml_tune.config.unused import OWN_SETTINGS, unused_reasons
+from dcml_tune.models.backbones import build
+from dcml_tune.models.fitting import refuse_unfit
 from dcml_tune.runs.record import SpaceFacts
 from dcml_tune.utils.stored import checked
 from search_spaces import Choice, Float, SearchSpace, load_space
@@ -88,6 +90,28 @@ def test_a_given_backbone_varies_only_what_it_has():
     assert load_space("emoji", "wide", "tf_efficientnet_lite0") == whole
     with pytest.raises(SettingError, match="did you mean"):
         load_space("emoji", "wide", "vit_tinny")
+
+
+@pytest.mark.parametrize(
+    ("given", "starts_as"),
+    [
+        ({}, "pca"),
+        ({"sz_embedding": 1280}, "pca"),
+        ({"sz_embedding": 1281}, None),
+        ({"arch": "resnet18"}, "pca"),
+        ({"arch": "test_resnet"}, None),
+        ({"arch": "test_resnet", "sz_embedding": 8}, "pca"),
+    ],
+)
+@pytest.mark.parametrize("path", ["four", "wide"])
+def test_the_embedding_layer_starts_as_a_pca_where_there_are_enough_features(path, given, starts_as):
+    """EfficientNet-Lite0 has 1,280 features, ResNet-18 512; the network of the tests has fewer than any size of `wide`."""
+    space = load_space("folder", path, **given).restricted(given)
+    config = TrialConfig(**space.whole(space.published_point()[0]))
+    assert config.init_method == starts_as
+    varied = space.domains.get("init_method")
+    assert varied == (Choice([None, "pca"]) if path == "wide" and starts_as == "pca" else None)
+    refuse_unfit(config, build(config.arch, weights="none", sz_crop=config.sz_crop))
 
 
 def test_a_losss_own_numbers_vary_with_it_alone(space):

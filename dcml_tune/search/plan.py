@@ -57,7 +57,7 @@ def given_plan(command_line: CommandLine, settings: dict[str, Any] | None = None
     if settings is None:
         settings = checked_settings(command_line)
     assert config.dataset is not None, "checked_settings refuses it"
-    space = load_space(config.dataset, config.space, settings.get("arch"))
+    space = load_space(config.dataset, config.space, settings.get("arch"), settings.get("sz_embedding"))
     if settings.get("dataset_dir"):
         settings["dataset_dir"] = str(absolute("--dataset-dir", settings["dataset_dir"]))
     settings = {"dataset": config.dataset, **settings}

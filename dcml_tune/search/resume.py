@@ -129,7 +129,8 @@ def _request(record: Record, asked: dict[str, Any], config: SearchConfig, later:
     if config.extend is not None and config.more_final_seeds is None:
         planned += config.num_samples
         if config.space:
-            wider = load_space(dataset, config.space, asked["settings"].get("arch"))
+            given = asked["settings"]
+            wider = load_space(dataset, config.space, given.get("arch"), given.get("sz_embedding"))
             flags["space"] = recorded_name(config.space)
     return Request(
         config=SearchConfig(**{**config.model_dump(), **flags, "dataset": dataset}),
