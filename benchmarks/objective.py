@@ -61,7 +61,8 @@ def train(training: Training, output: Path, stores: Path, *, quick: bool = False
 
     from dcml_tune.config.errors import SettingError
     from dcml_tune.config.trial import TrialConfig
-    from dcml_tune.training.trainer import NonFiniteLossError, Trainer
+    from dcml_tune.training.trainer import Trainer
+    from dcml_tune.training.updates import NonFiniteLossError
 
     torch.set_num_threads(1)
     (number, name, chosen), part, seed = training

@@ -188,7 +188,7 @@ class _Run:
     def run(self) -> int:
         """Train to the end; returns the exit status."""
         from dcml_tune.tracking import Tracker, environment_tags
-        from dcml_tune.training.trainer import NonFiniteLossError
+        from dcml_tune.training.updates import NonFiniteLossError
 
         words = ["python", "-m", "dcml_tune.train", *sys.argv[1:]]
         data = self.trainer.data.identity(self.config).compared

@@ -73,6 +73,7 @@ def test_output_directory_is_made_and_absolute(tmp_path, monkeypatch):
         ({"cores": 8, "gpus": 0, "num_samples": 1}, 1, 8, 0.0),
         ({"cores": 16, "gpus": 1, "gpus_per_trial": 0.25}, 4, 4, 0.25),
         ({"cores": 16, "gpus": 8}, 8, 2, 1.0),
+        ({"cores": 16, "gpus": 8, "gpus_per_trial": 2}, 4, 4, 2),
         ({"cores": 16, "gpus": 8, "gpus_per_trial": 0.3}, 20, 1, 0.3),
         ({"cores": 16, "gpus": 8, "gpus_per_trial": 0.5, "max_concurrent": 3}, 3, 1, 0.5),
         ({"cores": 4, "gpus": 2, "gpus_per_trial": 0}, 4, 1, 0.0),
@@ -84,20 +85,24 @@ def test_shares_of_the_machine(options, concurrent, threads, gpus):
     assert (found.concurrent, found.threads_per_trial, found.gpus_per_trial) == (concurrent, threads, gpus)
 
 
+@pytest.mark.parametrize(("gpus", "ranks"), [(0, 1), (0.25, 1), (1, 1), (2, 2), (8, 8)])
+def test_a_trial_trains_on_all_gpus_that_it_holds(gpus, ranks):
+    """One process for each."""
+    assert share(num_samples=20, cores=16, gpus=8, gpus_per_trial=gpus).ranks == ranks
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"gpus_per_trial": -0.5}, "fraction"),
         ({"gpus_per_trial": float("nan")}, "fraction"),
+        ({"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5: must be a fraction up to 1, or a whole number up to 8; give"),
         (
-            {"gpus_per_trial": 1.5},
-            "--gpus-per-trial 1.5: must be a fraction up to 1, because a trial trains on one GPU, .*; give",
+            {"gpus_per_trial": 9, "gpus": 16},
+            "--gpus-per-trial 9: must be a fraction up to 1, or a whole number up to 8",
         ),
-        (
-            {"gpus_per_trial": 2},
-            "--gpus-per-trial 2: must be a fraction up to 1, because a trial trains on one GPU, .*; give",
-        ),
-        ({"gpus_per_trial": float("inf")}, "--gpus-per-trial inf: must be .* a trial trains on one GPU"),
+        ({"gpus_per_trial": float("inf")}, "--gpus-per-trial inf: must be a fraction up to 1, or a whole number"),
+        ({"gpus_per_trial": 4, "gpus": 2}, "--gpus-per-trial 4: this machine has 2 GPUs; give at most 2"),
         ({"gpus_per_trial": 0.5, "gpus": 0}, "--gpus-per-trial 0.5: this machine has 0 GPUs"),
         ({"max_concurrent": 0}, "--max-concurrent 0"),
     ],

@@ -55,7 +55,7 @@ def test_the_choice_is_explained():
     )
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0.25", 0.25), ("1", 1.0)])
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0.25", 0.25), ("2", 2.0)])
 def test_the_flag_takes_a_number_or_auto(text, value):
     """Numbers are numbers."""
     assert parser().parse_args(["emoji", "--gpus-per-trial", text]).gpus_per_trial == value
@@ -68,7 +68,7 @@ def test_other_words_are_refused_in_a_line(capsys):
     said = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert said.startswith(
-        "error: --gpus-per-trial half: must be a fraction up to 1; give such as 0.25, 0.5 or 1, or auto"
+        "error: --gpus-per-trial half: must be a fraction up to 1, or a whole number up to 8; give such as 0.25, 0.5, 1 or 2, or auto"
     )
     assert "\n" not in said
 
@@ -189,9 +189,23 @@ def test_a_resume_of_a_search_whose_trials_held_two_gpus_gives_each_one(folder, 
     """Earlier versions held as many GPUs as --gpus-per-trial said, and trained on one of them."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s", *SMALL]
-    given_plan(read_command_line([*words, "--gpus-per-trial", "1"])).begin().release()
+    given_plan(read_command_line([*words, "--gpus-per-trial", "2"])).begin().release()
     asked = read_checksummed(tmp_path / "s" / "search.json")
-    asked["flags"]["gpus_per_trial"] = 2.0
+    assert asked.pop("ranks") == 2
     write_checksummed(tmp_path / "s" / "search.json", asked)
     assert search.main(["--resume", "s", "--output-dir", str(tmp_path), "--dry-run"]) == 0
     assert "2 GPUs, 1 each" in capsys.readouterr().out
+
+
+def test_a_resume_trains_on_as_many_gpus_as_before(folder, tmp_path, capsys, monkeypatch):
+    """Their number is part of every result; another one is refused in a line."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s", *SMALL]
+    plan = given_plan(read_command_line([*words, "--gpus-per-trial", "2"]))
+    run = plan.runs.run()
+    assert (run.ranks, run.device, run.gpu_fraction) == (2, "cuda", 1.0)
+    plan.begin().release()
+    assert search.main(["--resume", "s", "--output-dir", str(tmp_path), "--dry-run"]) == 0
+    assert "4 GPUs, 2 each" in capsys.readouterr().out
+    with pytest.raises(SettingError, match=r"--gpus-per-trial 4\.0: search s began with 2\.0; leave the flag out"):
+        search.main(["--resume", "s", "--output-dir", str(tmp_path), "--gpus-per-trial", "4"])

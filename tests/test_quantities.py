@@ -30,7 +30,7 @@ PARSERS = {
 # What takes any text: names, paths, addresses, measures, conditions. Everything else that takes a value is a number.
 TEXTS = {
     "dataset", "dataset_flag", "models", "name", "search", "action", "output_dir", "tracking_uri", "ray_address", "space",
-    "warm_start", "resume", "extend", "repeat_trial", "metric", "filter", "sort", "columns", "experiment", "log_dir",
+    "warm_start", "resume", "start_or_resume", "extend", "repeat_trial", "metric", "filter", "sort", "columns", "experiment", "log_dir",
     "checkpoint", "device",
 }  # fmt: skip
 TEXT_SETTINGS = {"dataset", "dataset_dir", "arch", "weights", "init_method"}
@@ -128,14 +128,17 @@ def test_a_gain_is_bounded(gain):
         (["emoji", "--masking-lambda", "nan"], "masking_lambda=nan: must be less than or equal to"),
         (["emoji", "--checkpoint-budget", ""], "--checkpoint-budget '': must be a number and a unit"),
         (["emoji", "--time-budget", "1e300h"], "--time-budget 1e300h: must be a number and a unit"),
-        (["emoji", "--gpus-per-trial", "nan"], "--gpus-per-trial nan: must be a fraction up to 1; give such as"),
         (
-            ["emoji", "--gpus-per-trial", "1.5"],
-            "--gpus-per-trial 1.5: must be a fraction up to 1, because a trial trains on one GPU",
+            ["emoji", "--gpus-per-trial", "nan"],
+            "--gpus-per-trial nan: must be a fraction up to 1, or a whole number up to 8",
         ),
         (
-            ["emoji", "--gpus-per-trial", "2"],
-            "--gpus-per-trial 2: must be a fraction up to 1, because a trial trains on one GPU",
+            ["emoji", "--gpus-per-trial", "1.5"],
+            "--gpus-per-trial 1.5: must be a fraction up to 1, or a whole number up to 8",
+        ),
+        (
+            ["emoji", "--gpus-per-trial", "9"],
+            "--gpus-per-trial 9: must be a fraction up to 1, or a whole number up to 8",
         ),
         (["emoji", "--max-concurrent", "0"], "--max-concurrent 0: must be a whole number from 1 to 10,000"),
     ],

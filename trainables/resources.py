@@ -25,6 +25,11 @@ class Shares:
     why: str
     """The reason, as printed at the start of a search."""
 
+    @property
+    def ranks(self) -> int:
+        """Number of processes that train a trial together, one for each of its GPUs."""
+        return max(1, int(self.gpus_per_trial))
+
     def tags(self) -> dict[str, str]:
         """Return tags for MLflow: the device of a trial, and its share of it."""
         on_gpu = self.gpus_per_trial > 0
@@ -97,7 +102,7 @@ def check_gpus(gpus_per_trial: float | None, gpus: int) -> None:
     """Check the number of GPUs per trial.
 
     Raises:
-        SettingError: if it is negative, above 1, or more than there are.
+        SettingError: if it is negative, above 1 and not whole, or more than there are.
     """
     if gpus_per_trial is None:
         return

@@ -67,6 +67,8 @@ class Run:
     device: str | None = None
     """`cpu` where its share of a GPU is 0, otherwise `cuda`; None: the GPU if there is one. Ray does not hide the GPUs of a
     machine from a trial whose share is 0."""
+    ranks: int = 1
+    """Number of processes that train together, on as many GPUs. Unlike the other fields it changes the result."""
     gpu_fraction: float = 1.0
     """Share of the GPU's memory that the trial may use."""
     metric: str = "val/recall_at_1"

@@ -204,6 +204,8 @@ class Progress(Callback):
             tags["dcml.setting"] = run.setting
         if run.threads is not None:
             tags["dcml.threads"] = str(run.threads)
+        if run.ranks > 1:
+            tags["dcml.ranks"] = str(run.ranks)
         self.tracker.start(
             self.key(run.key), name=run.key, role=run.role, parent=self.search, params=config.model_dump(), tags=tags
         )

@@ -20,7 +20,8 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import HITS_FILE
 from dcml_tune.runs.results import read_result, with_numbers
 from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory, set_threads
-from dcml_tune.training.trainer import NonFiniteLossError, Trainer
+from dcml_tune.training.trainer import Trainer
+from dcml_tune.training.updates import NonFiniteLossError
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
@@ -63,7 +64,7 @@ class DivideAndConquer(tune.Trainable):
         self._note: str | None = None
         self._wrong_images: str | None = None
         if self.run.threads is not None:
-            set_threads(self.run.threads)
+            set_threads(max(1, self.run.threads // self.run.ranks))
         if self.run.device != "cpu":
             cap_gpu_memory(self.run.gpu_fraction)
         if self.directory is not None:
@@ -74,7 +75,15 @@ class DivideAndConquer(tune.Trainable):
         """Build the trainer of a configuration; a subclass may build another one."""
         name = f"{self.run.search}/{self.run.key}"
         run = self.run
-        return Trainer(config, stores=run.stores, metric=run.metric, name=name, note=run.note, device=run.device)
+        return Trainer(
+            config,
+            stores=run.stores,
+            metric=run.metric,
+            name=name,
+            note=run.note,
+            device=run.device,
+            ranks=run.ranks,
+        )
 
     def step(self) -> dict[str, Any]:
         """Run one epoch. A trial that a retry cannot help ends here, with the reason of its failure."""
@@ -126,6 +135,7 @@ class DivideAndConquer(tune.Trainable):
                 self._joins = False
             except CheckpointError as error:
                 self._note = f"starts again from its first epoch: {error}"
+                self.trainer.close()
                 self.trainer = self.make_trainer(config)
                 self._sharing = Sharing(self.run, self.trainer)
 
@@ -144,7 +154,8 @@ class DivideAndConquer(tune.Trainable):
             memory = exhausted_memory(error)
             if memory is None:
                 raise
-            where = f"GPU memory with {self.run.gpu_fraction:g} of the GPU; raise --gpus-per-trial or"
+            share = self.run.gpu_fraction
+            where = f"GPU memory with {share:g} of the GPU;" + (" raise --gpus-per-trial or" if share < 1 else "")
             if memory == "host":
                 where = "memory; lower --max-concurrent or"
             self._refused = f"out of {where} lower --batch-size"
@@ -229,9 +240,9 @@ class DivideAndConquer(tune.Trainable):
         self._joins = False
 
     def cleanup(self) -> None:
-        """End the loader's processes, and release the trial's directory."""
+        """End the loader's processes and the other ranks, and release the trial's directory."""
         if hasattr(self, "trainer"):
-            self.trainer.loader.close()
+            self.trainer.close()
         if self._sharing is not None:
             self._sharing.close()
         if hasattr(self, "_lock"):

@@ -19,6 +19,9 @@ from dcml_tune.config.errors import SettingError
 AUTO = "auto"
 """Value of --gpus-per-trial that has `dcml_tune.search.gpu_probe` measure the share of a GPU with the highest total speed."""
 
+MOST_GPUS = 8
+"""Largest number of GPUs that train one trial together."""
+
 _LONGEST = 3650 * 86400.0  # seconds of a duration
 _LARGEST = 10**18  # bytes of a size
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -112,7 +115,7 @@ def size(text: str) -> int:
 
 
 def gpus_per_trial(text: str) -> float | str:
-    """Read the value of --gpus-per-trial: a fraction up to 1, or `auto`.
+    """Read the value of --gpus-per-trial: a fraction up to 1, a whole number, or `auto`.
 
     Raises:
         QuantityError: if the text is none of these.
@@ -150,10 +153,9 @@ def _float(text: str) -> float | None:
 
 def invalid_share(number: float) -> str | None:
     """Why a trial cannot have this number of GPUs, or None if it can."""
-    if 0 <= number <= 1:
+    if 0 <= number <= 1 or (1 < number <= MOST_GPUS and number == int(number)):
         return None
-    why = ", because a trial trains on one GPU, and further GPUs train further trials" if number > 1 else ""
-    return f"must be a fraction up to 1{why}; give such as 0.25, 0.5 or 1"
+    return f"must be a fraction up to 1, or a whole number up to {MOST_GPUS}; give such as 0.25, 0.5, 1 or 2"
 
 
 # -- showing ---------------------------------------------------------------------------------------

@@ -57,8 +57,9 @@ class SearchConfig(BaseModel):
 
     # -- budgets ---------------------------------------------------------------------------------------
     gpus_per_trial: float | Literal["auto"] | None = None
-    """GPUs per trial: a fraction up to 1; default 1. auto: the fraction with the highest total throughput, measured in about
-    a minute"""
+    """GPUs per trial: a fraction up to 1 (default 1), or 2 to 8: each run of the search, the final ones included, then trains
+    data-parallel on GPUs of one machine, which changes its result as a larger batch does (docs/scale.md). auto: the fraction
+    with the highest total throughput, measured in about a minute"""
     max_concurrent: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """maximum number of concurrent trials; default: as many as fit"""
     time_budget: Duration | None = None

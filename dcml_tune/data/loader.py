@@ -50,7 +50,7 @@ class BatchLoader:
         self._loader: DataLoader[Tensor] | None = None
 
     def epoch(
-        self, batches: Sequence[tuple[int, Indices]], seed: int, epoch: int
+        self, batches: Sequence[tuple[int, Indices]], seed: int, epoch: int, numbers: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Tensor, Indices]]:
         """Prepare the batches of an epoch, in order; batch b is augmented from (seed, epoch, b).
 
@@ -58,11 +58,14 @@ class BatchLoader:
             batches: learner and rows of the store, as `epoch_batches` returns them.
             seed: seed of the trial.
             epoch: number of the epoch, from 0.
+            numbers: number of each batch in the epoch; None: 0, 1, 2, ...
 
         Yields:
             Learner, uint8 images B x 3 x S x S in channels_last memory format, and their rows.
         """
-        orders = [([STREAM, seed, epoch, number], rows) for number, (_, rows) in enumerate(batches)]
+        if numbers is None:
+            numbers = range(len(batches))
+        orders = [([STREAM, seed, epoch, number], rows) for number, (_, rows) in zip(numbers, batches, strict=True)]
         for (learner, rows), images in zip(batches, self._prepared(orders), strict=True):
             yield learner, images.permute(0, 3, 1, 2), rows
 

@@ -117,6 +117,8 @@ class Asked(Stored):
     """Absolute path of the output directory when the search last ran."""
     name: str | None = None
     measured: str | None = None
+    ranks: Count = 0
+    """Number of processes that train a trial together; 0 in searches of earlier versions, where it was one."""
     seeds_apart: bool = False
     """Whether final runs have seeds that no earlier stage has; searches of earlier versions do not have this entry."""
     later_seeds: LaterSeedsFacts | None = None

@@ -223,7 +223,8 @@ class Plan:
         flags = self.config.model_dump(exclude={"dataset", *MAY_CHANGE})
         flags["tracking_uri"] = redact(self.uri) if flags["tracking_uri"] else None
         flags["space"] = recorded_name(flags["space"])
-        asked = {"flags": flags, "settings": self.settings, "space": self.space.as_json(), "metrics": self.metrics}
+        asked: dict[str, Any] = {"flags": flags, "settings": self.settings, "space": self.space.as_json()}
+        asked |= {"metrics": self.metrics, "ranks": self.shares.ranks}
         return asked | ({"measured": self.measured} if self.measured is not None else {})
 
     def searcher(self) -> OptunaSearcher:

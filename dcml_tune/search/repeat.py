@@ -60,6 +60,7 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
         key=f"{run.key.rpartition('/')[2]} again",
         stores=str(stores),
         threads=threads,
+        ranks=int(run.tags.get("dcml.ranks", 1)),
         metric=metric,
         role=cast("Role", run.role),
     )

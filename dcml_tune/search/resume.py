@@ -166,7 +166,8 @@ def _resumed_flags(asked: dict[str, Any], config: SearchConfig) -> dict[str, Any
     recorded = {"searcher": "optuna", **asked["flags"]}  # which was the default, before there was `auto`
     flags = {name: value for name, value in recorded.items() if name in SearchConfig.model_fields}
     flags |= {flag: getattr(config, flag) for flag in MAY_CHANGE}
-    if (gpus := flags.get("gpus_per_trial")) is not None and gpus != AUTO:
+    gpus = flags.get("gpus_per_trial")
+    if gpus is not None and gpus != AUTO and not asked.get("ranks"):
         flags["gpus_per_trial"] = min(gpus, 1)  # trials of earlier versions held several GPUs and trained on one
     if "tracking_uri" in config.model_fields_set:  # the record has it without its password
         flags["tracking_uri"] = config.tracking_uri

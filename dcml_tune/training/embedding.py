@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,22 +16,57 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import ImageList, ImageStore, open_store
 from dcml_tune.data.loader import EVALUATION_BATCH, ToDevice, evaluation_batches
 from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.trial_data import Indices
 
+EMBED = "embed"
+"""Name of the order to embed rows of a store."""
 
-def embed(model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False) -> Tensor:
+
+def embed(
+    model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False, ranks: Ranks = ALONE
+) -> Tensor:
     """Full embeddings, or penultimate features, of rows of an evaluation store.
+
+    Several ranks embed consecutive parts in the batches of a single process, and rank 0 returns all of them.
 
     Returns:
         Unit vectors, rows x D or rows x F, float32, on the model's device.
     """
+    device = model.masks.device
+    if ranks.leads:
+        order = {"do": EMBED, "store": str(views.directory), "penultimate": penultimate}
+        ranks.tell(order, {**model.state_dict(), "rows": torch.from_numpy(rows)}, device)
     of_features = partial(torch.nn.functional.normalize, dim=1) if penultimate else model.embed
-    return _in_batches(model, views, rows, of_features)
+    parts = _parts(rows, ranks.size, _batch(device))
+    own = parts[ranks.rank]
+    with torch.inference_mode():
+        width = model.embedding.in_features if penultimate else model.embedding.out_features
+        found = _in_batches(model, views, own, of_features) if len(own) else torch.empty(0, width, device=device)
+        return ranks.gather(found, [len(part) for part in parts])
+
+
+def embed_part(model: MaskedEmbedder, tensors: dict[str, Tensor], order: dict[str, Any], ranks: Ranks) -> None:
+    """Embed the part of a rank that is not rank 0, as rank 0 has ordered it, with the weights that it sent."""
+    rows = cast(Indices, tensors.pop("rows").cpu().numpy())
+    model.load_state_dict(tensors)
+    embed(model, ImageStore(Path(order["store"])), rows, penultimate=order["penultimate"], ranks=ranks)
+
+
+def _parts(rows: Indices, ranks: int, batch: int) -> list[Indices]:
+    """Consecutive parts of rows, one for each rank, that consist of whole batches; only the last batch may be smaller."""
+    batches = -(-len(rows) // batch)
+    bounds = [min(len(rows), batch * (batches * rank // ranks)) for rank in range(ranks)] + [len(rows)]
+    return [rows[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def penultimate_features(model: MaskedEmbedder, views: ImageStore, rows: Indices) -> Tensor:
     """Penultimate features of rows of an evaluation store, not normalised: rows x F, float32, on the model's device."""
     return _in_batches(model, views, rows, lambda features: features)
+
+
+def _batch(device: torch.device) -> int:
+    return EVALUATION_BATCH.get(device.type, 64)
 
 
 def _in_batches(
@@ -39,7 +76,7 @@ def _in_batches(
     device = model.masks.device
     to_device = ToDevice(device)
     model.eval()
-    batches = evaluation_batches(views, rows, EVALUATION_BATCH.get(device.type, 64))
+    batches = evaluation_batches(views, rows, _batch(device))
     with torch.inference_mode():
         return torch.cat([of_features(model.penultimate(to_device(images))) for images in batches])
 

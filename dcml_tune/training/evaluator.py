@@ -22,6 +22,7 @@ from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.ledger import enter
 from dcml_tune.training.embedding import embed
+from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.trial_data import Indices, TrialData
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
 from dcml_tune.utils.stored import Finite, Stored
@@ -48,6 +49,8 @@ class Evaluator:
     """Name of the run in the ledger."""
     note: str = ""
     """Why it scores the test classes, for the ledger."""
+    ranks: Ranks = ALONE
+    """The ranks that embed images, of which this is rank 0."""
     test_scored_before: int | None = None
     """How often the test classes had been scored, by the ledger, when `test` was last called; None before that."""
     hits: QueryHits | None = None
@@ -76,12 +79,12 @@ class Evaluator:
         if queries is None:
             return {}
         labels = self.data.labels
-        embeddings = embed(self.model, self.data.views, queries, penultimate=penultimate)
+        embeddings = self._embed(self.data.views, queries, penultimate)
         retrieved = retrieve(
             embeddings,
             labels[queries],
             self.data.ks,
-            gallery=None if gallery is None else embed(self.model, self.data.views, gallery, penultimate=penultimate),
+            gallery=None if gallery is None else self._embed(self.data.views, gallery, penultimate),
             gallery_labels=None if gallery is None else labels[gallery],
         )
         found, self.hits = retrieved.measures, QueryHits(classes=labels[queries], hits=retrieved.hits)
@@ -171,4 +174,7 @@ class Evaluator:
             self._test_stores[images] = data.open_store(self.config, images, self.stores)
         store = self._test_stores[images]
         rows = np.arange(len(store.kept), dtype=np.int64)
-        return embed(self.model, store, rows, penultimate=penultimate), images.labels[store.kept]
+        return self._embed(store, rows, penultimate), images.labels[store.kept]
+
+    def _embed(self, store: ImageStore, rows: Indices, penultimate: bool) -> Tensor:
+        return embed(self.model, store, rows, penultimate=penultimate, ranks=self.ranks)

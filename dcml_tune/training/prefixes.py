@@ -5,7 +5,7 @@
               KEY.progress                                         touched by that trial as long as it makes progress
 
 A key stands for everything that had an influence on a state: the settings as they acted (`dcml_tune.config.prefix`), the
-images, the metric of the best epoch, the code, the device and the number of threads. Its first part stands for what had an
+images, the metric of the best epoch, the code, the device and the numbers of threads and ranks. Its first part stands for what had an
 influence on the trained weights: trials whose keys have the same first part differ in the weights that are measured.
 """
 
@@ -176,6 +176,7 @@ def _facts(trainer: Trainer) -> dict[str, Any]:
     return {
         "code": [code_identity(), f"{type(trainer).__module__}.{type(trainer).__qualname__}"],
         "device": [trainer.device.type, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()],
+        "ranks": trainer.ranks.size,
         "images": [images.originals.key, images.views.key],
         "split": data.fingerprint(*map(_hash, (images.labels, images.train, images.validation, images.gallery))),
         "metric": trainer.metric,

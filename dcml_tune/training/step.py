@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
@@ -25,12 +27,14 @@ class TrainStep:
         model: the embedder with its masks.
         criterion: the metric loss; some losses have parameters of their own.
         optimizer: Adam or AdamW over the parameters of both.
+        lr_scale: factor of all learning rates; 1 unless several ranks train.
     """
 
     def __init__(
         self, config: TrialConfig, nb_classes: int, device: torch.device, trained: NDArray[np.int64] | None = None
     ) -> None:
         """Build the model, the loss and the optimiser for labels 0 .. nb_classes - 1, or for those that train."""
+        self.lr_scale = 1.0
         self.config, self.device = config, device
         self.model = MaskedEmbedder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.criterion = MetricLoss(config, nb_classes, trained).to(device)
@@ -40,7 +44,15 @@ class TrainStep:
     def update(
         self, images: Tensor, labels: NDArray[np.int64], learner: int, plan: EpochPlan, generator: torch.Generator
     ) -> Tensor:
-        """Update the parameters with one batch, without synchronising with the device.
+        """Update the parameters with one batch, without synchronising with the device; as `gradients`, and then the step."""
+        found = self.gradients(images, labels, learner, plan, generator)
+        self.optimizer.step()
+        return found
+
+    def gradients(
+        self, images: Tensor, labels: NDArray[np.int64], learner: int, plan: EpochPlan, generator: torch.Generator
+    ) -> Tensor:
+        """Compute the gradients of one batch, without synchronising with the device.
 
         Args:
             images: (B, 3, H, W) uint8, in host memory.
@@ -59,8 +71,12 @@ class TrainStep:
         loss = metric + self.config.masking_lambda * overlap
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
         return torch.stack([loss.detach(), overlap.detach()])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield all parameters of model and loss, frozen or not, in the order of the optimiser."""
+        for group in self.optimizer.param_groups:
+            yield from group["params"]
 
     def _overlap(self, plan: EpochPlan) -> Tensor:
         """Return the overlap of the masks where the loss includes it, else 0."""
@@ -82,4 +98,4 @@ class TrainStep:
         single = plan.nb_clusters == 1 and config.masks_freeze_one_cluster
         self.model.masks.requires_grad_(not (plan.full_embedding or config.fixed_mask or single))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * plan.lr_factor
+            group["lr"] = group["initial_lr"] * plan.lr_factor * self.lr_scale

@@ -5,7 +5,6 @@ Above 250 lines because training, the facade of `Evaluator` and that of `saving`
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -21,8 +20,6 @@ from dcml_tune.clustering.reclustering import recluster
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.data.loader import BatchLoader
-from dcml_tune.data.transforms import TrainTransform
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.training import saving
@@ -32,15 +29,14 @@ from dcml_tune.training.embedding import embed
 from dcml_tune.training.evaluator import Evaluator
 from dcml_tune.training.optimizer import replace_masks
 from dcml_tune.training.pca_start import initialise_by_pca
-from dcml_tune.training.seeding import epoch_seed, epoch_seeded
+from dcml_tune.training.ranks.exchange import ALONE
+from dcml_tune.training.ranks.processes import RankProcesses
+from dcml_tune.training.seeding import epoch_seeded
 from dcml_tune.training.starting_model import TrainedModel
 from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
-
-
-class NonFiniteLossError(ArithmeticError):
-    """Training has diverged: the loss of an epoch is not finite."""
+from dcml_tune.training.updates import Updates, make_loader
 
 
 class Trainer:
@@ -85,6 +81,7 @@ class Trainer:
         ledger: Path | str | None = None,
         name: str = "",
         note: str = "",
+        ranks: int = 1,
     ) -> None:
         """Open the data and build the model.
 
@@ -96,20 +93,21 @@ class Trainer:
             ledger: file of the ledger of the test classes; default: beside the directory of the stores.
             name: name of this run in the ledger.
             note: why it scores the test classes, for the ledger.
+            ranks: number of processes that train together, on as many GPUs; `close` ends the others. It is part of the
+                result, as the batch size is.
         """
         stores = Path(stores)
         self.config = config
         self.metric = metric or f"{config.compared_on}/recall_at_1"
-        self.data = TrialData.open(config, stores)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        nb_classes, trained = int(self.data.labels.max()) + 1, np.unique(self._labels)
-        if self.device.type == "cuda" and self.device.index is not None:
-            torch.cuda.set_device(self.device)  # libraries such as Faiss take the current device
-        self.train_step = step = TrainStep(config, nb_classes, self.device, trained)
-        self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
-        if config.init_method == "pca":
-            initialise_by_pca(self.model, self.data, stores)
-        self.loader = self._loader()
+        self._processes = None
+        if ranks != 1:  # they start while this process opens the data
+            self._processes = RankProcesses(config, size=ranks, stores=stores, device=self.device)
+        try:
+            self._build(stores)
+        except BaseException:
+            self.close()
+            raise
         self._evaluator = Evaluator(
             model=self.model,
             config=config,
@@ -118,6 +116,7 @@ class Trainer:
             ledger=Path(ledger or stores.absolute().parent / LEDGER),
             name=name,
             note=note,
+            ranks=self.ranks,
         )
         self.epoch = 0
         self.assignment: Indices | None = None
@@ -129,19 +128,28 @@ class Trainer:
         self._pretrained = True
         """The network started from the weights of its backbone, not from those of a trained model."""
 
-    def _loader(self) -> BatchLoader:
-        config, on_gpu = self.config, self.device.type == "cuda"
-        workers = config.num_workers
-        if workers is None:  # one core is left for the process that drives the GPU
-            workers = min(4, max(1, torch.get_num_threads() - 1)) if on_gpu else 0
-        transform = TrainTransform(
-            config.sz_crop,
-            config.album,
-            crop_scale=config.crop_scale,
-            randaugment_ops=config.randaugment_ops,
-            randaugment_magnitude=config.randaugment_magnitude,
-        )
-        return BatchLoader(self.data.originals, transform, num_workers=workers, pin=on_gpu)
+    def _build(self, stores: Path) -> None:
+        """Open the data, build the model, and join the other ranks."""
+        config = self.config
+        self.data = TrialData.open(config, stores)
+        nb_classes, trained = int(self.data.labels.max()) + 1, np.unique(self._labels)
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # libraries such as Faiss take the current device
+        self.train_step = step = TrainStep(config, nb_classes, self.device, trained)
+        self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
+        if config.init_method == "pca":
+            initialise_by_pca(self.model, self.data, stores)
+        self.loader = make_loader(config, self.data, self.device)
+        self.ranks = ALONE if self._processes is None else self._processes.join()
+        step.lr_scale = self.ranks.lr_scale
+        self._updates = Updates(config=config, data=self.data, step=step, loader=self.loader, ranks=self.ranks)
+
+    def close(self) -> None:
+        """End the processes of the loader and the other ranks. Without them a trainer may go on."""
+        if hasattr(self, "loader"):
+            self.loader.close()
+        if self._processes is not None:
+            self._processes.close()
 
     @cached_property
     def _labels(self) -> Indices:
@@ -158,6 +166,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: if the loss is not finite.
+            RankError: if another rank has failed.
         """
         plan = EpochPlan.at(self.epoch, self.config)
         self.division = None
@@ -187,7 +196,7 @@ class Trainer:
         measures: dict[str, float] = {}
         if plan.recluster:
             penultimate = self.config.penultimate_for_clusters
-            features = embed(self.model, self.data.views, self.data.train, penultimate=penultimate)
+            features = embed(self.model, self.data.views, self.data.train, penultimate=penultimate, ranks=self.ranks)
             found = recluster(features, self._labels, plan, self.assignment, config=self.config)
             self.partition, self.assignment = found.partition, found.assignment
             if found.nmi_previous is not None:
@@ -201,25 +210,12 @@ class Trainer:
 
     def _train(self, plan: EpochPlan) -> dict[str, float]:
         """Train on one pass of batches, round robin over the learners."""
-        self.train_step.set_trainable(plan)
-        seed = self.config.seed
-        batches = data.epoch_batches(self.partition, self._labels, self.config, plan.epoch)
-        generator = torch.Generator(self.device).manual_seed(epoch_seed(seed, plan.epoch))
-        total = torch.zeros(2, device=self.device)
-        rows = [(learner, self.data.train[indices]) for learner, indices in batches]
-        for learner, images, indices in self.loader.epoch(rows, seed=seed, epoch=plan.epoch):
-            total += self.train_step.update(images, self.data.labels[indices], learner, plan, generator)
-        loss, overlap = (total / max(1, len(batches))).tolist()
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss of epoch {plan.epoch} is not finite (base_lr={self.config.base_lr}, "
-                f"mask_lr_mult={self.config.mask_lr_mult}); lower the learning rates"
-            )
+        found = self._updates.run(plan, self.partition)
         masks = mask_measures(self.model.masks)
-        if not self.train_step.trains_masks(plan):
-            overlap = masks["masks/overlap"]  # the original logs the overlap also where the loss does not include it
-        measures = {"train/loss": loss, "train/loss_masks": self.config.masking_lambda * overlap}
-        return measures | {"train/batches": float(len(batches))} | masks | self.criterion.trained()
+        # The original logs the overlap also where the loss does not include it.
+        overlap = found.overlap if self.train_step.trains_masks(plan) else masks["masks/overlap"]
+        measures = {"train/loss": found.loss, "train/loss_masks": self.config.masking_lambda * overlap}
+        return measures | {"train/batches": float(found.batches)} | masks | self.criterion.trained()
 
     def _keep_best(self, measures: dict[str, float]) -> None:
         """Add the best value of the metric so far to the measures, and keep the weights of that epoch."""
@@ -311,6 +307,8 @@ class Trainer:
             saving.save_best_model(directory, self.model, self.best, self._model_facts, is_new=is_new)
         if self.division is not None:
             self.division.save(directory)
+        if self.ranks.size > 1:
+            facts["ranks"] = self.ranks.size
         saving.save_state(directory, self.state(), facts)
 
     def save_epoch(self, directory: Path) -> Path:
@@ -323,9 +321,11 @@ class Trainer:
 
         Raises:
             CheckpointError: if no valid state is there.
-            SettingError: if the state has another configuration.
+            SettingError: if the state has another configuration, or was made with another number of ranks.
         """
         state, facts = saving.load_state(directory, self.train_step, len(self.partition))
+        if (ranks := facts.pop("ranks", 1)) != self.ranks.size:
+            raise SettingError(f"ranks={self.ranks.size}: the checkpoint was made with {ranks!r}; use that")
         self.restore(state)
         return facts
 

@@ -1,0 +1,1 @@
+"""Ranks: the processes that train one setting together, one learner's batch each."""
