@@ -184,7 +184,19 @@ def test_there_must_be_a_gpu_for_each_rank(config, stores, monkeypatch):
         Trainer(config, stores=stores, device="cuda", ranks=2)
 
 
-LEADER = """
+WAITS = """
+import sys, time, torch
+from pathlib import Path
+from dcml_tune import TrialConfig
+from dcml_tune.training.ranks.processes import RankProcesses, ready
+made = RankProcesses(TrialConfig.model_validate_json(sys.argv[1]), size=2, stores=Path(sys.argv[2]), device=torch.device("cpu"))
+while not ready(made._directory, 1).exists():
+    time.sleep(0.05)
+print(made._processes[0].pid, made._directory, flush=True)
+time.sleep(1000)
+"""
+
+TRAINS = """
 import sys
 from dcml_tune import Trainer, TrialConfig
 trainer = Trainer(TrialConfig.model_validate_json(sys.argv[1]), stores=sys.argv[2], device="cpu", ranks=2)
@@ -195,9 +207,10 @@ while True:
 """
 
 
-def test_no_rank_remains_when_the_trial_is_killed(config, stores):
-    """In the middle of an epoch."""
-    words = [sys.executable, "-c", LEADER, config.model_dump_json(), str(stores)]
+@pytest.mark.parametrize("code", [WAITS, TRAINS], ids=["before they have met", "in an epoch"])
+def test_no_rank_remains_when_the_trial_is_killed(code, config, stores):
+    """Whatever the rank waits for."""
+    words = [sys.executable, "-c", code, config.model_dump_json(), str(stores)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as leader:
         pid, directory = leader.stdout.readline().split()
         rank = psutil.Process(int(pid))
