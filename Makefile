@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ARGS ?=
 
-.PHONY: venv search test lint test-slow test-faults soak bench
+.PHONY: venv search test lint test-slow test-faults test-cluster soak bench
 venv: $(READY)
 
 # Installed again only when what is to be installed has changed.
@@ -34,6 +34,10 @@ test-slow: $(READY)
 # Each fault that a long search meets, with the real parts.
 test-faults: $(READY)
 	$(BIN)/python -m pytest tests/faults -m "fault or fast"
+
+# Clusters whose nodes differ, come late, lack something, or die. Some need rights to make mount namespaces.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest tests/cluster -m "cluster or fast"
 
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py $(ARGS)

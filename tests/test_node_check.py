@@ -1,14 +1,16 @@
-"""The images of a node of a cluster are those of the search, or the search stops."""
+"""What a node of a cluster must have: each lack is found, with the remedy, and says nothing about a trial's settings."""
 
-import platform
+import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.training.trial_data import TrialData
 from trainables import DivideAndConquer, Run, node_check
-from trainables.run import STOP_SEARCH
+from trainables.node_check import Needs, NodeFaultError, examine, wrong_images
+from trainables.run import FAILED
 
 SETTINGS = {
     "dataset": "folder", "train_classes": 16, "weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 16,
@@ -17,41 +19,109 @@ SETTINGS = {
 
 
 @pytest.fixture
-def first_report(folder, tmp_path):
-    """Runs the first step of a trial whose node has the images of a directory."""
+def needs(folder, tmp_path):
+    """What the driver needs, on whose machine this test runs, too."""
     config = TrialConfig(**SETTINGS, dataset_dir=str(folder))
-    known = TrialData.open(config, tmp_path / "store").identity(config).compared
-    node_check._right.clear()
-
-    def run(directory, checked_on="another node"):
-        how = Run(stores=str(tmp_path / "store"), images=known, checked_on=checked_on)
-        trial = DivideAndConquer({**SETTINGS, "dataset_dir": str(directory), "run": how.as_dict()})
-        result = trial.train()
-        trial.stop()
-        return result
-
-    return run
+    images = TrialData.open(config, tmp_path / "store").identity(config).compared
+    found = Needs(output=str(tmp_path)).with_images(config.model_dump(), str(tmp_path / "store"), images)
+    found.mark.write_text(found.token)
+    return found
 
 
-def test_a_copy_of_the_images_is_the_same(first_report, folder, tmp_path):
-    """Wherever it lies, and whatever its times are."""
-    assert first_report(shutil.copytree(folder, tmp_path / "copy"))["epoch"] == 1
+def reason(needs):
+    return examine(needs.as_dict(), gpus=0)["reason"]
 
 
-@pytest.mark.parametrize("change", ["fewer", "other", "none"])
-def test_other_images_stop_the_search(first_report, folder, tmp_path, change):
-    """Before anything trains, with the name of the node; the value never reaches the sampler."""
+def test_the_same_machine_is_fit(needs, tmp_path):
+    """And the check leaves no file."""
+    before = sorted(tmp_path.iterdir())
+    assert reason(needs) is None
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_other_software(needs):
+    """A version, a package that is missing, the code."""
+    other = dataclasses.replace(needs, versions={**needs.versions, "torch": "2.0.0"})
+    assert "has torch 2.14" in reason(other)
+    assert "the driver 2.0.0; install the same version there" in reason(other)
+    assert "has mxnet not installed" in reason(dataclasses.replace(needs, versions={"mxnet": "1"}))
+    assert "its code of dcml_tune is not that of the driver" in reason(dataclasses.replace(needs, code="another"))
+
+
+@pytest.mark.parametrize("change", ["missing", "another"])
+def test_another_output_directory(needs, change):
+    """It does not exist there, or it is one of the same name on another disk."""
+    needs.mark.unlink() if change == "missing" else needs.mark.write_text("another")
+    assert "is not the directory of the driver; --output-dir must be on storage that all nodes share" in reason(needs)
+
+
+def test_a_read_only_output_directory(needs, tmp_path, monkeypatch):
+    """Such as a mount without the right to write."""
+    own = Path.write_text
+
+    def refused(self, *arguments):
+        if self.name != needs.mark.name:
+            raise OSError(30, "Read-only file system")
+        return own(self, *arguments)
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    assert f"{tmp_path} cannot be written there (Read-only file system)" in reason(needs)
+
+
+def test_a_full_disk(needs, monkeypatch):
+    """Ray ends the processes of such a node."""
+    monkeypatch.setattr(node_check, "_TEMPORARY", 10**18)
+    assert "left there; free 1 EB" in reason(needs) or "left there; free" in reason(needs)
+
+
+def test_a_gpu_that_is_not_there(needs):
+    """By its registration the node has more GPUs than torch finds."""
+    found = examine(dataclasses.replace(needs, gpus=True).as_dict(), gpus=99)["reason"]
+    assert "of its 99 GPUs; check its driver" in found
+
+
+@pytest.mark.parametrize("change", ["copied", "fewer", "other", "none"])
+def test_images(folder, tmp_path, needs, change):
+    """A copy is the same wherever it lies; others are named with both fingerprints."""
     copy = tmp_path / "copy"
     if change != "none":
         shutil.copytree(folder, copy)
         files = sorted(copy.rglob("*.*"))
-        files[0].unlink() if change == "fewer" else shutil.copyfile(files[-1], files[0])
-    result = first_report(copy)
-    assert platform.node() in result[STOP_SEARCH]
-    assert "take the node away" in result[STOP_SEARCH]
+        if change == "fewer":
+            files[0].unlink()
+        elif change == "other":
+            shutil.copyfile(files[-1], files[0])
+    there = dataclasses.replace(needs, settings={**needs.settings, "dataset_dir": str(copy)})
+    found = reason(there)
+    if change == "copied":
+        assert found is None
+    else:
+        assert "images" in found
+        assert "copy them" in found
 
 
-def test_the_drivers_node_is_not_checked_again(first_report, folder, monkeypatch):
-    """Reading the list of images takes seconds for large data sets."""
-    monkeypatch.setattr(node_check, "data", None)
-    assert first_report(folder, checked_on=None)["epoch"] == 1
+@pytest.mark.parametrize("on_cluster", [True, False])
+def test_a_trial_whose_node_lost_the_images_is_moved(folder, tmp_path, needs, on_cluster):
+    """On a cluster it says nothing about its settings, and another node has them; on one machine the trial fails."""
+    how = Run(stores=str(tmp_path / "other store"), images=needs.images, on_cluster=on_cluster)
+    config = {**SETTINGS, "dataset_dir": str(tmp_path / "gone"), "run": how.as_dict()}
+    if on_cluster:
+        with pytest.raises(NodeFaultError, match="the images cannot be used there"):
+            DivideAndConquer(config)
+        return
+    trial = DivideAndConquer(config)
+    assert FAILED in trial.train()
+    trial.stop()
+
+
+def test_a_trial_that_cannot_work_is_not_moved(folder, tmp_path, needs):
+    """Its images are right: no other node would help."""
+    how = Run(stores=str(tmp_path / "store"), images=needs.images, on_cluster=True)
+    trial = DivideAndConquer({**SETTINGS, "dataset_dir": str(folder), "sz_crop": 9999, "run": how.as_dict()})
+    assert FAILED in trial.train()
+    trial.stop()
+
+
+def test_nothing_is_compared_without_a_fingerprint(tmp_path):
+    """Users of the trainable need no search."""
+    assert wrong_images(TrialConfig(**SETTINGS, dataset_dir=str(tmp_path / "gone")), str(tmp_path), None) is None

@@ -1,4 +1,4 @@
-"""Connection to Ray: starts a local cluster, or joins a running one."""
+"""Connection to Ray: starts a local cluster, or joins a running one and lists its nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from typing import Any
 from dcml_tune.config.errors import SettingError
 from dcml_tune.utils.signals import hangup_ignored, signals_wait
 from dcml_tune.utils.tracebacks import InFile
-from trainables.ray_files import remove_old_sessions, secure_token, session_root, token_file
+from trainables.authentication import use_mode_of_cluster
+from trainables.nodes import Node
+from trainables.ray_files import remove_old_sessions, secure_token, session_root
+
+_GPU_TYPE = "ray.io/accelerator-type"
+"""Ray's label of the type of a node's accelerators."""
 
 
 def connect(address: str | None) -> str:
@@ -39,11 +44,12 @@ def connect(address: str | None) -> str:
                 f"--ray-address {address}: nothing answers ({error}); start the cluster, or correct the address"
             ) from None
     import ray
-    from ray._raylet import Config  # type: ignore[attr-defined]
+    from ray._private import worker
 
-    if address and "RAY_AUTH_MODE" not in os.environ and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"  # without it, Ray sends no token to a given address
-        Config.initialize("")  # Ray read its environment when it was imported
+    if address:
+        use_mode_of_cluster(address)
+        # When a node dies Ray prints the last pages of its log; a line of ours names the node.
+        worker.print_to_stdstream = lambda *_, **__: None
     secure_token(make=address is None)
     logging.getLogger("ray").setLevel(logging.ERROR)
     for handler in logging.getLogger("ray").handlers:
@@ -64,7 +70,7 @@ def connect(address: str | None) -> str:
             raise
         raise SettingError(
             f"--ray-address {address}: the Ray cluster refused the connection ({str(error).splitlines()[0]}); check the "
-            "address, and RAY_AUTH_MODE (token or disabled) and the token of that cluster, or leave the flag out"
+            f"address and its token (RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'not set')}), or leave the flag out"
         ) from None
     return str(context.dashboard_url or "")
 
@@ -108,13 +114,42 @@ def _same_handler(number: int) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def cluster_size() -> tuple[int, int]:
-    """Return the numbers of CPU cores and of GPUs of the cluster that was joined."""
+def alive_nodes() -> list[Node]:
+    """Return the nodes of the cluster that was joined, those that only manage it included."""
     import ray
 
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    found = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if not node["Alive"]:
+            continue
+        has, labels = node["Resources"], node.get("Labels") or {}
+        types = [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
+        found.append(
+            Node(
+                id=node["NodeID"],
+                host=node["NodeManagerHostname"],
+                cpus=has.get("CPU", 0.0),
+                gpus=has.get("GPU", 0.0),
+                gpu_type=labels.get(_GPU_TYPE) or next(iter(types), None),
+            )
+        )
+    return sorted(found, key=lambda node: (node.host, node.id))
 
 
-def _has_token() -> bool:
-    return "RAY_AUTH_TOKEN" in os.environ or token_file().is_file()
+def has_autoscaler() -> bool:
+    """Whether an autoscaler brings nodes to the cluster that was joined.
+
+    The nodes of such a cluster are of types that its autoscaler knows, and its autoscaler reports to the head. A plain
+    cluster has a process that reports, but no types; one of KubeRay without its autoscaler has types, but no reports.
+    """
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    client = GcsClient(ray.get_runtime_context().gcs_address)
+    status = GetClusterStatusReply()
+    status.ParseFromString(client.get_cluster_status(timeout_s=10))
+    has_types = any(node.ray_node_type_name for node in status.cluster_resource_state.node_states)
+    reports = status.autoscaling_state.autoscaler_state_version > 0
+    return has_types and (reports or _internal_kv_get("__autoscaling_status") is not None)

@@ -1,49 +1,213 @@
-"""Checks that the images of a node of a cluster are those of the search.
+"""Checks that a node of a cluster can run the trials of a search, in a process on that node.
 
-The driver has checked its own images. A node with an incomplete or another copy would train on other classes, and its
-trials would be compared with those of the others.
+The driver has checked its own machine. A node with other code, without the images or the output directory, or with a GPU
+that does not compute would fail trial after trial, or give results that cannot be compared.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import platform
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayTaskError
 
 from dcml_tune import data
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
-from trainables.run import Run
+from dcml_tune.training.devices import exhausted_memory
+from dcml_tune.training.prefixes import code_identity
+from dcml_tune.utils import tracebacks
+from dcml_tune.utils.files import readable_size
+
+_PACKAGES = ("torch", "torchvision", "timm", "ray")
+_TEMPORARY = 500 * 10**6
+"""Bytes that must be free for temporary files: Ray ends the processes of a node whose disk is full."""
 
 
-def this_node() -> str | None:
-    """Return Ray's id of the node of this process; None outside of a cluster."""
-    import ray
-
-    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+class NodeFaultError(Exception):
+    """A trial cannot run on its node, and can on another: it is moved, and its failure says nothing about its settings."""
 
 
-def wrong_images(config: TrialConfig, run: Run) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a node must have. The driver describes its own machine."""
+
+    output: str
+    """Absolute path of the directory of all searches, which all nodes share."""
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Name and content of a file in it that this driver has written."""
+    code: str = field(default_factory=code_identity)
+    """Hash of the source files of dcml_tune."""
+    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
+    gpus: bool = False
+    """Whether trials need GPUs."""
+    settings: Mapping[str, Any] | None = None
+    """Settings that say where the images are; None: they are not checked."""
+    stores: str = ""
+    """Absolute path of the directory of the image stores."""
+    images: str | None = None
+    """Fingerprint of the content of the images that the search began with."""
+
+    @property
+    def mark(self) -> Path:
+        """The file that shows whether a directory is the same."""
+        return Path(self.output) / f".node-check-{self.token}"
+
+    def with_gpus(self, gpus: bool) -> Needs:
+        """Return the needs of trials that need GPUs, or do not."""
+        return replace(self, gpus=gpus)
+
+    def with_images(self, settings: Mapping[str, Any], stores: str, images: str) -> Needs:
+        """Return the needs of a search whose images are known; see the fields."""
+        return replace(self, settings=settings, stores=stores, images=images)
+
+    def without_images(self) -> Needs:
+        """Return the needs of a node whose images are known to be right: that of the driver."""
+        return replace(self, settings=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as they are sent to a node."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReport:
+    """What was found on a node."""
+
+    reason: str | None
+    """Why it cannot run trials, with the remedy; None: it can."""
+    gpu: str | None = None
+    """Name and memory of its first GPU."""
+
+
+def examine(needs: dict[str, Any], gpus: float) -> dict[str, Any]:
+    """Compare this node with what a search needs; runs as a task of Ray.
+
+    Args:
+        needs: fields of `Needs`.
+        gpus: number of GPUs that the node has by its registration.
+
+    Returns:
+        The fields of a NodeReport.
+    """
+    wanted = Needs(**needs)
+    reason = _other_software(wanted) or _other_output(wanted) or _full_disk()
+    gpu = None
+    if reason is None and wanted.gpus:
+        reason, gpu = _gpu(int(gpus))
+    if reason is None and wanted.settings is not None:
+        reason = wrong_images(TrialConfig(**wanted.settings), wanted.stores, wanted.images)
+    return {"reason": reason, "gpu": gpu}
+
+
+def wrong_images(config: TrialConfig, stores: str, images: str | None) -> str | None:
     """Return why the images of this node are not those of the search, or None.
 
-    The driver's node is not checked again. Another one is checked once in each process.
+    Args:
+        config: says where they are.
+        stores: directory of the image stores.
+        images: fingerprint of the content that the search began with; None: nothing is compared.
     """
-    checked = (config.dataset, config.dataset_dir, run.stores, run.images)
-    if run.images is None or checked in _right or this_node() == run.checked_on:
+    if images is None:
         return None
-    host = platform.node()
     try:
         dataset = data.load(config)
-        found = data.Identity.of(dataset, Path(run.stores), opens_test=config.protocol == "paper").compared
+        found = data.Identity.of(dataset, Path(stores), opens_test=config.protocol == "paper").compared
     except SettingError as error:
-        return f"node {host} cannot use the images of this search ({error}); copy them there, or take the node away"
-    if found != run.images:
+        return f"the images cannot be used there ({error}); copy them to the same place on this node"
+    if found != images:
         return (
-            f"the images on node {host} are not those that the search began with (fingerprint of their content {found}, on "
-            f"the driver's node {run.images}); copy them there, or take the node away"
+            f"its images are not those that the search began with (fingerprint of their content {found}, on the driver's node "
+            f"{images}); copy them there"
         )
-    _right.add(checked)
     return None
 
 
-_right: set[tuple[str | None, ...]] = set()
-"""What was found to be right in this process."""
+def _versions() -> dict[str, str]:
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _other_software(needs: Needs) -> str | None:
+    here = _versions()
+    for name, version in needs.versions.items():
+        if here.get(name) != version:
+            return (
+                f"it has {name} {here.get(name, 'not installed')}, the driver {version}; install the same version there"
+            )
+    if code_identity() != needs.code:
+        return (
+            "its code of dcml_tune is not that of the driver; install the same version there, or submit the search as a job "
+            "with --working-dir"
+        )
+    return None
+
+
+def _other_output(needs: Needs) -> str | None:
+    remedy = "--output-dir must be on storage that all nodes share"
+    try:
+        if needs.mark.read_text() != needs.token:
+            raise FileNotFoundError
+    except FileNotFoundError:
+        return f"its {needs.output} is not the directory of the driver; {remedy}"
+    except OSError as error:
+        return f"{needs.output} cannot be read there ({error.strerror}); {remedy}"
+    own = needs.mark.with_name(f"{needs.mark.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        own.write_text("")
+        own.unlink()
+    except OSError as error:
+        return f"{needs.output} cannot be written there ({error.strerror}); {remedy}"
+    return None
+
+
+def _full_disk() -> str | None:
+    directory = tempfile.gettempdir()
+    free = shutil.disk_usage(directory).free
+    if free < _TEMPORARY:
+        return f"{directory} has {readable_size(free)} left there; free {readable_size(_TEMPORARY)}"
+    return None
+
+
+def _gpu(count: int) -> tuple[str | None, str | None]:
+    """Compute on each GPU; returns why trials cannot, and the name of the first one."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray hides the GPUs from a task without a share of them
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < count:
+        return f"torch finds {found} of its {count} GPUs; check its driver (nvidia-smi)", None
+    for device in range(found):
+        try:
+            torch.ones(8, device=f"cuda:{device}").sum().item()
+        except RuntimeError as error:
+            if exhausted_memory(error) is None:  # trials that run there may have taken all
+                return f"its GPU {device} does not compute ({str(error).splitlines()[0]}); check nvidia-smi", None
+    if not found:
+        return None, None
+    facts = torch.cuda.get_device_properties(0)
+    return None, f"{facts.name} ({facts.total_memory / 2**30:.0f} GiB)"
+
+
+def why_no_answer(error: Exception) -> str:
+    """Return why a check failed before it could answer, with the remedy."""
+    text = tracebacks.last_error(str(error)) if isinstance(error, RayTaskError) else str(error)
+    if "ModuleNotFoundError" in text or "No module named" in text:
+        name = text.rpartition("No module named ")[2].split("\n")[0].strip("'\". ").split(".")[0] or "dcml_tune"
+        return (
+            f"Python finds no {name} there; install dcml_tune there, or submit the search as a job with --working-dir"
+        )
+    return f"its check failed ({text.splitlines()[0][:200] if text else type(error).__name__}); see the logs of Ray on this node"

@@ -58,8 +58,8 @@ class Run:
     None: it saves no state."""
     images: str | None = None
     """Fingerprint of the content of the images that the search began with; None: they are not compared."""
-    checked_on: str | None = None
-    """Ray's id of the node whose images have this fingerprint: that of the driver."""
+    on_cluster: bool = False
+    """Whether it may run on several nodes: what only this node lacks is then no failure of the trial."""
     stores: str = "runs/store"
     """Absolute path of the directory of the image stores, which the trials of a node share."""
     threads: int | None = None

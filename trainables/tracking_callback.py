@@ -23,6 +23,7 @@ from dcml_tune.utils import tracebacks
 from trainables.checkpoint_budget import CheckpointBudget, KeptModel, remove_model
 from trainables.known_trial import KnownTrial
 from trainables.live_table import LiveTable, RowState, TableOptions, TrialRow
+from trainables.node_pool import NodePool
 from trainables.run import DIVISION, FAILED, NOTE, SCORED_BEFORE, SHARED, STOP_SEARCH, run_of, unpack
 from trainables.watchdog import TrialWatchdog
 
@@ -71,6 +72,7 @@ class Progress(Callback):
         *,
         tags: dict[str, str],
         keep_models: int | None = None,
+        nodes: NodePool | None = None,
         earlier: Earlier | None = None,
         hooks: Hooks | None = None,
     ) -> None:
@@ -82,11 +84,13 @@ class Progress(Callback):
             table: what the table says of all trials.
             tags: tags of every run in MLflow.
             keep_models: maximum number of models of ended trials that are kept, those of the best; None: all.
+            nodes: of the cluster that was joined; None: a local one.
             earlier: what earlier processes have left.
             hooks: what else happens when trials report.
         """
         earlier = earlier or Earlier()
         self.tracker, self.guard, self.tags, self.hooks = tracker, guard, tags, hooks or Hooks()
+        self.nodes = nodes
         self.search, self.metric, self.planned = table.search, table.metric, table.planned
         self.live = LiveTable(table, earlier.known, earlier.untrained)
         self._budget = CheckpointBudget(keep_models, lambda key, step: self.tracker.forget_model(self.key(key), step))
@@ -95,7 +99,7 @@ class Progress(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its callbacks to disk; files, threads and functions stay in this process."""
-        away = ("tracker", "guard", "hooks", "_budget")
+        away = ("tracker", "guard", "hooks", "nodes", "_budget")
         return {name: None if name in away else value for name, value in self.__dict__.items()}
 
     @property
@@ -189,9 +193,11 @@ class Progress(Callback):
 
     def _start(self, trial: Any) -> None:
         settings, run = unpack(trial.config)
-        row = self.rows.get(run.key)
+        row, node = self.rows.get(run.key), self.nodes.tags(trial.trial_id) if self.nodes is not None else {}
         if row is not None and row.state == "again":
             row.state, row.reason = "running", None
+            if node:
+                self.tracker.tags(self.key(run.key), node)
             return
         config = TrialConfig(**settings)
         epochs = 0 if run.role == "untrained" else run.until or config.nb_epochs
@@ -199,7 +205,7 @@ class Progress(Callback):
         if row is not None:  # it continues after its last epoch
             fresh.epoch, fresh.shared, fresh.last, fresh.best = row.epoch, row.shared, row.last, row.best
         self.rows[run.key] = fresh
-        tags = dict(self.tags)
+        tags = {**self.tags, **node}
         if run.setting:
             tags["dcml.setting"] = run.setting
         if run.threads is not None:
@@ -271,6 +277,8 @@ class Progress(Callback):
         self._end(trial, reason)
 
     def _why(self, trial: Any) -> str:
+        if self.nodes is not None and (reason := self.nodes.reasons.pop(trial.trial_id, None)):
+            return reason
         return self.guard.reasons.pop(trial.trial_id, None) or _last_error(trial)
 
     def _end(self, trial: Any, error: str | None) -> None:

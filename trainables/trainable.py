@@ -25,7 +25,7 @@ from dcml_tune.training.updates import NonFiniteLossError
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
-from trainables.node_check import wrong_images
+from trainables.node_check import NodeFaultError, wrong_images
 from trainables.run import (
     CURVE,
     DIVISION,
@@ -62,14 +62,15 @@ class DivideAndConquer(tune.Trainable):
         self._joins = False
         self._refused: str | None = None
         self._note: str | None = None
-        self._wrong_images: str | None = None
         if self.run.threads is not None:
             set_threads(max(1, self.run.threads // self.run.ranks))
         if self.run.device != "cpu":
             cap_gpu_memory(self.run.gpu_fraction)
         if self.directory is not None:
             self._take(self.directory)
-        self._guarded(lambda: self._check_and_begin(TrialConfig(**settings)))
+        self._guarded(lambda: self._begin(TrialConfig(**settings)))
+        if self._refused is not None and self.run.on_cluster:
+            self._blame_node(settings)
 
     def make_trainer(self, config: TrialConfig) -> Trainer:
         """Build the trainer of a configuration; a subclass may build another one."""
@@ -87,8 +88,6 @@ class DivideAndConquer(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run one epoch. A trial that a retry cannot help ends here, with the reason of its failure."""
-        if self._wrong_images is not None:
-            return {**self._worst(), STOP_SEARCH: self._wrong_images}
         try:
             if self._joins and not self._again:
                 self._joins = False
@@ -112,11 +111,6 @@ class DivideAndConquer(tune.Trainable):
             self._write_result(result)
         return result
 
-    def _check_and_begin(self, config: TrialConfig) -> None:
-        self._wrong_images = wrong_images(config, self.run)
-        if self._wrong_images is None:
-            self._begin(config)
-
     def _begin(self, config: TrialConfig) -> None:
         if self.directory is not None:
             with suppress(CorruptFileError):  # the usual case: the run has no result yet
@@ -138,6 +132,13 @@ class DivideAndConquer(tune.Trainable):
                 self.trainer.close()
                 self.trainer = self.make_trainer(config)
                 self._sharing = Sharing(self.run, self.trainer)
+
+    def _blame_node(self, settings: dict[str, Any]) -> None:
+        """Raise if a trial was refused because this node has lost the images since it was checked."""
+        with suppress(SettingError):
+            reason = wrong_images(TrialConfig(**settings), self.run.stores, self.run.images)
+            if reason is not None:
+                raise NodeFaultError(reason)
 
     def _join(self) -> None:
         """Take over the first epochs from another trial, if there are such."""
@@ -223,8 +224,8 @@ class DivideAndConquer(tune.Trainable):
     def _take(self, directory: Path) -> None:
         """Become the only process that writes to the trial's directory."""
         if not directory.parent.is_dir():
-            raise FileNotFoundError(
-                f"{directory.parent} does not exist on this node: --output-dir must be on storage that all nodes share"
+            raise NodeFaultError(
+                f"{directory.parent} does not exist there; --output-dir must be on storage that all nodes share"
             )
         directory.mkdir(exist_ok=True)
         self._lock = take(directory)

@@ -11,6 +11,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 
 from dcml_tune.utils.signals import signals_wait
+from trainables.cluster_run import ClusterRun
+from trainables.node_watch import NodeWatch
+from trainables.placement import placed_on
 from trainables.resources import Shares
 from trainables.run import run_of
 from trainables.stopper import StopWhen
@@ -43,6 +46,7 @@ def run_trials(
     callbacks: list[Callback],
     why_over: Callable[[], str | None] = lambda: None,
     param_space: dict[str, Any] | None = None,
+    nodes: ClusterRun | None = None,
     **tuning: Any,
 ) -> None:
     """Run the trials of a stage until all have ended.
@@ -56,20 +60,27 @@ def run_trials(
         callbacks: callbacks on the driver.
         why_over: returns why all trials end now, or None.
         param_space: Ray's search space, where there is no searcher; see `trainables.run.pack_list`.
+        nodes: the cluster that was joined; None: a local one.
         tuning: further arguments of Ray's TuneConfig.
     """
+    concurrent: int | None = shares.concurrent or None
+    if nodes is not None:
+        callbacks = [NodeWatch(nodes.pool, nodes.wait_s), *callbacks]
+        concurrent = nodes.max_concurrent
+        if "search_alg" in tuning:
+            tuning["search_alg"], concurrent = nodes.limited(tuning["search_alg"], tuning["num_samples"]), None
     tuner = Tuner(
         _with_resources(trainable, shares),
         param_space=param_space,
         tune_config=TuneConfig(
-            max_concurrent_trials=shares.concurrent or None,
+            max_concurrent_trials=concurrent,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
             **tuning,
         ),
         run_config=_run_config(directory, callbacks, StopWhen(why_over)),
     )
-    with signals_wait():
+    with placed_on(nodes.pool if nodes is not None else None), signals_wait():
         tuner.fit()
 
 

@@ -61,7 +61,8 @@ class SearchConfig(BaseModel):
     data-parallel on GPUs of one machine, which changes its result as a larger batch does (docs/scale.md). auto: the fraction
     with the highest total throughput, measured in about a minute"""
     max_concurrent: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """maximum number of concurrent trials; default: as many as fit"""
+    """maximum number of concurrent trials; default: as many as fit. On a cluster with an autoscaler it brings nodes for so many
+    trials; default there: for twice as many as fit, at most a fourth of all"""
     time_budget: Duration | None = None
     """stop the search after this time, such as 30m or 10h"""
     epoch_budget: Annotated[int, Field(ge=1, le=10**9)] | None = None
@@ -121,6 +122,8 @@ class SearchConfig(BaseModel):
     ray_address: str | None = None
     """a running Ray cluster: HOST:PORT, or auto for that of RAY_ADDRESS; default: that of RAY_ADDRESS if it is set, as in
     a job of Ray; local: start one"""
+    wait_for_nodes: Duration = "10m"
+    """longest wait for a node that can hold a trial, where the cluster of --ray-address has none yet"""
     quiet: bool = False
     """print a line per epoch instead of a live table"""
     dry_run: bool = False

@@ -14,6 +14,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.remains import store_tests
 from dcml_tune.runs.paths import STORES
+from dcml_tune.search.cluster_checks import join_cluster
 from dcml_tune.search.disk import CheckpointSpace, fits_the_disk, model_bytes, most_copies, refuse_full_disk
 from dcml_tune.search.gpu_probe import full_division, resolve
 from dcml_tune.search.later_runs import final_runs, runs_per_later_stage, units_at_once
@@ -22,7 +23,6 @@ from dcml_tune.tracking.uris import absolute_uri, tracking_uri
 from dcml_tune.training.prefixes import most_states
 from dcml_tune.training.trial_data import TrialData
 from search_spaces.prefixes import count_states
-from trainables.cluster import cluster_size, connect
 from trainables.resources import Shares, cluster_address, share
 from trainables.warm_start import WarmStart, warm_start
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dcml_tune.data import Identity
     from dcml_tune.search.request import Request
     from search_spaces import SearchSpace
+    from trainables.cluster_run import ClusterRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,8 @@ class Resources:
     """The measurement behind `auto`, in words; of a resumed search, that of its first process."""
     dashboard: str | None
     """Address of the dashboard of a joined cluster."""
+    cluster: ClusterRun | None = None
+    """The cluster that was joined; None: one is started on this machine."""
 
 
 def resources(request: Request, settings: CheckedSettings) -> Resources:
@@ -105,18 +108,17 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
             f"--gpus-per-trial {AUTO}: with --ray-address the GPUs are those of the cluster, and only this machine's can "
             "be measured; give a number, such as 0.5"
         )
-    dashboard = None if address is None else connect(address)
-    cores, gpus = (None, None) if address is None else cluster_size()
     most = max(request.planned, *runs_per_later_stage(request))
+    if address is not None:
+        assert not isinstance(asked, str), "`auto` was refused"
+        cluster, dashboard = join_cluster(flags, address, request.output, trials=most)
+        assert cluster.pool.shares is not None
+        return Resources(
+            shares=cluster.pool.shares, gpus_per_trial=asked, measured=measured, dashboard=dashboard, cluster=cluster
+        )
 
     def shares(gpus_per_trial: float | None) -> Shares:
-        return share(
-            num_samples=most,
-            gpus_per_trial=gpus_per_trial,
-            max_concurrent=flags.max_concurrent,
-            cores=cores,
-            gpus=gpus,
-        )
+        return share(num_samples=most, gpus_per_trial=gpus_per_trial, max_concurrent=flags.max_concurrent)
 
     if isinstance(asked, str):  # auto
         if shares(None).gpus_per_trial > 0:
@@ -126,9 +128,8 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
         # It is recorded as a number, so a resumed search does not measure again.
         asked, measured = resolve(full_division(settings.base, nb_clusters), at_once=at_once)
     found = shares(asked)
-    if address is None:  # the GPUs of a cluster are not visible from here
-        check_backend(settings.base.backend)
-    return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=dashboard)
+    check_backend(settings.base.backend)  # not for a cluster, whose GPUs are not visible from here
+    return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=None)
 
 
 def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares) -> CheckpointSpace:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dcml_tune.cli.quantities import seconds
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.paths import (
+    STORES,
     STUDY,
     TRIALS,
     absolute,
@@ -22,6 +23,7 @@ from dcml_tune.runs.paths import (
 from dcml_tune.runs.record import Record, refuse_existing
 from dcml_tune.search import checks
 from dcml_tune.search.budget import Budget
+from dcml_tune.search.cluster_checks import check_images_of_nodes
 from dcml_tune.search.confirmation import Candidate, candidates, confirmation_units, nb_confirming_runs, wanted_controls
 from dcml_tune.search.early_checks import checked_settings
 from dcml_tune.search.metrics import metric_names, scheduler_name
@@ -89,6 +91,7 @@ class Plan:
         identity: fingerprints of the images.
         space: what varies, restricted to what can work.
         shares: what each trial gets of the machine.
+        cluster: the cluster that was joined, with its nodes; None: one is started on this machine.
         measured: the measurement behind `--gpus-per-trial auto`, in words, or None.
         planned: number of trials.
         runs: makes the dictionaries of trials and of later runs.
@@ -125,6 +128,7 @@ class Plan:
         self.scores_test = flags.final == "best" and checked.has_test_stage
         resources = checks.resources(request, checked)
         self.shares, self.measured, self.dashboard = resources.shares, resources.measured, resources.dashboard
+        self.cluster = resources.cluster
         self.metrics = metric_names(flags.metric, self.base)
         self.metric = self.metrics[0]
         chosen = {
@@ -135,6 +139,14 @@ class Plan:
         self.checkpoints = checks.checkpoint_space(request, checked, self.shares)
         images = checks.images(request, checked, scores_test=self.scores_test)
         self.data, self.identity, self.test_lines = images.data, images.identity, images.test_lines
+        if self.cluster is not None:
+            check_images_of_nodes(
+                self.base,
+                self.identity.compared,
+                self.cluster,
+                stores=self.output / STORES,
+                address=str(checked.address),
+            )
         found = checks.search_space(request, self.data)
         self.space, self.published_point, self.starts = found.space, found.published_point, found.starts
         self.controls, self.later = wanted_controls(flags), request.later_seeds
@@ -152,6 +164,7 @@ class Plan:
             old_final_seeds=0 if self.has_seeds_apart else flags.final_seeds,
             images=self.identity.compared,
             shares_epochs=self.checkpoints.shared > 0,
+            on_cluster=self.cluster is not None,
             wait_s=self.trial_timeout / 2 if self.trial_timeout else None,  # a trial that waits reports nothing
         )
         if flags.ablate and not self.ablates:

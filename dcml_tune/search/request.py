@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "more_final_seeds",
     "output_dir",
     "ray_address",
+    "wait_for_nodes",
     "quiet",
     "dry_run",
 )

@@ -107,6 +107,7 @@ class StageRunner:
                 shares=plan.shares,
                 directory=plan.directory / "ray" / name,
                 callbacks=[self._guard, progress],
+                nodes=plan.cluster,
                 **tuning,
             )
             then()
@@ -142,6 +143,7 @@ class StageRunner:
             table,
             tags=self.tags,
             keep_models=plan.keep_models,
+            nodes=plan.cluster.pool if plan.cluster is not None else None,
             earlier=earlier,
             hooks=hooks,
         )

@@ -14,7 +14,6 @@ from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.signals import SearchStopped
 from search_spaces.prefixes import shared_with
 from trainables import Run
-from trainables.node_check import this_node
 from trainables.run import CURVE, RESULT_FILE, SCORES_TEST, pack, run_of, unpack
 
 if TYPE_CHECKING:
@@ -51,6 +50,8 @@ class TrialRuns:
     """Fingerprint of the content of the images."""
     shares_epochs: bool = True
     """Whether trials share the epochs that are the same computation."""
+    on_cluster: bool = False
+    """Whether trials run on the nodes of a cluster that was joined."""
     wait_s: float | None = None
     """Longest time that a trial waits for another one that computes the same epochs, in seconds; None: no limit."""
 
@@ -69,7 +70,7 @@ class TrialRuns:
         return Run(
             search=self.search,
             images=self.images,
-            checked_on=this_node(),
+            on_cluster=self.on_cluster,
             stores=str(self.output / STORES),
             threads=self.shares.threads_per_trial,
             device="cuda" if self.shares.gpus_per_trial > 0 else "cpu",

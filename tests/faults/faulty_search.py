@@ -23,7 +23,8 @@ from dcml_tune.cli.parser import run_command
 from dcml_tune.runs import study_file
 from dcml_tune.search.__main__ import main
 from dcml_tune.utils.files import read_checksummed, write_checksummed
-from trainables import DivideAndConquer
+from trainables import DivideAndConquer, node_check
+from trainables.node_check import NodeFaultError
 from trainables.searcher import OptunaSearcher
 
 DIRECTORY = Path(sys.argv[1]).absolute()
@@ -78,6 +79,8 @@ class Faulty(DivideAndConquer):
     def make_trainer(self, config):
         if self._due("setup"):
             raise OSError("the file server does not answer")
+        if os.environ.get("DCML_TEST_NODE") == "breaks":
+            raise NodeFaultError("its images are gone")
         return CheapTrainer(config, self.run.metric) if CHEAP else super().make_trainer(config)
 
     def _epoch(self):
@@ -165,8 +168,19 @@ FAULTS = {
     "GPU memory": want_gpu_memory,
 }
 
+
+def examine_pretended_node(needs, gpus):
+    """Check a node of a test: its GPUs are pretended, and an environment variable of the node says what it lacks."""
+    from trainables.node_check import examine as examine_node
+
+    if "lacks the package" in os.environ.get("DCML_TEST_NODE", ""):
+        raise ModuleNotFoundError("No module named 'dcml_tune'")
+    return examine_node({**needs, "gpus": False}, gpus)
+
+
 if __name__ == "__main__":
     sys.argv[1:2] = []
+    node_check.examine = examine_pretended_node
     if os.environ.get("DCML_TEST_BUG"):
         OptunaSearcher.on_trial_complete = has_a_bug
     run_command(lambda argv: main(argv, Faulty))

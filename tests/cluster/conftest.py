@@ -1,0 +1,124 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from scene import Scene
+
+HERE = Path(__file__).parent
+
+# On a busy machine processes of Ray start slowly; those that may be needed are not started.
+PATIENCE = {"RAY_worker_register_timeout_seconds": "600", "RAY_enable_worker_prestart": "0"}
+
+
+def pytest_collection_modifyitems(items):
+    """Some of these tests are part of every test run, all of them of `make test-cluster`."""
+    for item in items:
+        ours = HERE in Path(item.fspath).parents
+        if ours and not any(item.get_closest_marker(mark) for mark in ("fast", "slow")):
+            item.add_marker(pytest.mark.cluster)
+
+
+class Nodes:
+    """A Ray cluster of several nodes on this machine."""
+
+    def __init__(self, environment, log, **head):
+        """Start the head; `environment` is that of its processes, and of all nodes."""
+        self.environment, self._log, self._added, self._namespaces = environment, log, [], {}
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "cluster_process.py", json.dumps(head)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.address, self.head = self._answer()
+
+    def _answer(self):
+        for line in self._process.stdout:
+            if line.startswith(('"', "[")):
+                return json.loads(line)
+        raise AssertionError(self._log.read_text())
+
+    def _ask(self, *words):
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def add(self, cpus=1, gpus=0, **more):
+        """Add a node; returns its id."""
+        self._added.append(self._ask("add", {"num_cpus": cpus, "num_gpus": gpus, **more}))
+        return self._added[-1]
+
+    def kill(self, node):
+        """End all processes of a node."""
+        self._ask("kill", node)
+        self._added.remove(node)
+
+    def add_in_namespace(self, before, *, cpus=1, host="othernode"):
+        """Add a node with mounts and a host name of its own; `before` is run there by a shell before it starts."""
+        directory = Path(tempfile.mkdtemp(prefix="dcml-", dir="/tmp"))  # paths of sockets must be short
+        start = (
+            f"{shutil.which('ray', path=os.path.dirname(sys.executable))} start --address={self.address} --block "
+            f"--num-cpus={cpus} --num-gpus=0 --temp-dir={directory}"
+        )
+        shell = f"hostname {host} && {before} && exec {start}"
+        self._namespaces[directory] = subprocess.Popen(
+            ["unshare", "--mount", "--uts", "--fork", "--kill-child", "--pid", "--mount-proc", "sh", "-c", shell],
+            stdin=subprocess.DEVNULL,
+            stdout=(directory / "node.txt").open("w"),
+            stderr=subprocess.STDOUT,
+            env=self.environment,
+            start_new_session=True,
+        )
+
+    def remove_all(self):
+        """End all nodes but the head."""
+        for directory, process in self._namespaces.items():
+            process.kill()  # and with it all that it has started
+            process.wait(60)
+            shutil.rmtree(directory, ignore_errors=True)
+        self._namespaces.clear()
+        for node in self._added:
+            self._ask("remove", node)
+        self._added.clear()
+
+    def close(self):
+        self.remove_all()
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+@pytest.fixture
+def scene(tmp_path, folder):
+    """A scene whose trials train nothing, on clusters without authentication."""
+    made = Scene(tmp_path, folder)
+    made.environment |= {"DCML_TEST_TRAINER": "cheap", "HOME": str(tmp_path)}
+    for name in [name for name in made.environment if name.startswith("RAY_A")]:
+        del made.environment[name]
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """The head of a cluster without authentication; it has no CPUs, as many heads."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    log = tmp_path_factory.mktemp("head") / "log.txt"
+    made = Nodes({**environment, **PATIENCE, "RAY_AUTH_MODE": "disabled"}, log, num_cpus=0, num_gpus=0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster(head, scene):
+    """The cluster with its head alone; a test adds nodes."""
+    yield head
+    scene.close()
+    head.remove_all()

@@ -1,0 +1,142 @@
+"""A search on a cluster whose nodes differ, come late, lack what a search needs, or die."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+TRIALS = ("--scheduler", "none", "--ray-address")
+
+
+def nodes_of(scene):
+    """The first digits of the node of each trial, as MLflow has them."""
+    return {key[2:]: run.data.tags["dcml.node"][-7:-1] for key, run in scene.runs().items() if "/" in key}
+
+
+def failures(scene):
+    """What the sampler was told of failed trials."""
+    return [trial for trial in scene.study().values() if trial.state.name == "FAIL"]
+
+
+def test_what_a_trial_asks_for_fits_on_a_node(scene, cluster):
+    """Of a node of 4 CPUs and one of 2 CPUs and a GPU: a GPU and 2 CPUs, and not the CPUs of both."""
+    cluster.add(cpus=4)
+    with_gpu = cluster.add(cpus=2, gpus=1, labels={"ray.io/accelerator-type": "T4"})
+    status, said = scene.search("--num-samples", 2, *TRIALS, cluster.address)
+    assert status == 0, said
+    assert "1 at once (1 GPUs and 2 cores on 1 node, 1 and 2 for each trial)" in said
+    scene.assert_sound(2)
+    assert set(nodes_of(scene).values()) == {with_gpu[:6]}
+
+
+def test_an_empty_cluster_is_waited_for(scene, cluster):
+    """With a line, up to a limit. A node that joins later is used, too; one that lacks the package gets no trial."""
+    node = cluster.add(cpus=2)
+    short = ("--num-samples", 2, *TRIALS, cluster.address, "--wait-for-nodes", "2s")
+    status, said = scene.search(*short, "--gpus-per-trial", 1)
+    assert status == 3, said
+    assert f"({node[:6]}) with 2 CPUs and 0 GPUs" in said
+    assert "waiting up to 2 s for one" in said
+    assert "no node that can hold a trial, which needs 1 GPU, came to the cluster" in said
+    assert not (scene.output / "s" / "search.json").exists()
+    cluster.remove_all()
+    scene.environment["DCML_TEST_PAUSE"] = "2"
+    process = scene.start("--num-samples", 6, *TRIALS, cluster.address, "--gpus-per-trial", 0)
+    scene.wait_for("no node of the cluster can hold a trial", process)
+    first = cluster.add()
+    scene.wait_for("trial 000 epoch 1:", process)
+    bad = cluster.add(env_vars={"DCML_TEST_NODE": "lacks the package"})
+    late = cluster.add()
+    status, said = process.wait(480), process.log.read_text()
+    assert status == 0, said
+    scene.assert_sound(6)
+    assert set(nodes_of(scene).values()) == {first[:6], late[:6]}
+    assert re.search(
+        rf"node \S+ \({bad[:6]}\) is left out: Python finds no dcml_tune there; install dcml_tune there", said
+    )
+    assert f"({late[:6]}) can be used now" in said
+
+
+def test_trials_of_a_killed_node_move(scene, cluster):
+    """More often than a failed trial is tried again; the sampler is not told, and no reported epoch is lost."""
+    scene.faults({"trial": "000", "epoch": 1, "kind": "hang", "times": 3})
+    nodes = [cluster.add()]
+    process = scene.start("--num-samples", 1, *TRIALS, cluster.address)
+    for number in range(3):
+        scene.wait_for_hang("000", process, number=number)
+        nodes.append(cluster.add())
+        cluster.kill(nodes[-2])
+    status, said = process.wait(480), process.log.read_text()
+    assert status == 0, said
+    scene.assert_sound(1)
+    assert scene.trained() == ["000 1", "000 2", "000 3", "000 4"]
+    assert nodes_of(scene) == {"000": nodes[-1][:6]}
+    moved = re.findall(r"trial 000 is tried again from its last epoch: (?:the connection to )?node (\w+) ", said)
+    assert moved == [node[:6] for node in nodes[:3]]
+    assert nodes[2][:6] in scene.runs()["s/000"].data.tags["dcml.tried_again"]
+    assert f"({nodes[0][:6]}) has left the cluster" in said
+    assert "state-dump" not in said
+
+
+def test_a_node_that_breaks_is_left_out(scene, cluster):
+    """It passes the check, and the trials that begin there fail: they move, are not counted, and the sampler is not told."""
+    good = cluster.add()
+    bad = cluster.add(env_vars={"DCML_TEST_NODE": "breaks"})
+    status, said = scene.search("--num-samples", 4, *TRIALS, cluster.address)
+    assert status == 0, said
+    scene.assert_sound(4)
+    assert (set(nodes_of(scene).values()), failures(scene)) == ({good[:6]}, [])
+    assert said.count(f"({bad[:6]}) is left out: its images are gone") == 1
+
+
+def test_without_a_fit_node_the_search_stops(scene, cluster):
+    """At once, with the reasons in one line."""
+    bad = cluster.add(env_vars={"DCML_TEST_NODE": "lacks the package"})
+    status, said = scene.search("--num-samples", 2, *TRIALS, cluster.address)
+    assert status == 2, said
+    assert re.search(
+        rf"no node of the cluster can run this search: node \S+ \({bad[:6]}\): Python finds no dcml_tune", said
+    )
+
+
+def may_make_namespaces():
+    return (
+        subprocess.run(["unshare", "--mount", "--uts", "--pid", "--fork", "true"], capture_output=True).returncode == 0
+    )
+
+
+@pytest.mark.skipif("not may_make_namespaces()", reason="this user may not make mount namespaces (unshare --mount)")
+@pytest.mark.parametrize("lacks", ["images", "output"])
+def test_a_node_with_another_file_system_is_left_out(scene, cluster, folder, lacks):
+    """A real node whose directory of the images, or of the output, is empty: it is named by its host."""
+    good = cluster.add()
+    scene.output.mkdir()
+    place = folder if lacks == "images" else scene.output
+    cluster.add_in_namespace(f"mount -t tmpfs none {place}")
+    process = scene.start("--num-samples", 4, *TRIALS, cluster.address)
+    scene.wait_for("node othernode", process)
+    status, said = process.wait(480), process.log.read_text()
+    assert status == 0, said
+    scene.assert_sound(4)
+    assert (set(nodes_of(scene).values()), failures(scene)) == ({good[:6]}, [])
+    reason = {
+        "images": "the images cannot be used there",
+        "output": f"its {scene.output} is not the directory of the driver; --output-dir must be on storage that all nodes share",
+    }[lacks]
+    assert re.search(rf"node othernode \(\w+\) is left out: {re.escape(reason)}", said)
+
+
+def test_a_token_of_a_local_search_does_no_harm(scene, cluster, tmp_path):
+    """On a cluster without authentication; an environment that asks for the other mode is refused by its name."""
+    (tmp_path / ".ray").mkdir(mode=0o700)
+    (tmp_path / ".ray" / "auth_token").write_text(json.dumps("0123456789abcdef" * 4))
+    (tmp_path / ".ray" / "auth_token").chmod(0o600)
+    cluster.add()
+    status, said = scene.search("--num-samples", 1, *TRIALS, cluster.address)
+    assert status == 0, said
+    scene.assert_sound(1)
+    scene.environment["RAY_AUTH_MODE"] = "token"
+    status, said = scene.search("--num-samples", 1, *TRIALS, cluster.address, name="t")
+    assert status == 2, said
+    assert f"RAY_AUTH_MODE=token: the Ray cluster at {cluster.address} has no authentication" in said
