@@ -44,6 +44,7 @@ class Flags(reference_flags.ReferenceFlags):
     resume: str | None
     tracking_uri: str | None
     score_test: bool
+    deterministic: bool
     settings: dict[str, Any]
     """The settings that were given, not yet checked."""
 
@@ -80,6 +81,8 @@ def parser() -> Parser:
                       "directory; only --output-dir is needed")  # fmt: skip
     add_flag(made, "MLflow server; default: OUTPUT/mlflow.db")
     made.add_argument("--score-test", action="store_true", help="score the test classes once, at the end")
+    made.add_argument("--deterministic", action="store_true",
+                      help="take only algorithms that give the same numbers in each run, also on a GPU; slower there")  # fmt: skip
     add_settings(made, exclude=("dataset",))
     reference_flags.add_flags(made)
     return made
@@ -103,10 +106,12 @@ class _Run:
         from dcml_tune.clustering.kmeans import check_backend
         from dcml_tune.data.remains import store_tests
         from dcml_tune.tracking.checking import check_store
+        from dcml_tune.training.devices import set_arithmetic
         from dcml_tune.training.trainer import Trainer
         from dcml_tune.training.trial_data import TrialData
 
         check_backend(config.backend)
+        set_arithmetic(config, deterministic=flags.deterministic)
         device = flags.device
         self.name, self.config, self.flags, self.output = name, config, flags, output
         self.checkpoint = output / name / CHECKPOINT
@@ -158,10 +163,11 @@ class _Run:
             raise SettingError(
                 f"--resume {name}: no interrupted run of this name in {output}; give the name of one, or --output-dir"
             )
-        config = saved_config(directory)
-        run = cls(begun.name, config, flags, output)
-        saved = run.trainer.load(run.checkpoint)
-        run.flags = replace(flags, save_model=saved.get("save_model", 1))  # a run of version 0.1 did not save it
+        config, saved = saved_config(directory)
+        # A run of version 0.1 saved neither.
+        kept = {"save_model": saved.get("save_model", 1), "deterministic": saved.get("deterministic") is True}
+        run = cls(begun.name, config, replace(flags, **kept), output)
+        run.trainer.load(run.checkpoint)
         return run
 
     def head(self) -> list[str]:
@@ -241,7 +247,7 @@ class _Run:
                 measures |= trainer.test()
             every = self.flags.save_model
             if every:
-                trainer.save(self.checkpoint, save_model=every)
+                trainer.save(self.checkpoint, save_model=every, deterministic=self.flags.deterministic)
             if every > 1 and trainer.epoch % every == 0:
                 trainer.save_epoch(self.checkpoint)
             self._log(tracker, measures)

@@ -71,6 +71,8 @@ class Run:
     """Number of processes that train together, on as many GPUs. Unlike the other fields it changes the result."""
     gpu_fraction: float = 1.0
     """Share of the GPU's memory that the trial may use."""
+    deterministic: bool = False
+    """Whether it takes only algorithms that give the same numbers in each run, also on a GPU."""
     metric: str = "val/recall_at_1"
     """Measure by which the trial's best epoch is chosen."""
     role: Role = "trial"

@@ -19,7 +19,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import HITS_FILE
 from dcml_tune.runs.results import read_result, with_numbers
-from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory, set_threads
+from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory, set_arithmetic, set_threads
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.training.updates import NonFiniteLossError
 from dcml_tune.utils.checkpoint import CheckpointError
@@ -112,6 +112,7 @@ class DivideAndConquer(tune.Trainable):
         return result
 
     def _begin(self, config: TrialConfig) -> None:
+        set_arithmetic(config, deterministic=self.run.deterministic)
         if self.directory is not None:
             with suppress(CorruptFileError):  # the usual case: the run has no result yet
                 self._again.append(read_result(self.directory / RESULT_FILE))

@@ -287,8 +287,8 @@ class TrialFields(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=SEEDS, validation_alias=AliasChoices("seed", "random_seed"))] = 1
     """Seed of everything random in a trial; the original calls it random_seed."""
     amp: bool = True
-    """Train the backbone in bfloat16 on a GPU; embedding, loss, features for k-means and all measures are float32. No effect
-    on the CPU."""
+    """Train the backbone in bfloat16 on a GPU; embedding, loss, features for k-means and all measures are float32. The
+    products inside the backbone that are not bfloat16 are TF32. No effect on the CPU."""
 
     @property
     def epoch_of_full_division(self) -> int:

@@ -74,6 +74,8 @@ class SearchConfig(BaseModel):
     checkpoint_budget: Size | None = None
     """maximum disk space of checkpoints, such as 20GB; the best models are kept"""
 
+    deterministic: bool = False
+    """take only algorithms that give the same numbers in each run, also on a GPU; slower there"""
     no_share: bool = False
     """compute every epoch in every trial; by default epochs that are the same computation in several trials are computed
     once"""

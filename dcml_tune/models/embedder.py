@@ -23,6 +23,7 @@ from dcml_tune.models.fitting import refuse_unfit
 from dcml_tune.models.pooling import pooling
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
+from dcml_tune.utils.precision import fast_products
 from dcml_tune.utils.stored import Finite, Scalar, Stored
 
 BEST = "best"
@@ -78,8 +79,9 @@ class MaskedEmbedder(nn.Module):
         if images.dtype == torch.uint8:
             images = torch.addcmul(cast(Tensor, self.shift), images, cast(Tensor, self.scale))
         images = images.contiguous(memory_format=torch.channels_last)
-        bfloat16 = self.config.amp and self.training and images.is_cuda  # measures and clusterings are float32
-        with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16):
+        fast = self.config.amp and images.is_cuda
+        bfloat16 = fast and self.training  # measures and clusterings are float32; products in the backbone may be TF32
+        with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16), fast_products(fast):
             features = self.backbone(images)
         if not self.backbone.pooled:
             features = self.pooling(features.float())

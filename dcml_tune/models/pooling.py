@@ -26,7 +26,7 @@ class Largest(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Pool maps B x F x h x w."""
-        return F.adaptive_max_pool2d(maps, 1).flatten(1)
+        return _largest(maps)
 
 
 class MeanAndLargest(nn.Module):
@@ -34,7 +34,7 @@ class MeanAndLargest(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Pool maps B x F x h x w."""
-        return (F.adaptive_avg_pool2d(maps, 1) + F.adaptive_max_pool2d(maps, 1)).flatten(1)
+        return F.adaptive_avg_pool2d(maps, 1).flatten(1) + _largest(maps)
 
 
 class GeneralisedMean(nn.Module):
@@ -58,6 +58,11 @@ class GeneralisedMean(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Pool maps B x F x h x w."""
         return maps.clamp(min=_LEAST).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+def _largest(maps: Tensor) -> Tensor:
+    """The largest value of each map. The backward pass of adaptive_max_pool2d is not deterministic on a GPU."""
+    return maps.flatten(2).max(dim=2).values
 
 
 _KINDS: dict[str, type[nn.Module]] = {

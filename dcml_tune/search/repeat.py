@@ -61,6 +61,7 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
         stores=str(stores),
         threads=threads,
         ranks=int(run.tags.get("dcml.ranks", 1)),
+        deterministic=_is_deterministic(run),
         metric=metric,
         role=cast("Role", run.role),
     )
@@ -70,6 +71,10 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
         return _compare(trial, recorded, metric)
     finally:
         trial.cleanup()
+
+
+def _is_deterministic(run: StoredRun) -> bool:
+    return run.tags.get("dcml.deterministic") == "yes"
 
 
 def _refuse_other_images(trial: DivideAndConquer, run: StoredRun) -> None:
@@ -166,6 +171,7 @@ def _environment_changes(run: StoredRun) -> list[str]:
         for name, value in now.items()
         if run.tags.get(name, value) != value
     ]
-    if run.tags.get("dcml.device") == "GPU" or torch.cuda.is_available():
+    on_gpu = run.tags.get("dcml.device") == "GPU" or torch.cuda.is_available()
+    if on_gpu and not _is_deterministic(run):
         lines.append("on a GPU the order of additions varies, so measures differ in their last digits")
     return lines

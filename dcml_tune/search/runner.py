@@ -64,6 +64,7 @@ class SearchRunner:
         self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
         tags = environment_tags(plan.identity.compared, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
         tags |= {"dcml.protocol": plan.base.protocol, **plan.shares.tags()}
+        tags |= {"dcml.deterministic": "yes"} if plan.config.deterministic else {}
         self.stages = StageRunner(plan, self.record, self.tracker, tags, self.trainable)
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=tags)
         try:

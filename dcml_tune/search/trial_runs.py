@@ -52,6 +52,8 @@ class TrialRuns:
     """Whether trials share the epochs that are the same computation."""
     on_cluster: bool = False
     """Whether trials run on the nodes of a cluster that was joined."""
+    deterministic: bool = False
+    """Whether trials take only deterministic algorithms."""
     wait_s: float | None = None
     """Longest time that a trial waits for another one that computes the same epochs, in seconds; None: no limit."""
 
@@ -76,6 +78,7 @@ class TrialRuns:
             device="cuda" if self.shares.gpus_per_trial > 0 else "cpu",
             ranks=self.shares.ranks,
             gpu_fraction=min(1.0, self.shares.gpus_per_trial or 1.0),
+            deterministic=self.deterministic,
             metric=self.metric,
             varied=self.varied,
             wait_s=self.wait_s,

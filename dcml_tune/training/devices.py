@@ -1,8 +1,12 @@
-"""Limits of a process: CPU threads and GPU memory, and the errors of memory that is exhausted."""
+"""Limits of a process: CPU threads and GPU memory; its arithmetic; and the errors of memory that is exhausted."""
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dcml_tune.config.trial import TrialConfig
 
 _EXHAUSTED = {
     "gpu": (
@@ -44,3 +48,32 @@ def cap_gpu_memory(fraction: float) -> None:
 
     if 0 < fraction < 1 and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(fraction)
+
+
+def set_arithmetic(config: TrialConfig, *, deterministic: bool = False) -> None:
+    """Choose the algorithms of this process: docs/settings.md, "Arithmetic on a GPU".
+
+    Must be called before the first computation on a GPU. Apart from `deterministic`, nothing here acts on the CPU.
+
+    Args:
+        config: with `amp` the convolutions of the backbone may use TF32 where they are not bfloat16. cuDNN tries its
+            algorithms for each shape of a batch, unless batches have many shapes.
+        deterministic: take only algorithms that give the same numbers in each run; torch raises a RuntimeError in an
+            operation that has none.
+    """
+    import torch
+
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(deterministic)
+    cudnn = torch.backends.cudnn
+    cudnn.deterministic = deterministic
+    cudnn.benchmark = not deterministic and config.small_class_action != "smaller_batch"
+    cudnn.allow_tf32 = config.amp
+
+
+def is_deterministic() -> bool:
+    """Whether this process takes only algorithms that give the same numbers in each run."""
+    import torch
+
+    return torch.are_deterministic_algorithms_enabled()

@@ -5,7 +5,8 @@
               KEY.progress                                         touched by that trial as long as it makes progress
 
 A key stands for everything that had an influence on a state: the settings as they acted (`dcml_tune.config.prefix`), the
-images, the metric of the best epoch, the code, the device and the numbers of threads and ranks. Its first part stands for what had an
+images, the metric of the best epoch, the code, the device, the numbers of threads and ranks, and whether algorithms are
+deterministic. Its first part stands for what had an
 influence on the trained weights: trials whose keys have the same first part differ in the weights that are measured.
 """
 
@@ -32,6 +33,7 @@ from dcml_tune.config.prefix import SHORT, acting_settings, training_settings
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS, TrialConfig
 from dcml_tune.models.embedder import BEST
 from dcml_tune.training import divisions, saving
+from dcml_tune.training.devices import is_deterministic
 from dcml_tune.training.state import TrainerState
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.utils import checkpoint
@@ -177,6 +179,7 @@ def _facts(trainer: Trainer) -> dict[str, Any]:
         "code": [code_identity(), f"{type(trainer).__module__}.{type(trainer).__qualname__}"],
         "device": [trainer.device.type, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()],
         "ranks": trainer.ranks.size,
+        "deterministic": is_deterministic(),
         "images": [images.originals.key, images.views.key],
         "split": data.fingerprint(*map(_hash, (images.labels, images.train, images.validation, images.gallery))),
         "metric": trainer.metric,

@@ -176,15 +176,15 @@ def _best(tensors: dict[str, Tensor], *, epoch: int, value: float | None) -> Bes
     return BestEpoch(epoch=epoch, value=value, weights=under("best/", tensors), partition=partition)
 
 
-def saved_config(directory: Path) -> TrialConfig:
-    """Return the configuration of the newest valid state of a directory.
+def saved_config(directory: Path) -> tuple[TrialConfig, dict[str, Any]]:
+    """Return the configuration of the newest valid state of a directory, and the facts that were saved with it.
 
     Raises:
         CheckpointError: if no valid state is there, or this version does not know its settings.
     """
-    settings = checkpoint.newest(directory, _STATE, _StateFacts)[1]["config"]
+    about = checkpoint.newest(directory, _STATE, _StateFacts)[1]
     try:
-        return TrialConfig(**settings)
+        return TrialConfig(**about["config"]), about["facts"]
     except SettingError as error:
         raise CheckpointError(f"checkpoint {directory}: its settings are not valid ({error}); take another") from None
 

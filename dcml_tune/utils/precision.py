@@ -1,4 +1,4 @@
-"""Full float32 precision for computations on distances."""
+"""Precision of products on a GPU: full float32 for distances, TF32 for the backbone."""
 
 from __future__ import annotations
 
@@ -20,5 +20,23 @@ def full_precision(device_type: str) -> Iterator[None]:
     try:
         with torch.autocast(device_type, enabled=False):
             yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def fast_products(enabled: bool) -> Iterator[None]:
+    """Allow TF32 in matrix products on a GPU inside the block.
+
+    Args:
+        enabled: otherwise the block changes nothing.
+    """
+    if not enabled:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -11,7 +11,7 @@ import torch
 
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.search.gpu_probe.trial import SyntheticTrial
-from dcml_tune.training.devices import cap_gpu_memory, set_threads
+from dcml_tune.training.devices import cap_gpu_memory, set_arithmetic, set_threads
 
 
 def main() -> int:
@@ -25,7 +25,9 @@ def main() -> int:
         order = json.loads(sys.stdin.readline())
         set_threads(order["threads"])
         cap_gpu_memory(order["share"])
-        trial = SyntheticTrial(TrialConfig(**order["config"]), torch.device(order["device"]))
+        config = TrialConfig(**order["config"])
+        set_arithmetic(config)
+        trial = SyntheticTrial(config, torch.device(order["device"]))
         trial.warm_up()
         say(ready=True)
         if not sys.stdin.readline():  # the parent process has ended
