@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from dcml_tune.training.devices import exhausted_memory
+from dcml_tune.clustering.faiss_backend import FAISS_GPU_BYTES
+from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory
 from dcml_tune.training.trainer import Trainer
 from trainables import DivideAndConquer, Run
 
@@ -45,6 +46,35 @@ def test_a_trial_says_the_remedy(error, memory, monkeypatch):
     remedy = "0.25 of the GPU; raise --gpus-per-trial" if memory == "gpu" else "lower --max-concurrent"
     assert remedy in result["failed_reason"]
     assert result["done"]
+
+
+GB = 10**9
+CONTEXT = 512 << 20
+
+
+@pytest.mark.parametrize("backend", ["auto", "faiss-gpu"])
+@pytest.mark.parametrize(("total", "trials"), [(80 * GB, 2), (80 * GB, 8), (16 * GB, 4)])
+def test_the_processes_of_a_gpu_fit_on_it(total, trials, backend, monkeypatch):
+    """What torch may take, the CUDA context and Faiss: in sum at most 95 % of the GPU where the shares sum to 1."""
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (total, total))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
+    cap_gpu_memory(1 / trials, backend)
+    beside = CONTEXT + (FAISS_GPU_BYTES if backend == "faiss-gpu" else 0)
+    assert trials * (given[0] * total + beside) == pytest.approx(0.95 * total)
+    cap_gpu_memory(1.0)
+    assert len(given) == 1, "a trial with a GPU of its own has no limit"
+
+
+def test_a_share_of_a_small_gpu_is_not_all_context(monkeypatch):
+    """Half of the share is left to torch, at least."""
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 * GB, 4 * GB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
+    cap_gpu_memory(0.2)
+    assert given == [0.1]
 
 
 def test_a_trial_without_a_share_of_a_gpu_trains_on_the_cpu(small, tmp_path, monkeypatch):

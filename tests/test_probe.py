@@ -11,7 +11,17 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.search import __main__ as search
 from dcml_tune.search.flags import parser, read_command_line
-from dcml_tune.search.gpu_probe import Choice, Measured, ProbeError, choose, full_division, measure, probe, sharing
+from dcml_tune.search.gpu_probe import (
+    Choice,
+    Measured,
+    ProbeError,
+    choose,
+    full_division,
+    measure,
+    probe,
+    sharing,
+    trial,
+)
 from dcml_tune.search.gpu_probe.child import Child, child_process
 from dcml_tune.search.plan import given_plan
 from dcml_tune.utils.files import read_checksummed, write_checksummed
@@ -83,9 +93,24 @@ def test_two_trials_are_measured_at_once():
     assert psutil.Process().children() == []
 
 
+def test_a_trial_clusters_and_evaluates_before_it_is_measured(monkeypatch):
+    """As many images as the search has: their features are clustered into its clusters, their embeddings evaluated."""
+    seen = {}
+    monkeypatch.setattr(trial, "kmeans", lambda x, k, **how: seen.update(features=tuple(x.shape), k=k, **how))
+    monkeypatch.setattr(trial, "retrieval_measures", lambda x, labels, ks: seen.update(embeddings=tuple(x.shape)))
+    made = trial.SyntheticTrial(full_division(TINY.changed(backend="torch"), 4), torch.device("cpu"))
+    made.warm_up(images=150)
+    features = made.model.backbone.dim
+    assert seen == {"features": (150, features), "k": 4, "seed": 0, "backend": "torch", "embeddings": (150, 16)}
+    seen.clear()
+    made.warm_up()
+    assert seen == {}
+
+
 def test_a_trial_waits_until_all_are_ready():
     """It says that it is, and nothing more before it is told."""
     order = {"config": TINY.model_dump(mode="json"), "device": "cpu", "seconds": 0.1, "share": 0.5, "threads": 1}
+    order["images"] = 100
     with child_process() as child:
         child.tell(json.dumps(order))
         assert child.answer() == {"ready": True}
@@ -169,7 +194,7 @@ def test_a_resume_takes_what_was_measured(folder, tmp_path, capsys, monkeypatch)
     """The probe runs once; the record holds its number and its sentence."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     found = [Choice(0.25, "0.25 of a GPU each: 1, 2, 4 trials give more")]
-    monkeypatch.setattr(sharing, "probe", lambda config, most: found.pop())
+    monkeypatch.setattr(sharing, "probe", lambda config, most, images: found.pop())
     words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s", *SMALL]
     words += ["--gpus-per-trial", "auto"]
     plan = given_plan(read_command_line(words))

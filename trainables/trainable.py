@@ -65,7 +65,7 @@ class DivideAndConquer(tune.Trainable):
         if self.run.threads is not None:
             set_threads(max(1, self.run.threads // self.run.ranks))
         if self.run.device != "cpu":
-            cap_gpu_memory(self.run.gpu_fraction)
+            cap_gpu_memory(self.run.gpu_fraction, settings.get("backend", "auto"))
         if self.directory is not None:
             self._take(self.directory)
         self._guarded(lambda: self._begin(TrialConfig(**settings)))

@@ -217,7 +217,8 @@ class TrialFields(BaseModel):
     """Number of copies of each image in a batch, each augmented independently. A batch holds batch_size / num_replicas
     different images."""
     num_workers: Annotated[int, Field(ge=0, le=1024)] | None = None
-    """Number of processes that prepare batches; by default 4 with a GPU and 0 without. It does not change results."""
+    """Number of processes that prepare batches; by default 4 with a GPU and 0 without. Fewer are started where
+    /dev/shm has no room for their batches. It does not change results."""
 
     # -- schedule --------------------------------------------------------------------------------------
     nb_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 100

@@ -19,6 +19,9 @@ from dcml_tune.data.transforms import TrainTransform
 # First word of the seed of augmentation; the batch samplers (samplers.py) use another.
 STREAM = 2
 
+PREFETCH = 2
+"""Number of batches that each loader process prepares ahead."""
+
 EVALUATION_BATCH = {"cpu": 64, "cuda": 256}
 """Batch size of evaluation, by type of device."""
 
@@ -86,6 +89,7 @@ class BatchLoader:
                 batch_size=None,
                 sampler=self._orders,
                 num_workers=self._num_workers,
+                prefetch_factor=PREFETCH,
                 pin_memory=self._pin,
                 persistent_workers=True,
                 # Without it each epoch draws a seed from torch's global generator, which dropout uses.

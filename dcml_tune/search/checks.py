@@ -12,6 +12,7 @@ from dcml_tune.cli.quantities import AUTO, size
 from dcml_tune.clustering.kmeans import check_backend
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data import load
 from dcml_tune.data.remains import store_tests
 from dcml_tune.runs.paths import STORES
 from dcml_tune.search.cluster_checks import join_cluster
@@ -20,6 +21,7 @@ from dcml_tune.search.gpu_probe import full_division, resolve
 from dcml_tune.search.later_runs import final_runs, runs_per_later_stage, units_at_once
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
+from dcml_tune.training.loading import LoaderProcesses
 from dcml_tune.training.prefixes import most_states
 from dcml_tune.training.trial_data import TrialData
 from search_spaces.prefixes import count_states
@@ -93,6 +95,8 @@ class Resources:
     """Address of the dashboard of a joined cluster."""
     cluster: ClusterRun | None = None
     """The cluster that was joined; None: one is started on this machine."""
+    lines: tuple[str, ...] = ()
+    """What the machine lacks, as a search prints it."""
 
 
 def resources(request: Request, settings: CheckedSettings) -> Resources:
@@ -121,15 +125,18 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
         return share(num_samples=most, gpus_per_trial=gpus_per_trial, max_concurrent=flags.max_concurrent)
 
     if isinstance(asked, str):  # auto
+        nb_images = len(load(settings.base).train)  # images that are missing are refused before the measurement
         if shares(None).gpus_per_trial > 0:
             print("measuring how many trials a GPU can run at once: about a minute", flush=True)
         nb_clusters = {**request.space.published, **request.settings}.get("nb_clusters", 1)
         at_once = min(most, flags.max_concurrent or most)
         # It is recorded as a number, so a resumed search does not measure again.
-        asked, measured = resolve(full_division(settings.base, nb_clusters), at_once=at_once)
+        asked, measured = resolve(full_division(settings.base, nb_clusters), at_once=at_once, images=nb_images)
     found = shares(asked)
-    check_backend(settings.base.backend)  # not for a cluster, whose GPUs are not visible from here
-    return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=None)
+    check_backend(settings.base.backend)  # not for a cluster, whose GPUs and shared memory are not visible from here
+    processes = LoaderProcesses.of(settings.base, on_gpu=found.gpus_per_trial > 0, threads=found.threads_per_trial)
+    lines = () if processes.note is None else (processes.note,)
+    return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=None, lines=lines)
 
 
 def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares) -> CheckpointSpace:

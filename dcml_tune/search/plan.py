@@ -153,7 +153,7 @@ class Plan:
         nb_classes = int(self.data.labels.max()) + 1
         self.units, why_none = confirmation_units(self.base, nb_classes, flags.confirm, flags.folds, flags.seeds)
         self.earlier = checks.earlier_searches(request, images, self.metrics, self.space)
-        self.lines = [*found.lines, *why_none, *self.earlier.lines]
+        self.lines = [*found.lines, *why_none, *self.earlier.lines, *resources.lines]
         self.runs = TrialRuns(
             search=self.name,
             output=self.output,

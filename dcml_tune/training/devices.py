@@ -42,12 +42,47 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def cap_gpu_memory(fraction: float) -> None:
-    """Limit this process to a fraction of the GPU's memory; does nothing without a GPU."""
+_CONTEXT_BYTES = 512 << 20
+"""Memory of a GPU that a process takes outside of torch's allocator: the CUDA context, with the code of torch, cuBLAS and
+cuDNN. An assumption; it was not measured."""
+
+_USABLE = 0.95
+"""Part of its share of the GPU that a trial may use; the rest is for fragments."""
+
+
+def cap_gpu_memory(fraction: float, backend: str = "auto") -> None:
+    """Limit this process to a fraction of the GPU's memory; does nothing without a GPU, or with all of it.
+
+    The limit of torch's allocator is lower: what this process takes besides it counts, too, so that processes whose
+    fractions sum to 1 fit on the GPU.
+
+    Args:
+        fraction: of all memory of the GPU.
+        backend: the k-means back end. faiss-gpu has memory of its own.
+    """
     import torch
 
     if 0 < fraction < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(fraction)
+        _, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(allocator_share(fraction, total, backend))
+
+
+def allocator_share(fraction: float, total: int, backend: str = "auto") -> float:
+    """Part of a GPU that torch's allocator may take in a process that may take a fraction of it.
+
+    Args:
+        fraction: of the GPU, for all that the process takes.
+        total: memory of the GPU in bytes.
+        backend: the k-means back end.
+
+    Example:
+        >>> round(allocator_share(0.25, 80 * 2**30), 3)
+        0.23
+    """
+    from dcml_tune.clustering.faiss_backend import FAISS_GPU_BYTES
+
+    beside = _CONTEXT_BYTES + (FAISS_GPU_BYTES if backend == "faiss-gpu" else 0)
+    return max(_USABLE * fraction - beside / total, fraction / 2)
 
 
 def set_arithmetic(config: TrialConfig, *, deterministic: bool = False) -> None:

@@ -27,6 +27,7 @@ from dcml_tune.training.averaging import MeasuredWeights
 from dcml_tune.training.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.evaluator import Evaluator
+from dcml_tune.training.loading import training_loader
 from dcml_tune.training.optimizer import replace_masks
 from dcml_tune.training.pca_start import initialise_by_pca
 from dcml_tune.training.ranks.exchange import ALONE
@@ -36,7 +37,7 @@ from dcml_tune.training.starting_model import TrainedModel
 from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
-from dcml_tune.training.updates import Updates, make_loader
+from dcml_tune.training.updates import Updates
 
 
 class Trainer:
@@ -139,7 +140,7 @@ class Trainer:
         self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
         if config.init_method == "pca":
             initialise_by_pca(self.model, self.data, stores)
-        self.loader = make_loader(config, self.data, self.device)
+        self.loader = training_loader(config, self.data, self.device)
         self.ranks = ALONE if self._processes is None else self._processes.join()
         step.lr_scale = self.ranks.lr_scale
         self._updates = Updates(config=config, data=self.data, step=step, loader=self.loader, ranks=self.ranks)

@@ -13,7 +13,6 @@ from dcml_tune import data
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.loader import BatchLoader
-from dcml_tune.data.transforms import TrainTransform
 from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.seeding import epoch_seed
 from dcml_tune.training.state import LearnedTensors, under
@@ -26,21 +25,6 @@ TRAIN = "train"
 
 class NonFiniteLossError(ArithmeticError):
     """Training has diverged: the loss of an epoch is not finite."""
-
-
-def make_loader(config: TrialConfig, trial_data: TrialData, device: torch.device) -> BatchLoader:
-    """Return the loader of the training batches of a trial, whose model is on a device."""
-    on_gpu, workers = device.type == "cuda", config.num_workers
-    if workers is None:  # one core is left for the process that drives the GPU
-        workers = min(4, max(1, torch.get_num_threads() - 1)) if on_gpu else 0
-    transform = TrainTransform(
-        config.sz_crop,
-        config.album,
-        crop_scale=config.crop_scale,
-        randaugment_ops=config.randaugment_ops,
-        randaugment_magnitude=config.randaugment_magnitude,
-    )
-    return BatchLoader(trial_data.originals, transform, num_workers=workers, pin=on_gpu)
 
 
 @dataclass(frozen=True, kw_only=True)

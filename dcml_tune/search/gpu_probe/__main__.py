@@ -24,11 +24,11 @@ def main() -> int:
     try:
         order = json.loads(sys.stdin.readline())
         set_threads(order["threads"])
-        cap_gpu_memory(order["share"])
         config = TrialConfig(**order["config"])
+        cap_gpu_memory(order["share"], config.backend)
         set_arithmetic(config)
         trial = SyntheticTrial(config, torch.device(order["device"]))
-        trial.warm_up()
+        trial.warm_up(images=order["images"])
         say(ready=True)
         if not sys.stdin.readline():  # the parent process has ended
             return 1

@@ -1,7 +1,8 @@
 """Measure how many concurrent trials use a GPU best: `--gpus-per-trial auto`.
 
-Trials of one setting train for some seconds on synthetic images: one, then two, four and eight concurrently on one GPU, each
-in its own process as under Ray. Their total throughput in images per second is compared.
+Trials of one setting embed, cluster and evaluate as many random images as a trial of the search, and then train for some
+seconds: one, then two, four and eight concurrently on one GPU, each in its own process as under Ray. Their total throughput
+in images per second is compared.
 
 `python -m dcml_tune.search.gpu_probe` is one of these processes. `measure` starts it and writes to its standard input.
 """
@@ -25,6 +26,8 @@ HEADROOM = 1.1
 """Minimum ratio of the memory share of a trial to its peak memory."""
 LEAST_GAIN = 0.03
 """If more concurrent trials gain less than this share of throughput, fewer are chosen: each of them ends sooner."""
+IMAGES = 10_000
+"""Number of images that are embedded, clustered and evaluated before the measurement, where it is not known."""
 SECONDS = 6.0
 """Duration of a measurement."""
 _START_S = 240.0  # longest time to import torch, build the network and warm up, on a busy machine
@@ -54,19 +57,20 @@ class Choice(NamedTuple):
     """The reason, as a search prints it."""
 
 
-def resolve(config: TrialConfig, *, at_once: int) -> Choice:
+def resolve(config: TrialConfig, *, at_once: int, images: int = IMAGES) -> Choice:
     """Return what `auto` means on this machine. Its GPUs are assumed to be identical.
 
     Args:
         config: of a trial.
         at_once: maximum number of concurrent trials on all GPUs together.
+        images: number of images that a trial clusters.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     if gpus == 0:
         return Choice(None, f"--gpus-per-trial {AUTO}: without a GPU it is the same as the default")
-    return probe(config, most=max(1, min(-(-at_once // gpus), usable_cores() // gpus)))
+    return probe(config, most=max(1, min(-(-at_once // gpus), usable_cores() // gpus)), images=images)
 
 
 def full_division(base: TrialConfig, nb_clusters: int) -> TrialConfig:
@@ -76,7 +80,14 @@ def full_division(base: TrialConfig, nb_clusters: int) -> TrialConfig:
     return base
 
 
-def probe(config: TrialConfig, *, most: int = COUNTS[-1], device: str = "cuda", seconds: float = SECONDS) -> Choice:
+def probe(
+    config: TrialConfig,
+    *,
+    most: int = COUNTS[-1],
+    device: str = "cuda",
+    seconds: float = SECONDS,
+    images: int = IMAGES,
+) -> Choice:
     """Measure one trial, then several concurrent ones as long as their memory fits.
 
     If even one trial cannot be measured, each trial gets a whole GPU.
@@ -86,6 +97,7 @@ def probe(config: TrialConfig, *, most: int = COUNTS[-1], device: str = "cuda", 
         most: maximum number of concurrent trials to measure.
         device: of all trials.
         seconds: duration of each measurement.
+        images: number of images that each trial clusters and evaluates first.
     """
     sums: dict[int, float] = {}
     alone, note = None, ""
@@ -93,7 +105,7 @@ def probe(config: TrialConfig, *, most: int = COUNTS[-1], device: str = "cuda", 
         if count > most or (alone is not None and not fits(count, alone.total, alone.used)):
             break
         try:
-            found = measure(config, count, device=device, seconds=seconds)
+            found = measure(config, count, device=device, seconds=seconds, images=images)
         except Exception as error:  # any failure: the search runs without the measurement
             if alone is None:
                 return Choice(1.0, f"1 GPU each: a trial could not be measured ({error})")
@@ -130,7 +142,9 @@ def fits(count: int, total: int, peak: int) -> bool:
     return count == 1 or total / count >= HEADROOM * peak
 
 
-def measure(config: TrialConfig, count: int, *, device: str = "cuda", seconds: float = SECONDS) -> list[Measured]:
+def measure(
+    config: TrialConfig, count: int, *, device: str = "cuda", seconds: float = SECONDS, images: int = IMAGES
+) -> list[Measured]:
     """Train concurrent trials, each with an equal share of the cores and capped to an equal share of the memory.
 
     Args:
@@ -138,12 +152,13 @@ def measure(config: TrialConfig, count: int, *, device: str = "cuda", seconds: f
         count: number of trials.
         device: of all trials.
         seconds: duration of the measurement.
+        images: number of images that each of them clusters and evaluates before it.
 
     Raises:
         ProbeError: if one of them cannot run, or does not answer in time.
     """
     share = {"share": 1 / count, "threads": max(1, usable_cores() // count)}
-    order = {"config": config.model_dump(mode="json"), "device": device, "seconds": seconds, **share}
+    order = {"config": config.model_dump(mode="json"), "device": device, "seconds": seconds, "images": images, **share}
     with ExitStack() as stack:
         children = [stack.enter_context(child_process()) for _ in range(count)]
         limit = _START_S + 2 * seconds

@@ -9,14 +9,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dcml_tune.clustering import kmeans
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.loader import EVALUATION_BATCH
+from dcml_tune.metrics import retrieval_measures
 from dcml_tune.search.gpu_probe import Measured
 from dcml_tune.training.step import TrainStep
 from dcml_tune.utils.machine import peak_memory_bytes
 
 _WARM_UP = 5
+_IMAGES_PER_CLASS = 50
 
 
 class SyntheticTrial(TrainStep):
@@ -55,14 +58,32 @@ class SyntheticTrial(TrainStep):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def warm_up(self) -> None:
-        """Make the first updates, and embed one evaluation batch, which can need more memory than training."""
+    def warm_up(self, *, images: int = 0) -> None:
+        """Embed, cluster and evaluate some images, which can need more memory than training, and make the first updates.
+
+        Args:
+            images: number of random images; at least one batch is embedded.
+        """
+        self._measure_images(images)
+        self.set_trainable(self.plan)
+        self.steps(_WARM_UP)
+
+    def _measure_images(self, images: int) -> None:
+        """Do what follows the updates of an epoch, with tensors as large as those of so many images."""
         self.model.eval()
         shape = EVALUATION_BATCH.get(self.device.type, 1), 3, self.config.sz_crop, self.config.sz_crop
         with torch.inference_mode():
-            self.model(torch.zeros(shape, dtype=torch.uint8, device=self.device))
-        self.set_trainable(self.plan)
-        self.steps(_WARM_UP)
+            features = self.model.penultimate(torch.zeros(shape, dtype=torch.uint8, device=self.device))
+            batches = [features + torch.rand_like(features) for _ in range(-(-images // len(features)))]
+            if not batches:
+                return
+            features = torch.nn.functional.normalize(torch.cat(batches)[:images], dim=1)
+            del batches
+            embeddings = self.model.embed(features)
+        if 1 < len(self.model.masks) <= images:
+            kmeans(features, len(self.model.masks), seed=0, backend=self.config.backend)
+        del features
+        retrieval_measures(embeddings, np.arange(images) // _IMAGES_PER_CLASS, (1, 10))
 
     def measured(self, seconds: float) -> Measured:
         """Train for some seconds, and return throughput and memory."""

@@ -15,14 +15,15 @@ import torch
 
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.training.devices import set_threads
+from dcml_tune.training.devices import set_arithmetic, set_threads
 from dcml_tune.training.embedding import EMBED, embed_part
+from dcml_tune.training.loading import training_loader
 from dcml_tune.training.ranks.exchange import Ranks
 from dcml_tune.training.ranks.processes import SPEC, failed, meet, ready
 from dcml_tune.training.seeding import epoch_seeded
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import TrialData
-from dcml_tune.training.updates import TRAIN, Updates, make_loader
+from dcml_tune.training.updates import TRAIN, Updates
 from dcml_tune.utils.files import read_checksummed
 
 _LOOK_S = 1.0
@@ -52,11 +53,12 @@ def main(directory: Path, rank: int) -> None:
 def _updates(spec: dict[str, Any], ranks: Ranks) -> Updates:
     """Open the images and build the model. Its weights come with each order."""
     config = TrialConfig(**spec["config"])
+    set_arithmetic(config, deterministic=spec["deterministic"])
     device = torch.device(*(("cuda", ranks.rank) if spec["device"] == "cuda" else ("cpu",)))
     images = TrialData.open(config, Path(spec["stores"]))
     nb_classes, trained = int(images.labels.max()) + 1, np.unique(images.labels[images.train])
     step = TrainStep(config, nb_classes, device, trained)
-    loader = make_loader(config, images, device)
+    loader = training_loader(config, images, device)
     return Updates(config=config, data=images, step=step, loader=loader, ranks=ranks)
 
 

@@ -27,6 +27,7 @@ import dcml_tune
 from dcml_tune.cli.quantities import MOST_GPUS
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.training.devices import is_deterministic
 from dcml_tune.training.ranks.exchange import RankError, Ranks
 from dcml_tune.utils.files import write_checksummed
 from dcml_tune.utils.stored import printable
@@ -82,6 +83,7 @@ class RankProcesses:
             "stores": str(Path(stores).absolute()),
             "device": device.type,
             "threads": torch.get_num_threads(),
+            "deterministic": is_deterministic(),
             "parent": os.getpid(),
         }
         write_checksummed(self._directory / SPEC, spec)
