@@ -46,7 +46,7 @@ def test_processes_that_fit_are_started(wanted, at_once, size, count, monkeypatc
     """Each has prepared two batches; one is read. Trials that run at once share the memory. Fewer come with the remedy."""
     shared_memory(monkeypatch, size)
     monkeypatch.setattr(loading, "usable_cores", lambda: 2 * at_once)
-    config = TrialConfig(num_workers=wanted, batch_size=80, sz_crop=224)
+    config = TrialConfig(num_workers=wanted, batch_size=80, sz_resize=256, sz_crop=224)
     found = LoaderProcesses.of(config, on_gpu=True, threads=2)
     assert found.count == count
     if count == wanted:
@@ -60,7 +60,9 @@ def test_processes_that_fit_are_started(wanted, at_once, size, count, monkeypatc
 def test_what_others_have_taken_counts(monkeypatch):
     """The space that is free, where it is less than the trial's part."""
     shared_memory(monkeypatch, 1000 * MB, free=64 * MB)
-    found = LoaderProcesses.of(TrialConfig(num_workers=4, batch_size=80, sz_crop=224), on_gpu=True, threads=10**6)
+    found = LoaderProcesses.of(
+        TrialConfig(num_workers=4, batch_size=80, sz_resize=256, sz_crop=224), on_gpu=True, threads=10**6
+    )
     assert found.count == 2
 
 

@@ -173,7 +173,7 @@ class LiveTable:
         row, metric = self.rows[key], self.options.metric
         shown = (metric, f"{metric}_best", "train/loss", "test/recall_at_1")
         text = " ".join(f"{k}={v:.4g}" for k, v in result.items() if k in shown)
-        print(f"{'trial ' if row.role == 'trial' else ''}{key} epoch {row.epoch}: {text}", flush=True)
+        print(f"{'trial ' if row.role == 'trial' else ''}{key} epoch {int(result['epoch'])}: {text}", flush=True)
 
     def close(self) -> None:
         """Leave the table of all trials on the screen."""

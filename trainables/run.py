@@ -84,6 +84,8 @@ class Run:
     """Number of epochs after which to stop; None: all of nb_epochs. The schedule stays that of nb_epochs."""
     note: str = ""
     """Why it scores the test classes, for their ledger."""
+    save_every: int = 1
+    """Number of epochs after which it saves its state. A resume trains the epochs since then again."""
     varied: tuple[str, ...] = ()
     """The searched settings, for the Ray dashboard."""
     prefixes: str | None = None

@@ -176,6 +176,11 @@ class Sharing:
             self._store.add(Path(self._run.directory))
         self._release(epoch)
 
+    @property
+    def offers(self) -> bool:
+        """Whether the state after the last epoch is one that others may have, so that it must be saved."""
+        return self._store is not None and self._trainer.epoch in self._epochs
+
     def close(self) -> None:
         """Release all locks."""
         if self._hook is not None:

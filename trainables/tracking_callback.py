@@ -251,7 +251,12 @@ class Progress(Callback):
             self.tracker.tags(self.key(name), {f"dcml.{SCORED_BEFORE}": result[SCORED_BEFORE]})
 
     def _take_epoch(self, row: TrialRow, result: dict[str, Any]) -> None:
-        """Update the row of a trial and, in the run of the search, the best value of all trials."""
+        """Update the row of a trial and, in the run of the search, the best value of all trials.
+
+        An epoch that was reported before a resume, and was trained again after it, changes neither.
+        """
+        if int(result["epoch"]) < row.epoch:
+            return
         row.epoch, row.last = int(result["epoch"]), result.get(self.metric)
         row.shared = int(result.get(SHARED, row.shared))
         row.best = result.get(f"{self.metric}_best")

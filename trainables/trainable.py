@@ -48,9 +48,10 @@ class DivideAndConquer(tune.Trainable):
 
     Ray passes the dictionary that `trainables.run.pack` made.
 
-    With `Run.directory` a trial saves its state after each epoch, before it reports the result, and continues from that
-    state after a crash of this process, of the driver, or of the machine. It then reports the last saved epoch again,
-    because that report may not have arrived. So whatever takes reports must be idempotent.
+    With `Run.directory` a trial saves its state after each epoch (or after each `Run.save_every` of them), before it reports
+    the result, and continues from that state after a crash of this process, of the driver, or of the machine. It then
+    reports the last saved epoch again, because that report may not have arrived, and trains and reports the epochs after it
+    again. So whatever takes reports must be idempotent.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -198,12 +199,21 @@ class DivideAndConquer(tune.Trainable):
         if self._sharing is not None:
             result = self._sharing.add_to(result)
         if self.run.role != "untrained":
-            facts = self._sharing.facts() if self._sharing is not None else {}
-            self.trainer.save(self.directory, result=result, **facts)
-        if self._sharing is not None:
-            self._sharing.offer()
+            self._save_epoch(self.directory, result)
         self._write_result(result)
         return result
+
+    def _save_epoch(self, directory: Path, result: dict[str, Any]) -> None:
+        """Save the state where it is due; the best model is saved after each epoch, because each may be the last one."""
+        sharing = self._sharing
+        is_due = self.trainer.epoch % self.run.save_every == 0 or result.get("done")
+        if is_due or (sharing is not None and sharing.offers):
+            facts = sharing.facts() if sharing is not None else {}
+            self.trainer.save(directory, result=result, **facts)
+        else:
+            self.trainer.save(directory, models_only=True)
+        if sharing is not None:
+            sharing.offer()
 
     def _write_result(self, result: dict[str, Any]) -> None:
         """Write the result of a run that is no trial, when it has ended; before it, what its queries found."""

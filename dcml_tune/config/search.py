@@ -74,6 +74,9 @@ class SearchConfig(BaseModel):
     checkpoint_budget: Size | None = None
     """maximum disk space of checkpoints, such as 20GB; the best models are kept"""
 
+    checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """save the state of a trial after every N-th epoch. A resume trains the epochs since then again; nothing that was
+    reported changes. The best model is always saved"""
     deterministic: bool = False
     """take only algorithms that give the same numbers in each run, also on a GPU; slower there"""
     no_share: bool = False

@@ -52,6 +52,8 @@ class TrialRuns:
     """Whether trials share the epochs that are the same computation."""
     on_cluster: bool = False
     """Whether trials run on the nodes of a cluster that was joined."""
+    save_every: int = 1
+    """Number of epochs after which a trial saves its state."""
     deterministic: bool = False
     """Whether trials take only deterministic algorithms."""
     wait_s: float | None = None
@@ -78,6 +80,7 @@ class TrialRuns:
             device="cuda" if self.shares.gpus_per_trial > 0 else "cpu",
             ranks=self.shares.ranks,
             gpu_fraction=min(1.0, self.shares.gpus_per_trial or 1.0),
+            save_every=self.save_every,
             deterministic=self.deterministic,
             metric=self.metric,
             varied=self.varied,

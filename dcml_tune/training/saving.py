@@ -12,6 +12,7 @@ Above 250 lines because writing, reading and checking a state belong together.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
+from dcml_tune.utils.files import CorruptFileError, read_checksummed
 from dcml_tune.utils.stored import Count, Finite, Scalar, Stored, printable
 
 _STATE = "trainer"
@@ -88,6 +90,16 @@ def save_best_model(
     place = directory / checkpoint.numbered(BEST, best.epoch)
     if is_new or not (place / "model.json").exists():
         save_model(place, model, best, facts)
+
+
+def remove_old_models(directory: Path, best: BestEpoch | None) -> None:
+    """Remove the best models of all epochs but the best one and that of the newest saved state."""
+    of_state = None
+    for number in checkpoint.numbers(directory, _STATE)[:1]:
+        with suppress(CorruptFileError):
+            facts = read_checksummed(directory / f"{state_name(number)}.json")
+            of_state = (facts.get("best") or {}).get("epoch")
+    checkpoint.keep_only(directory, BEST, best.epoch if best else None, of_state)
 
 
 # -- state ---------------------------------------------------------------------------------------------

@@ -157,8 +157,6 @@ class Trainer:
         """Class of each image that trains."""
         return self.data.labels[self.data.train]
 
-    # -- an epoch --------------------------------------------------------------------------------------
-
     def run_epoch(self) -> dict[str, float]:
         """Run one epoch of the method and measure the model on the held-out classes.
 
@@ -236,8 +234,6 @@ class Trainer:
         weights = self.measured.of(self.model)
         return BestEpoch(epoch=self.epoch, value=value, weights=weights, partition=self.partition.copy())
 
-    # -- measures --------------------------------------------------------------------------------------
-
     @property
     def compares(self) -> bool:
         """Whether `evaluate` has classes to measure on."""
@@ -294,20 +290,22 @@ class Trainer:
         self.partition, self.assignment = state.partition, state.assignment
         self.measured.load(state.kept)
 
-    def save(self, directory: Path, **facts: Any) -> None:
-        """Write the state into a directory, and the best model so far into its folder `best-EPOCH`.
-
-        Writes are atomic: a process that is killed at any time leaves this state or the one before.
+    def save(self, directory: Path, *, models_only: bool = False, **facts: Any) -> None:
+        """Write the state into a directory, and the best model so far into its folder `best-EPOCH`; writes are atomic.
 
         Args:
             directory: directory of this trial alone; created if it does not exist.
+            models_only: leave the saved state as it is; its best model stays, too.
             facts: anything else to keep, as JSON; `load` returns it.
         """
         if self.best is not None:
-            is_new = self.best.epoch == self.epoch
-            saving.save_best_model(directory, self.model, self.best, self._model_facts, is_new=is_new)
+            new = self.best.epoch == self.epoch
+            saving.save_best_model(directory, self.model, self.best, self._model_facts, is_new=new)
         if self.division is not None:
             self.division.save(directory)
+        if models_only:
+            saving.remove_old_models(directory, self.best)
+            return
         if self.ranks.size > 1:
             facts["ranks"] = self.ranks.size
         saving.save_state(directory, self.state(), facts)

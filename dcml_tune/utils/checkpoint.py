@@ -150,10 +150,11 @@ def newest(directory: Path, stem: str, kind: type[Stored] | None = None) -> tupl
     raise first or CheckpointError(f"checkpoint {directory}: holds no {stem}; give the directory of a checkpoint")
 
 
-def keep_only(directory: Path, stem: str, number: int | None = None) -> None:
-    """Remove all checkpoints of a directory, except the one with `number`."""
+def keep_only(directory: Path, stem: str, *kept: int | None) -> None:
+    """Remove all checkpoints of a directory, except those with the numbers that are given; None stands for none."""
+    names = {numbered(stem, number) for number in kept if number is not None}
     for path in directory.glob(f"{stem}-*"):
-        if number is not None and path.name.split(".")[0] == numbered(stem, number):
+        if path.name.split(".")[0] in names:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -125,6 +126,25 @@ def test_a_killed_search_that_shares_epochs_is_resumed(scene):
     assert status == 0, said
     scene.assert_sound(3)
     assert len(set(scene.trained())) < 12, "no epoch was shared"
+
+
+@pytest.mark.fast
+def test_epochs_since_the_last_state_are_trained_again_and_recorded_once(cheap):
+    """--checkpoint-every 2: a process of a trial is killed after epoch 3, then the driver; the resume knows the flag."""
+    cheap.faults({"trial": "000", "epoch": 3, "kind": "kill"}, {"trial": "001", "epoch": 3, "kind": "hang"})
+    process = cheap.start("--num-samples", 2, "--scheduler", "none", "--checkpoint-every", 2)
+    cheap.wait_for_hang("001", process)
+    cheap.wait_for("trial 000 epoch 4", process)
+    process.kill()
+    process.wait()
+    status, said = cheap.resume()
+    assert status == 0, said
+    cheap.assert_sound(2)
+    assert set(cheap.states().values()) == {"COMPLETE"}
+    again = [epoch for epoch, times in Counter(cheap.trained()).items() if times > 1]
+    assert sorted(again) == ["000 3", "001 3"]
+    steps = [step for step, _ in cheap.curve("s", "val/recall_at_1_best")]
+    assert len(steps) == len(set(steps)), "the search has two values at one step"
 
 
 def test_a_killed_search_goes_on_in_another_place(scene, tmp_path):

@@ -1,0 +1,88 @@
+"""--checkpoint-every N: the state is saved every N epochs, the best model always, and a resume computes the same numbers."""
+
+import pytest
+
+from dcml_tune.models.embedder import best_model
+from dcml_tune.search import __main__ as search
+from dcml_tune.search.flags import read_command_line
+from dcml_tune.search.plan import given_plan
+from dcml_tune.training.prefixes import PrefixStore
+from trainables import DivideAndConquer, Run
+
+SETTINGS = {
+    "dataset": "folder", "train_classes": 16, "arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32,
+    "sz_embedding": 8, "batch_size": 8, "num_samples_per_class": 2, "nb_epochs": 4, "nb_clusters": 2, "mod_epoch": 1,
+    "mod_epoch_freeze": 0, "force_full_embedding_epoch": 3, "base_lr": 1e-3,
+}  # fmt: skip
+
+
+@pytest.fixture
+def trial(folder, tmp_path):
+    """Starts a process's trial: the directory stays."""
+
+    def start(**run):
+        where = {"stores": str(tmp_path / "store"), "directory": str(tmp_path / "trial"), "key": "000", **run}
+        return DivideAndConquer({**SETTINGS, "dataset_dir": str(folder), "run": Run(**where).as_dict()})
+
+    return start
+
+
+def measures(result):
+    return {name: value for name, value in result.items() if name.startswith(("val/", "train/", "clusters/", "epoch"))}
+
+
+def left(directory, stem):
+    """Epochs of the states or models in a directory."""
+    return sorted({int(path.name.split(".")[0].rpartition("-")[2]) for path in directory.glob(f"{stem}-*")})
+
+
+@pytest.mark.parametrize(
+    ("every", "killed_after", "state"), [(1, 3, 3), (2, 1, None), (2, 3, 2), (3, 2, None), (9, 3, None)]
+)
+def test_a_resume_trains_the_epochs_since_the_state_again(every, killed_after, state, trial, tmp_path):
+    """With the very numbers that were reported before; the last epoch is always saved."""
+    through = trial(directory=None)
+    expected = [measures(through.train()) for _ in range(4)]
+    first = trial(save_every=every)
+    assert [measures(first.train()) for _ in range(killed_after)] == expected[:killed_after]
+    first.stop()
+    place = tmp_path / "trial"
+    assert left(place, "trainer") == ([] if state is None else [state])
+    second = trial(save_every=every)
+    begins = max(1, state or 1)  # the epoch of the state is reported again
+    assert [measures(second.train()) for _ in range(5 - begins)] == expected[begins - 1 :]
+    assert left(place, "trainer") == [4]
+    assert left(place, "best") == [expected[-1]["epoch_best"]]
+
+
+def test_the_best_model_is_there_whenever_an_epoch_is_reported(trial, tmp_path):
+    """A scheduler may end the trial at each report. The model that the saved state refers to stays until the next one."""
+    started, place, bests = trial(save_every=2), tmp_path / "trial", {}
+    for epoch, value in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)):
+        started.trainer.evaluate = lambda value=value: {"val/recall_at_1": value}
+        assert started.train()["epoch_best"] == epoch
+        assert best_model(place).name == f"best-{epoch:05d}"
+        bests[epoch] = left(place, "best")
+    assert bests == {1: [1], 2: [2], 3: [2, 3], 4: [4]}
+
+
+def test_a_state_that_others_may_have_is_saved(trial, tmp_path):
+    """Also between the epochs at which the trial's own state is due."""
+    started = trial(save_every=3, prefixes=str(tmp_path / "prefixes"), shares=(1,))
+    started.train()
+    assert PrefixStore(tmp_path / "prefixes", started.trainer).has(1)
+    started.train()
+    assert left(tmp_path / "trial", "trainer") == [1]
+
+
+def test_a_search_records_it(folder, tmp_path):
+    """A resume takes it over."""
+    words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items() if name != "dataset"]
+    plan = given_plan(read_command_line([*words, "--checkpoint-every", "7"]))
+    assert plan.runs.run().save_every == 7
+    plan.begin().release()
+    resume = ["--resume", "s", "--output-dir", str(tmp_path), "--dry-run"]
+    assert search.main(resume) == search.main([*resume, "--checkpoint-every", "7"]) == 0
+    with pytest.raises(ValueError, match="--checkpoint-every 8: search s began with 7"):
+        search.main([*resume, "--checkpoint-every", "8"])
