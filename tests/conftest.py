@@ -42,6 +42,16 @@ def small(folder):
     }
 
 
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server of these tests; skipped where none is installed."""
+    from postgresql import Server
+
+    server = Server()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def one_thread():
     """Threads that wait for each other on a busy machine take four times as long as one."""

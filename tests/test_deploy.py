@@ -317,7 +317,7 @@ def test_the_page_names_each_file_and_its_commands_are_accepted():
     for path in DEPLOY.rglob("*"):
         if path.is_file() and path.suffix != ".dockerignore":
             assert f"deploy/{path.relative_to(DEPLOY)}" in page, path
-    commands = re.findall(r"^ {4,}(?:\S+/)?python -m dcml_tune\.search (.*(?:\\\n.*)*)", page, re.MULTILINE)
+    commands = re.findall(r"^ {4,}(?:\S+/)?python -m dcml_tune\.search ((?:.*\\\n)*.*)", page, re.MULTILINE)
     assert len(commands) >= 2
     for command in commands:
         read_command_line(shlex.split(command.replace("\\\n", " "), comments=True))

@@ -27,8 +27,9 @@ from ray.tune.search import Searcher
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import SEEDS, TrialConfig
+from dcml_tune.runs.paths import sqlite_file
 from dcml_tune.runs.study import KEY, SHARED_EPOCHS, by_launch, direction, first_best
-from dcml_tune.runs.study_file import copy_study
+from dcml_tune.runs.study_server import without_password
 from dcml_tune.utils import tracebacks
 from search_spaces.points import nearest_point
 from search_spaces.prefixes import shared_epochs
@@ -37,7 +38,7 @@ from trainables.known_trial import FAILURE_OF, REASON, KnownTrial
 from trainables.local_sampler import LocalSampler
 from trainables.prior_sampler import PriorSampler
 from trainables.run import FAILED, SHARED, STOP_SEARCH, Run, pack
-from trainables.study_file import adapt_study, open_study, study_file
+from trainables.study_file import adapt_study, keep_copy, open_study
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ _MOVED_AFTER = 50  # draws per trial after which the last one is moved to the ne
 class StudyOptions:
     """Which study, and what it optimises."""
 
-    storage: str
-    """SQLAlchemy address; must be a SQLite file."""
+    storage: str = field(repr=False)
+    """SQLAlchemy address of an SQLite file or of PostgreSQL."""
     name: str
     """Name of the study; an existing one is continued."""
     metrics: list[str]
@@ -172,7 +173,10 @@ class OptunaSearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its searcher to disk; the study is not part of it."""
-        return {name: value for name, value in self.__dict__.items() if name != "study"}
+        state = {name: value for name, value in self.__dict__.items() if name != "study"}
+        if sqlite_file(self.options.storage) is None:  # the password of a server is written nowhere
+            state["options"] = replace(self.options, storage=without_password(self.options.storage))
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the study again."""
@@ -259,7 +263,7 @@ class OptunaSearcher(Searcher):
             key = f"{self._launched:03d}"
             trial.set_user_attr(KEY, key)
             self._launched += 1
-            self._guarded(copy_study, study_file(self.options.storage))
+            self._guarded(keep_copy, self.options.storage)
             return self._packed(key, sampled)
         log.error("%d draws gave no feasible combination of settings; the last: %s", _DRAWS, reason)
         return None
@@ -298,7 +302,7 @@ class OptunaSearcher(Searcher):
             self.on_trial_result(trial_id, result)  # Ray passes the last result to this method only
             ended = {"values": self._values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
             self._guarded(self.study.tell, trial.number, **ended)
-        self._guarded(copy_study, study_file(self.options.storage))
+        self._guarded(keep_copy, self.options.storage)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study holds everything."""

@@ -124,6 +124,9 @@ class SearchConfig(BaseModel):
     """train SEARCH/KEY again from its MLflow record and compare its measures; exit code 0 if all are identical"""
     tracking_uri: str | None = None
     """MLflow server; default: OUTPUT/mlflow.db"""
+    study_uri: str | None = None
+    """PostgreSQL server that holds the Optuna study, postgresql://USER@HOST:PORT/DATABASE; default: a file in the directory of the
+    search. Give the password in PGPASSWORD or ~/.pgpass: it is not stored"""
     ray_address: str | None = None
     """a running Ray cluster: HOST:PORT, or auto for that of RAY_ADDRESS; default: that of RAY_ADDRESS if it is set, as in
     a job of Ray; local: start one"""

@@ -47,6 +47,7 @@ class Flags(Stored):
 
     num_samples: Positive
     tracking_uri: str | None
+    study_uri: str | None = None
     space: str | None = None
     searcher: str = "optuna"
     scheduler: str = "asha"
@@ -122,6 +123,8 @@ class Asked(Stored):
     seeds_apart: bool = False
     """Whether final runs have seeds that no earlier stage has; searches of earlier versions do not have this entry."""
     later_seeds: LaterSeedsFacts | None = None
+    study: str | None = None
+    """Name of the study on the server of --study-uri; None: the study is the file of the search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +308,15 @@ def refuse_existing(directory: Path, kind: type[SettingError] = SettingError) ->
     if directory.exists() and not _is_rest(directory):
         resume = f"go on with it by --resume {shlex.quote(directory.name)}, or " if is_search(directory) else ""
         raise kind(f"--name {directory.name}: {directory} exists; {resume}choose another name")
+
+
+def read_asked(directory: Path) -> dict[str, Any]:
+    """What was asked for, from search.json.
+
+    Raises:
+        CorruptFileError: if the file is missing, or not valid.
+    """
+    return read_checksummed(directory / _ASKED, Asked)
 
 
 def is_search(directory: Path) -> bool:

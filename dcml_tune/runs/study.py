@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.runs.paths import STUDY
-from dcml_tune.runs.study_file import copy_of, patiently, read_trials
+from dcml_tune.runs import study_server
+from dcml_tune.runs.study_file import complaint, copy_of, patiently, read_trials
+from dcml_tune.runs.study_place import StudyPlace, place_of
 from dcml_tune.utils.tracebacks import one_line
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def read_study(directory: Path) -> list[FrozenTrial]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = directory / STUDY
+    place = place_of(directory)
+    if place.file is None:
+        return _read_from_server(place)
+    file = place.file
     files = [each for each in (file, copy_of(file)) if each.is_file()]
     if not files:
         raise SettingError("is not there yet")
@@ -72,3 +76,14 @@ def read_study(directory: Path) -> list[FrozenTrial]:
             if each == files[-1]:
                 raise SettingError(f"{each}: cannot be read ({one_line(error)})") from None
     raise AssertionError("unreachable")
+
+
+def _read_from_server(place: StudyPlace) -> list[FrozenTrial]:
+    try:
+        return patiently(
+            partial(study_server.read_trials, place.address, place.name), place.shown, patience=_PATIENCE_S
+        )
+    except KeyError:
+        raise SettingError("is not there yet") from None
+    except Exception as error:
+        raise SettingError(complaint(place.shown, error, waited=0)) from None

@@ -1,6 +1,7 @@
 """The SQLite file of an Optuna study: retries while it is locked, its backup copy, and its repair from the copy.
 
-Above 250 lines because the three share what they know of SQLite's errors.
+Retries and complaints are also those of a study on a server, whose errors `dcml_tune.runs.study_server` knows. Above 250 lines
+because the three share what they know of SQLite's errors.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.runs import study_server
 from dcml_tune.runs.paths import TRIALS
 from dcml_tune.utils.errnos import TRANSIENT
 from dcml_tune.utils.files import write_atomic
+from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.signals import raise_if_signalled
 from dcml_tune.utils.tracebacks import one_line
 
@@ -52,14 +55,14 @@ _NOT_WRITABLE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3
 _patience_s: float | None = None
 
 
-def patiently(call: Callable[[], T], file: Path, *, patience: float | None = None) -> T:
-    """Call a function that uses a study, and retry it while the file is locked or temporarily unreadable.
+def patiently(call: Callable[[], T], place: Path | str, *, patience: float | None = None) -> T:
+    """Call a function that uses a study, and retry it while the file is locked or unreadable, or its server is away.
 
     Signals are handled between two attempts.
 
     Args:
         call: the function; it must be idempotent.
-        file: file of the study.
+        place: file of the study, or the address of its server without a password.
         patience: seconds after which the error is raised; `PATIENCE_S` by default.
     """
     allowed = patience if patience is not None else PATIENCE_S if _patience_s is None else _patience_s
@@ -71,11 +74,13 @@ def patiently(call: Callable[[], T], file: Path, *, patience: float | None = Non
             if not may_pass(error) or time.monotonic() >= end:
                 raise
             if not waits and allowed > 60:
-                log.warning("%s: %s; it is tried again for %.0f minutes", file, _reason(error), allowed / 60)
+                log.warning(
+                    "%s: %s; it is tried again for %.0f minutes", redact(str(place)), _reason(error), allowed / 60
+                )
             waits = True
         else:
             if waits and allowed > 60:
-                log.warning("%s: can be used again", file)
+                log.warning("%s: can be used again", redact(str(place)))
             return done
         raise_if_signalled()
         time.sleep(_AGAIN_S)
@@ -93,18 +98,32 @@ def impatient() -> Iterator[None]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same call may succeed later: the file is locked, or its disk does not answer."""
+    """Whether the same call may succeed later: the file is locked, or its disk or its server does not answer."""
     found = _origin(error)
+    if study_server.is_of_server(found):
+        return study_server.may_pass(found)
     if isinstance(found, OSError):
         return found.errno in TRANSIENT
     return _code(found) in _MAY_PASS
 
 
-def complaint(file: Path, error: BaseException) -> str:
-    """One line that says why a search cannot use its study, and the remedy."""
+def complaint(place: Path | str, error: BaseException, *, waited: float | None = None) -> str:
+    """One line that says why a search cannot use its study, and the remedy.
+
+    Args:
+        place: file of the study, or the address of its server without a password.
+        error: that was raised.
+        waited: seconds for which the call was retried; `PATIENCE_S` by default.
+    """
+    minutes = (PATIENCE_S if waited is None else waited) / 60
+    if not isinstance(place, Path):
+        found = _origin(error)
+        for_long = f", for {minutes:.0f} minutes now" if may_pass(error) and waited != 0 else ""
+        return f"--study-uri {redact(place)}: {study_server.reason(found)}{for_long}; {study_server.remedy(found)}"
+    file = place
     if may_pass(error):
         return (
-            f"{file}: {_reason(error)}, for {PATIENCE_S / 60:.0f} minutes now; end the process that holds the file "
+            f"{file}: {_reason(error)}, for {minutes:.0f} minutes now; end the process that holds the file "
             f"(`fuser {file.name}` names it), or see to its disk"
         )
     if _code(_origin(error)) in _NOT_WRITABLE:
@@ -293,4 +312,6 @@ def _code(error: BaseException) -> int | None:
 
 def _reason(error: BaseException) -> str:
     found = _origin(error)
+    if study_server.is_of_server(found):
+        return study_server.reason(found)
     return str(found) if isinstance(found, sqlite3.Error) else one_line(found)

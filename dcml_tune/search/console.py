@@ -190,4 +190,4 @@ def _print_commands(plan: Plan, outcome: Outcome, winner: Candidate, tracker: Tr
     runs = [run for run in (tracker.run_id(f"{plan.name}/{trial.key}") for trial in outcome.trials) if run]
     if tracker.experiment_id and runs:
         print("  compare the trials: " + compare_url(plan.uri, tracker.experiment_id, runs))
-    print(f"open the Optuna dashboard:\n  {dashboard_command(plan.study)}")
+    print(f"open the Optuna dashboard:\n  {dashboard_command(plan.study.shown)}")

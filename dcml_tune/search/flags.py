@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from dcml_tune.cli.parser import Parser, add_settings, given_settings
 from dcml_tune.cli.quantities import as_text, gpus_per_trial, real, seconds, size, whole
 from dcml_tune.config.search import SearchConfig
+from dcml_tune.runs.study_server import checked_address
 from dcml_tune.tracking.uris import add_flag
 
 _TEXTS = {"duration": as_text(seconds), "size": as_text(size)}
@@ -70,12 +71,21 @@ def parser() -> Parser:
         about = " ".join((field.description or "").split()).replace("%", "%%")
         if name == "tracking_uri":
             add_flag(made, about)
+        elif name == "study_uri":
+            made.add_argument("--study-uri", action=_StudyUri, default=SUPPRESS, help=about)
         else:
             flag = name if name == "dataset" else f"--{name.replace('_', '-')}"
             default = field.default if field.default else SUPPRESS  # help shows no default that is None or False
             made.add_argument(flag, default=default, help=about, **_options(name, field))
     add_settings(made, exclude=("dataset",))
     return made
+
+
+class _StudyUri(Action):
+    """An action instead of a `type`: argparse would print the address, with its password, in its own error message."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, flag: Any = None) -> None:
+        setattr(namespace, self.dest, checked_address(str(values)))
 
 
 def _options(name: str, field: FieldInfo) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from dcml_tune.cli.quantities import seconds
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.paths import (
     STORES,
-    STUDY,
     TRIALS,
     absolute,
     new_directory,
-    study_address,
     writable,
 )
 from dcml_tune.runs.record import Record, refuse_existing
+from dcml_tune.runs.study_place import new_place, recorded_place
 from dcml_tune.search import checks
 from dcml_tune.search.budget import Budget
 from dcml_tune.search.cluster_checks import check_images_of_nodes
@@ -84,6 +83,7 @@ class Plan:
         request: what was asked for.
         config: the flags, with the searcher, the scheduler and the GPUs per trial that the checks chose.
         directory: of the search.
+        study: where its Optuna study lies.
         base: the published setting with the settings that were given, without division.
         metrics: by which trials are compared. The first one, `metric`, decides where only one can.
         scores_test: whether the winner and the controls are retrained and scored on the test classes at the end.
@@ -114,12 +114,16 @@ class Plan:
         self.settings, self.directory = request.settings, request.directory
         self.record, self.planned, self.output = request.record, request.planned, request.output
         self.dataset, self.name, self.trials = self.settings["dataset"], self.directory.name, self.directory / TRIALS
-        self.study = study_address(self.directory)
+        self.study = new_place(self.directory, flags.study_uri)
+        if request.record is not None:
+            self.study = recorded_place(self.directory, request.record.asked, flags.study_uri)
         self.budget = Budget(
             seconds=seconds(flags.time_budget) if flags.time_budget else None, epochs=flags.epoch_budget
         )
         self.trial_timeout = seconds(flags.trial_timeout) if flags.trial_timeout else None
         self.changes: dict[str, Any] = {}
+        if request.record is None:
+            self.study.check_new()
 
         checked = checks.checked_settings(request)
         self.request = request = request.with_searcher(checked.space)
@@ -222,6 +226,8 @@ class Plan:
         known = {"data": self.identity.compared, "test": self.identity.test, "test_sizes": self.identity.test_sizes,
                  "output": str(self.output), "name": self.name, "seeds_apart": self.has_seeds_apart}  # fmt: skip
         if self.record is None:
+            if self.study.file is None:
+                known["study"] = self.study.name
             self.record = Record.create(self.directory, {**self._asked(), **known})
         else:
             changes = {**self.changes, **known}
@@ -237,6 +243,7 @@ class Plan:
         """What a new search records of its command line; passwords are left out."""
         flags = self.config.model_dump(exclude={"dataset", *MAY_CHANGE})
         flags["tracking_uri"] = redact(self.uri) if flags["tracking_uri"] else None
+        flags["study_uri"] = None if self.study.file is not None else self.study.shown
         flags["space"] = recorded_name(flags["space"])
         asked: dict[str, Any] = {"flags": flags, "settings": self.settings, "space": self.space.as_json()}
         asked |= {"metrics": self.metrics, "ranks": self.shares.ranks}
@@ -246,7 +253,7 @@ class Plan:
         """Return the searcher. Its study is created, or opened: then running trials are queued again."""
         return OptunaSearcher(
             self.space,
-            StudyOptions(storage=self.study, name=self.name, metrics=self.metrics),
+            StudyOptions(storage=self.study.address, name=self.study.name, metrics=self.metrics),
             sampling=Sampling(
                 sampler=self.config.searcher if self.config.searcher != "auto" else "optuna",
                 seed=self.settings.get("seed", 0),
@@ -266,7 +273,7 @@ class Plan:
 
     def requeue_running(self) -> None:
         """Queue the running trials again, so that a resume continues them."""
-        if (self.directory / STUDY).exists():
+        if self.study.file is None or self.study.file.exists():
             self.searcher()
 
     def scheduler(self, known: list[KnownTrial]) -> TrialScheduler:

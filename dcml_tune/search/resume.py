@@ -10,9 +10,10 @@ from dcml_tune.cli.quantities import AUTO
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.runs.moved import follow, output_before, with_images
-from dcml_tune.runs.paths import STUDY, VERDICT, absolute, named_directory, output_directory, writable
+from dcml_tune.runs.paths import VERDICT, absolute, named_directory, output_directory, writable
 from dcml_tune.runs.record import Record
-from dcml_tune.runs.study_file import mend
+from dcml_tune.runs.study_place import recorded_place
+from dcml_tune.runs.study_server import without_password
 from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
 from dcml_tune.search.request import MAY_CHANGE, LaterSeeds, Request, SearchCompleteError
 from dcml_tune.search.resumable import resume_command
@@ -50,7 +51,7 @@ def resumed_plan(command_line: CommandLine) -> Plan:
         raise _is_finished(record, asked)
     refuse_missing_images(record.name, asked["settings"])
     later = _later_seeds(record, asked, command_line)
-    mend(record.directory / STUDY, record.name)
+    recorded_place(record.directory, asked, command_line.config.study_uri).check(record.directory)
     from dcml_tune.search.plan import Plan  # torch and Ray, for which the errors above need not wait
 
     plan = Plan(_request(record, asked, command_line.config, later))
@@ -175,6 +176,8 @@ def _resumed_flags(asked: dict[str, Any], config: SearchConfig) -> dict[str, Any
         raise SettingError(
             f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
         )
+    if "study_uri" in config.model_fields_set:
+        flags["study_uri"] = config.study_uri
     return flags
 
 
@@ -206,6 +209,8 @@ def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, 
             value = recorded_name(value)
         if flag == "tracking_uri" and value:
             value = redact(value)
+        if flag == "study_uri" and value:
+            value = without_password(value)
         if value != known.get(flag):
             shown = "DATASET" if flag == "dataset" else "--" + flag.replace("_", "-")
             remedy = "start a new search" if flag != "final_seeds" else f"add seeds by {_more_seeds_command(name)}"

@@ -8,7 +8,8 @@ from dcml_tune.cli.parser import command, dashboard_command, settings_to_flags
 from dcml_tune.report.figures import Album
 from dcml_tune.report.page import Commands, Section
 from dcml_tune.report.search_data import SearchData
-from dcml_tune.runs.paths import mlflow_address, study_address
+from dcml_tune.runs.paths import mlflow_address
+from dcml_tune.runs.study_place import recorded_place
 from dcml_tune.utils.redaction import redact
 
 
@@ -23,7 +24,7 @@ def commands(search: SearchData, album: Album) -> Section:
         "This search": command("dcml_tune.search", *words),
         "This page again": command("dcml_tune.report", search.name, *output, *_elsewhere(search)),
         "MLflow": ui_command(search.uri),
-        "Optuna's dashboard": dashboard_command(study_address(search.directory)),
+        "Optuna's dashboard": dashboard_command(recorded_place(search.directory, asked).shown),
     }
     return Section(title="Commands", parts=[Commands(shown)])
 
