@@ -60,8 +60,12 @@ def cluster_address(given: str | None) -> str | None:
     found = environment if given in (None, "auto") else given
     if found.startswith("ray://"):
         raise SettingError(
-            f"--ray-address {found}: a search does not run through Ray Client; submit it as a job instead: ray job submit "
-            "--address http://HOST:8265 --working-dir . -- python -m dcml_tune.search ..."
+            f"--ray-address {found}: a search does not run through Ray Client; submit it as a job instead: --submit "
+            "--ray-address http://HOST:8265"
+        )
+    if found.startswith(("http://", "https://")):
+        raise SettingError(
+            f"--ray-address {found}: is the address of a dashboard, which takes jobs; add --submit, or give HOST:PORT of the cluster"
         )
     if found in ("", "auto", "local"):
         raise SettingError(

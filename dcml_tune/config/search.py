@@ -132,6 +132,9 @@ class SearchConfig(BaseModel):
     a job of Ray; local: start one"""
     wait_for_nodes: Duration = "10m"
     """longest wait for a node that can hold a trial, where the cluster of --ray-address has none yet"""
+    submit: bool = False
+    """run the search as a job of the Ray cluster whose dashboard is at --ray-address http://HOST:8265, and follow it. Ctrl-C leaves
+    the job running. The same command resumes the search"""
     quiet: bool = False
     """print a line per epoch instead of a live table"""
     dry_run: bool = False

@@ -40,13 +40,17 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
     config = command_line.config
     if config.start_or_resume is not None:
         refuse_other_commands(config)
-    if config.resume == "":
+    if config.resume == "" and not config.submit:
         from dcml_tune.search.resumable import print_resumable
 
         print_resumable(output_directory(config.output_dir))
         return EXIT_OK
     with stopped_by_signals():
         try:
+            if config.submit:
+                from dcml_tune.search.submit import submit
+
+                return submit(argv, command_line)
             if config.repeat_trial is not None:
                 return _repeat(command_line, config.repeat_trial)
             return _search(command_line, trainable)

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "output_dir",
     "ray_address",
     "wait_for_nodes",
+    "submit",
     "quiet",
     "dry_run",
 )
