@@ -198,7 +198,7 @@ def test_a_server_that_stays_away_stops_the_search(database, running, postgresql
 
 
 @pytest.mark.parametrize("call", ["_create_new_trial", "set_trial_state_values"])
-def test_what_the_server_did_before_the_connection_broke_is_not_done_again(running, call, monkeypatch):
+def test_what_the_server_did_before_the_connection_broke_is_not_done_again(running, call, monkeypatch, caplog):
     """A trial is created once, and one that has ended has ended."""
     storage = running.study._storage._backend
     broken = []
@@ -226,6 +226,7 @@ def test_what_the_server_did_before_the_connection_broke_is_not_done_again(runni
         running.on_trial_complete("a", {f"{METRIC}_best": 0.6, "epoch": 2, "done_all": True})
         assert [trial.state for trial in running.known()] == ["done", "running"]
     assert broken == [call]
+    assert "did not take a result" not in caplog.text  # as the searcher would log an error of the second call
 
 
 def _broken():
