@@ -28,6 +28,8 @@ GIVEN = {
     "patience": ["--patience", "4"],
     "trial_timeout": ["--trial-timeout", "20m"],
     "checkpoint_budget": ["--checkpoint-budget", "2GB"],
+    "checkpoint_every": ["--checkpoint-every", "2"],
+    "deterministic": ["--deterministic"],
     "no_share": ["--no-share"],
     "confirm": ["--confirm", "1"],
     "folds": ["--folds", "2"],
