@@ -180,6 +180,12 @@ def test_architecture_names_every_module():
     assert sorted(named) == sorted(modules)
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """Pytest cannot collect two of one name from directories that are no packages."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 def test_long_modules_say_why():
     """No module has more than 400 lines; one of more than 250 gives the reason in its first docstring."""
     for package in ("dcml_tune", "search_spaces", "trainables"):

@@ -9,6 +9,7 @@ from ray.tune.utils import validate_save_restore
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import load
 from trainables import DivideAndConquer, Run
+from trainables.node_check import NodeFaultError
 
 SETTINGS = {
     "dataset": "folder", "train_classes": 16, "weights": "none", "sz_resize": 32, "sz_crop": 32, "sz_embedding": 16,
@@ -76,8 +77,8 @@ def test_a_trial_of_another_setting_does_not_take_its_files(config):
 
 
 def test_a_directory_that_other_nodes_do_not_see_is_refused(config, tmp_path):
-    """On a cluster without shared storage the first trial says what is wrong."""
-    with pytest.raises(FileNotFoundError, match="--output-dir must be on storage that all nodes share"):
+    """On a cluster without shared storage: the trial is moved to another node, and its failure says what is wrong."""
+    with pytest.raises(NodeFaultError, match="--output-dir must be on storage that all nodes share"):
         DivideAndConquer(config(directory=str(tmp_path / "nowhere" / "trial")))
 
 

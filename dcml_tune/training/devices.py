@@ -77,7 +77,7 @@ def allocator_share(fraction: float, total: int, backend: str = "auto") -> float
 
     Example:
         >>> round(allocator_share(0.25, 80 * 2**30), 3)
-        0.23
+        0.231
     """
     from dcml_tune.clustering.faiss_backend import FAISS_GPU_BYTES
 

@@ -64,7 +64,8 @@ shutil.copytree(output, scene / "left")
 
 def in_namespace(scene, scenario):
     """Run a scenario where it may mount; its own processes alone see it."""
-    from conftest import HERE, SETTINGS
+    from conftest import HERE
+    from scene import SETTINGS
 
     unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
     words = [sys.executable, "-c", scenario, scene.directory, scene.images, HERE / "faulty_search.py"]

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 
-from conftest import HERE, SEARCH, SETTINGS
+from conftest import HERE
+from scene import SEARCH, SETTINGS
 
 
 def test_a_terminal_that_is_closed(cheap):
