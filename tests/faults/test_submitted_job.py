@@ -72,7 +72,7 @@ def test_a_search_is_submitted_left_and_submitted_again(cheap, dashboard):
     cheap.environment["DCML_TEST_PAUSE"] = "1"
     words = ["--num-samples", 2, "--scheduler", "none", "--submit", "--ray-address", dashboard, "--quiet"]
     process = cheap.start(*words)
-    cheap.wait_for("epoch 1", process, 400)
+    cheap.wait_for("epoch 1: ", process, 400)  # of a trial: the command of the job, which is printed before, has none
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 3
     said = process.log.read_text()
