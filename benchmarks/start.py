@@ -115,7 +115,7 @@ def stop_at_first_step(clock: Clock) -> None:
     """The process ends where the first batch is ready to be trained on."""
     from dcml_tune.training.step import TrainStep
 
-    TrainStep.update = lambda *_: clock.stop("first batch")  # type: ignore[assignment, method-assign, return-value]
+    TrainStep.gradients = lambda *_: clock.stop("first batch")  # type: ignore[assignment, method-assign, return-value]
 
 
 def run(name: str, stores: Path) -> Laps:
