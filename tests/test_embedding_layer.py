@@ -134,7 +134,8 @@ def test_the_exponent_is_trained_with_the_backbone_and_saved(tmp_path):
     for epoch, moves in ((0, False), (1, True)):
         plan = EpochPlan.at(epoch, config)
         step.set_trainable(plan)
-        step.update(images, np.arange(8) // 2, 0, plan, torch.Generator().manual_seed(0))
+        step.gradients(images, np.arange(8) // 2, 0, plan, torch.Generator().manual_seed(0))
+        step.optimizer.step()
         assert (step.model.pooling.p.item() != 3.0) == moves
     step.model.save(tmp_path)
     assert torch.equal(load(tmp_path).pooling.p, step.model.pooling.p)

@@ -266,7 +266,8 @@ def test_the_loss_of_a_step_is_that_of_the_masked_vectors(config, tmp_path):  # 
         for epoch, mask in [(0, masks[2]), (3, full)]:
             plan = EpochPlan.at(epoch, tried)
             step.set_trainable(plan)
-            found = step.update(images, np.array([0, 0, 1, 1]), 2, plan, torch.Generator())[0]
+            found = step.gradients(images, np.array([0, 0, 1, 1]), 2, plan, torch.Generator())[0]
+            step.optimizer.step()
             with torch.no_grad():
                 z = step.model.embedding(step.model.penultimate(images)) * mask
                 loss = proxy_anchor(alpha=32, delta=0.1)

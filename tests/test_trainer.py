@@ -85,9 +85,11 @@ def test_a_step_waits_for_nothing(config, tmp_path):
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     labels = np.repeat(np.arange(4), 2)
     generator = torch.Generator().manual_seed(0)
-    trainer.train_step.update(images, labels, 1, plan, generator)
+    trainer.train_step.gradients(images, labels, 1, plan, generator)
+    trainer.train_step.optimizer.step()
     with profile() as profiled:
-        trainer.train_step.update(images, labels, 1, plan, generator)
+        trainer.train_step.gradients(images, labels, 1, plan, generator)
+        trainer.train_step.optimizer.step()
     # On the CPU torch's fused Adam reads its step counts, which lie on the host already; on a GPU it does not.
     waits = [event for event in profiled.events() if event.name in ("aten::_local_scalar_dense", "aten::nonzero")]
     names = {event.name for event in profiled.events()}

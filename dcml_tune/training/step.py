@@ -41,14 +41,6 @@ class TrainStep:
         self.optimizer = build_optimizer(self.model, self.criterion, config)
         self._to_device = ToDevice(device)
 
-    def update(
-        self, images: Tensor, labels: NDArray[np.int64], learner: int, plan: EpochPlan, generator: torch.Generator
-    ) -> Tensor:
-        """Update the parameters with one batch, without synchronising with the device; as `gradients`, and then the step."""
-        found = self.gradients(images, labels, learner, plan, generator)
-        self.optimizer.step()
-        return found
-
     def gradients(
         self, images: Tensor, labels: NDArray[np.int64], learner: int, plan: EpochPlan, generator: torch.Generator
     ) -> Tensor:
