@@ -44,7 +44,9 @@ class SyntheticTrial(TrainStep):
 
     def step(self) -> None:
         """Make one update, round robin over the learners, without synchronising the device."""
-        self.update(self.images, self.labels, self._steps % len(self.model.masks), self.plan, self._generator)
+        learner = self._steps % len(self.model.masks)
+        self.gradients(self.images, self.labels, learner, self.plan, self._generator)
+        self.optimizer.step()
         self._steps += 1
 
     def steps(self, count: int) -> None:
