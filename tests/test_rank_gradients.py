@@ -99,4 +99,4 @@ def test_seeds_of_ranks_differ():
     """Rank 0 has that of one process, so that one rank trains as before."""
     assert len({epoch_seed(1, 2, rank) for rank in range(8)}) == 8
     assert epoch_seed(1, 2, 0) == epoch_seed(1, 2)
-    assert (ALONE.lr_scale, Ranks(size=4).lr_scale) == (1, 2)
+    assert (ALONE.lr_scale, Ranks(size=4).lr_scale) == (1, 4)

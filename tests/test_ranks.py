@@ -1,6 +1,5 @@
 """A training on two ranks: its numbers, its files, and what happens when a process is killed."""
 
-import math
 import os
 import signal
 import subprocess
@@ -76,7 +75,7 @@ def averaged_epoch(trainer):
     trainer.measured.before_epoch(trainer.model, is_first=trainer.epoch == 0)
     trainer._recluster(plan)
     labels, train = trainer.data.labels, trainer.data.train
-    step.lr_scale = math.sqrt(2)
+    step.lr_scale = 2
     step.set_trainable(plan)
     batches = data.epoch_batches(trainer.partition, labels[train], trainer.config, plan.epoch)
     loaded = list(trainer.loader.epoch([(k, train[rows]) for k, rows in batches], seed=seed, epoch=plan.epoch))

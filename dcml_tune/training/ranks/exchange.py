@@ -7,9 +7,7 @@ orders: whatever rank 0 has loaded, divided or merged, the others continue from 
 Orders are JSON and tensors, never pickles: the sockets have no login.
 
 Sources:
-    the mean of the gradients: Goyal et al., Accurate, Large Minibatch SGD, 2017 (arXiv:1706.02677), section 2.
-    `lr_scale`: Malladi et al., On the SDEs and Scaling Rules for Adaptive Gradient Algorithms, NeurIPS 2022, and
-        Krizhevsky, One weird trick, 2014 (arXiv:1404.5997), section 5.
+    the mean of the gradients, and `lr_scale`: Goyal et al., Accurate, Large Minibatch SGD, 2017 (arXiv:1706.02677), section 2.
 """
 
 from __future__ import annotations
@@ -71,12 +69,12 @@ class Ranks:
 
     @property
     def lr_scale(self) -> float:
-        """Factor of all learning rates: the square root of the number of ranks.
+        """Factor of all learning rates: the number of ranks (linear scaling rule).
 
-        An update with the mean of N batches has the noise of one batch divided by sqrt(N). Adam divides by that noise, so
-        the square root gives N batches the same effect as N updates of one batch.
+        N ranks make an N-th of the updates. With this factor an epoch moves the weights as far as with one rank, while the
+        gradient changes little between updates. docs/scale.md compares it with the square root.
         """
-        return math.sqrt(self.size)
+        return float(self.size)
 
     def turns(self, batches: Sequence[T]) -> list[Turn[T]]:
         """Divide the batches of an epoch: rank r takes batch r of each `size` consecutive ones.
