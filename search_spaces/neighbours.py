@@ -6,7 +6,8 @@ value. A setting that varies only since the change begins at or around its publi
 
 Which setting changes: each neighbour is as likely, a number having 4 of them, but for its cost. A change that leaves more
 epochs in common with the point costs fewer epochs to try, so it is drawn more often, in inverse proportion to that cost:
-about as many epochs are spent on each setting. Early settings (loss, rates, batches) are tried as well.
+about as many epochs are spent on each setting. Early settings (loss, rates, batches) are tried as well. On request only cheap
+changes are drawn: those that keep at least half of the epochs.
 
 Sources: the one-exchange neighbourhood of ParamILS (Hutter et al., JAIR 2009) and the random neighbours of SMAC (Hutter
 et al., LION 2011), which have the standard deviation of 0.2. The weight by cost is ours.
@@ -37,7 +38,12 @@ _EXACT = 0.5  # probability of the published value, for a setting that varies on
 
 
 def neighbour(
-    space: SearchSpace, point: Mapping[str, Any], rng: np.random.Generator, infeasible: InfeasibleReason | None = None
+    space: SearchSpace,
+    point: Mapping[str, Any],
+    rng: np.random.Generator,
+    infeasible: InfeasibleReason | None = None,
+    *,
+    cheap: bool = False,
 ) -> Point | None:
     """Draw a neighbour that can work.
 
@@ -46,6 +52,7 @@ def neighbour(
         point: values of the settings that vary; one that it lacks has its published value.
         rng: random numbers.
         infeasible: returns why a configuration cannot work on the data, or None.
+        cheap: keep at least half of the epochs.
 
     Returns:
         The values of the settings that vary in it; None if no change can work.
@@ -54,11 +61,13 @@ def neighbour(
     start = _config(space, found, None)
     for _ in range(2 if rng.random() < _TWO else 1):
         moved = list(_changes(space, found, changed, rng, infeasible))
-        if not moved:
+        costs = np.array([1 if start is None else max(1, _own_epochs(start, config)) for *_, config in moved])
+        sizes = np.array([_number_of_neighbours(space.domains[name]) for name, *_ in moved])
+        weights = sizes / costs
+        if cheap and start is not None:
+            weights = weights * (costs <= start.nb_epochs // 2)
+        if not weights.sum():
             break
-        costs = [1 if start is None else max(1, _own_epochs(start, config)) for *_, config in moved]
-        sizes = [_number_of_neighbours(space.domains[name]) for name, *_ in moved]
-        weights = np.array(sizes) / costs
         name, found, _ = moved[rng.choice(len(moved), p=weights / weights.sum())]
         changed.add(name)
     return found if changed else None

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.config.prefix import MEASURING, acting_settings, common_epochs, training_settings
+from dcml_tune.config.prefix import MEASURING, acting_settings, as_trained, common_epochs, training_settings
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.search.request import Request
@@ -81,6 +81,20 @@ def test_a_setting_that_acts_late_is_changed_more_often():
     count = {name: sum(name in each for each in found) for name in point}
     assert count["masking_lambda"] > 1.3 * max(count[name] for name in rates)
     assert min(count.values()) > 40
+
+
+def test_a_cheap_neighbour_keeps_half_of_the_epochs():
+    """Where a change can do so; where none can, there is no cheap neighbour."""
+    rng, config = np.random.default_rng(0), TrialConfig(**WIDE.whole(PUBLISHED))
+    for _ in range(30):
+        child = TrialConfig(**WIDE.whole(neighbour(WIDE, PUBLISHED, rng, cheap=True)))
+        assert common_epochs(as_trained(config), as_trained(child)) >= 3
+    rates = SearchSpace(
+        name="emoji",
+        published=WIDE.published,
+        domains={name: WIDE.domains[name] for name in ("base_lr", "emb_lr_mult")},
+    )
+    assert neighbour(rates, {"base_lr": 1e-4, "emb_lr_mult": 10.0}, rng, cheap=True) is None
 
 
 def test_a_parent_may_lack_settings_or_have_others():

@@ -4,7 +4,8 @@ In a space of 30 settings and with 8 to 50 trials, independent draws are nearly 
 nothing to learn from. A neighbour keeps a good recipe and changes one setting or two (`search_spaces.neighbours`). It also
 keeps the epochs before that setting acts, which the search need not compute again.
 
-The parent is one of the three best trials that have ended or run, the best one in four of seven cases, the second in two.
+The parent is one of the three best trials that have ended or run, the best one in four of seven cases, the second in two. Every
+second neighbour is a cheap one: it keeps at least half of its parent's epochs, if there is such a neighbour that is new.
 Until as many trials have ended as the wrapped sampler draws at random, all trials are neighbours; then every fourth is drawn
 by the wrapped sampler, so that the search stays global. Trials that were queued are not drawn.
 
@@ -36,6 +37,7 @@ from trainables.known_trial import FAILURE_OF
 
 _PARENTS = (4, 2, 1)  # weights of the best trials, the best one first
 _GLOBAL = 0.25  # share of the trials that the wrapped sampler draws
+_CHEAP = 1 / 2  # share of the neighbours that have to be cheap
 _ATTEMPTS = 50  # neighbours that are drawn until one is new
 _FIXED = "fixed_params"  # Optuna's attribute of a queued trial: its settings
 
@@ -113,12 +115,16 @@ class LocalSampler(BaseSampler):
         if not ranked or (ended >= self.startup and rng.random() < _GLOBAL):
             return None
         known = {self._key_of(each) for each in others}
-        for _ in range(_ATTEMPTS):
-            parent = _parent(ranked, rng)
-            point = neighbour(self.space, parent.params or parent.system_attrs[_FIXED], rng, self._infeasible_reason)
+        cheap = rng.random() < _CHEAP
+        for attempt in range(_ATTEMPTS):
+            point = self._neighbour(_parent(ranked, rng), rng, cheap=cheap and attempt < _ATTEMPTS // 2)
             if point is not None and self._key(point) not in known:
                 return point
         return None
+
+    def _neighbour(self, parent: FrozenTrial, rng: np.random.Generator, *, cheap: bool) -> dict[str, Any] | None:
+        settings = parent.params or parent.system_attrs[_FIXED]
+        return neighbour(self.space, settings, rng, self._infeasible_reason, cheap=cheap)
 
     def _key_of(self, trial: FrozenTrial) -> str | None:
         """Return the key of a trial; those of ended trials are kept, because their settings do not change."""

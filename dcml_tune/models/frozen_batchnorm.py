@@ -1,11 +1,9 @@
-"""Two rewrites of a convolutional network that keep its output and speed up its training on a CPU.
+"""A rewrite of a convolutional network that keeps its output and speeds up its training on a CPU.
 
-1. Frozen batch-norm is folded into the preceding convolution: `bn(conv(x, w, c)) = conv(x, w * s, b + (c - m) * s)`
-   with s = gamma / sqrt(var + eps). The statistics are never updated, so this also holds in training (forward and
-   backward of 64 images are 1.14 times as fast; docs/performance.md); scale and
-   shift get their gradients through the small product w * s instead of the feature map.
-2. The weight gradient of a depthwise convolution over a small map is a sum of shifted products. oneDNN takes
-   10 times as long on processors with AVX2 (48 ms against 4 ms for 64 x 1152 x 2 x 2, kernel 5).
+Frozen batch-norm is folded into the preceding convolution: `bn(conv(x, w, c)) = conv(x, w * s, b + (c - m) * s)` with
+s = gamma / sqrt(var + eps). The statistics are never updated, so this also holds in training; scale and shift get their
+gradients through the small product w * s instead of the feature map. Depthwise convolutions over small maps become those of
+`dcml_tune.models.depthwise`.
 
 `benchmarks/epoch.py` measures the effect of both. Names of parameters do not change, and neither do state dicts.
 """
@@ -19,10 +17,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
-# Number of pixels of the output map up to which the sum of shifted products is faster.
-_SMALL_MAP = 16
+from dcml_tune.models.depthwise import depthwise_conv2d, is_faster
 
 
 def fold(network: nn.Module, example: Tensor) -> nn.Module:
@@ -126,62 +122,12 @@ class _FoldedConv(nn.Conv2d):
         mean = cast(Tensor, norm.running_mean)
         bias = norm.bias + ((0 if self.bias is None else self.bias) - mean) * scale
         weight = self.weight * scale[:, None, None, None]
-        padding = cast("tuple[int, int]", self.padding)
+        stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
         if self.pads_same:
             from timm.layers import pad_same
 
             input, padding = pad_same(input, self.kernel_size, self.stride, self.dilation), (0, 0)
-        if self._small_depthwise(input):
-            return cast(Tensor, _SmallDepthwise.apply(input, weight, bias, self.stride, padding))
-        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-    def _small_depthwise(self, input: Tensor) -> bool:
-        """Whether the weight gradient of this module is faster than oneDNN's."""
-        pixels = (input.shape[2] // self.stride[0]) * (input.shape[3] // self.stride[1])
-        return (
-            input.device.type == "cpu"
-            and self.groups == self.in_channels == self.out_channels
-            and self.dilation == (1, 1)
-            and pixels <= _SMALL_MAP
-        )
-
-
-class _SmallDepthwise(torch.autograd.Function):
-    """Depthwise convolution whose weight gradient is a sum of shifted products."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-    ) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(input, weight, bias, stride, padding, 1, weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
-        grad = grads[0]
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_input = None
-        if needs_input:
-            grad_input = conv2d_input(input.shape, weight, grad, ctx.stride, ctx.padding, 1, weight.shape[0])
-        grad_weight = _weight_gradient(input, grad, weight.shape, ctx.stride, ctx.padding) if needs_weight else None
-        return grad_input, grad_weight, grad.sum((0, 2, 3)) if needs_bias else None, None, None
-
-
-def _weight_gradient(
-    input: Tensor, grad: Tensor, shape: torch.Size, stride: tuple[int, int], padding: tuple[int, int]
-) -> Tensor:
-    """Gradient C x 1 x k x l of a depthwise kernel: for each entry, the product of two shifted maps."""
-    (down, right), (pad_h, pad_w) = stride, padding
-    height, width = grad.shape[2:]
-    map_NHWC = F.pad(input.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h))
-    grad_NHWC = grad.permute(0, 2, 3, 1)
-    entries = [
-        (map_NHWC[:, i : i + down * height : down, j : j + right * width : right][:, :height, :width] * grad_NHWC).sum(
-            (0, 1, 2)
-        )
-        for i in range(shape[2])
-        for j in range(shape[3])
-    ]
-    return torch.stack(entries, 1).view(shape)
+        depthwise = self.groups == self.in_channels == self.out_channels and self.dilation == (1, 1)
+        if depthwise and is_faster(input, weight, stride):
+            return depthwise_conv2d(input, weight, bias, stride, padding)
+        return F.conv2d(input, weight, bias, stride, padding, self.dilation, self.groups)
