@@ -1,6 +1,6 @@
-"""Share of the network's own work in an epoch, and how much time a frozen backbone saves: `make bench`.
+"""Share of the network's own work in an epoch, and what a frozen backbone and rewrites of the network save: `make bench`.
 
-    python benchmarks/epoch.py [--repeats 3]
+    python benchmarks/epoch.py [--repeats 3] [--rewrites]
 
 The network's own work consists of the forward and backward passes of the training batches, and of the forward passes of
 the images that are clustered and evaluated. It is timed on synthetic images, right after the epoch with which it is
@@ -12,7 +12,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from measure import Row, ratio_line, show
 
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.models import depthwise, frozen_batchnorm
 from dcml_tune.models.backbones import build
 from dcml_tune.training.trainer import Trainer
 from search_spaces import load_space
@@ -76,28 +80,50 @@ def measured(repeats: int, stores: Path) -> list[Row]:
     return rows
 
 
-def folding(repeats: int) -> Row:
-    """Forward and backward of 64 images, with batch-norm folded into the convolutions and without."""
+def rewrites(repeats: int) -> list[Row]:
+    """Forward and backward of 64 images, with the two rewrites of `dcml_tune.models` and without."""
     images = torch.randn(64, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     plain, folded = (
         build("tf_efficientnet_lite0", sz_crop=64, frozen_statistics=frozen).eval() for frozen in (False, True)
     )
-    times = {name: [] for name in ("plain", "folded")}
+    times = defaultdict(list)
     for _ in range(1 + 3 * repeats):
-        for name, backbone in (("plain", plain), ("folded", folded)):
-            start = time.perf_counter()
-            backbone(images).square().mean().backward()
-            times[name].append(time.perf_counter() - start)
-    return ratio_line("folding batch-norm, 64 images", times["folded"][1:], times["plain"][1:], goal="")
+        for name, backbone, fast in (
+            ("plain", plain, False),
+            ("fast depthwise", plain, True),
+            ("folded", folded, False),
+            ("both", folded, True),
+        ):
+            with depthwise_by_torch() if not fast else nullcontext():
+                start = time.perf_counter()
+                backbone(images).square().mean().backward()
+                times[name].append(time.perf_counter() - start)
+    pairs = {
+        "folding batch-norm, 64 images": ("folded", "plain"),
+        "depthwise convolutions, 64 images": ("fast depthwise", "plain"),
+        "depthwise convolutions after folding, 64 images": ("both", "folded"),
+        "both rewrites, 64 images": ("both", "plain"),
+    }
+    return [ratio_line(part, times[ours][1:], times[theirs][1:], goal="") for part, (ours, theirs) in pairs.items()]
+
+
+@contextmanager
+def depthwise_by_torch() -> Iterator[None]:
+    """Compute depthwise convolutions as PyTorch does."""
+    with ExitStack() as patches:
+        for module in (depthwise, frozen_batchnorm):
+            patches.enter_context(patch.object(module, "is_faster", return_value=False))
+        yield
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stores", type=Path, default=Path("runs/store"))
+    parser.add_argument("--rewrites", action="store_true", help="measure the rewrites of the network alone")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [*measured(given.repeats, given.stores), folding(given.repeats)]
+    rows = [*([] if given.rewrites else measured(given.repeats, given.stores)), *rewrites(given.repeats)]
     show("an epoch of emoji, one thread: medians, ours first", rows)
     return rows
 

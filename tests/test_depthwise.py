@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dcml_tune.models import depthwise, frozen_batchnorm
+from dcml_tune.models.backbones import build
 from dcml_tune.models.depthwise import depthwise_conv2d, is_faster
 
 CASES = [  # height, width, kernel, stride, padding
@@ -55,6 +57,29 @@ def test_only_what_needs_a_gradient_gets_one():
     depthwise_conv2d(torch.randn(2, 4, 2, 2), weight, bias, (1, 1), (1, 1)).sum().backward()
     assert weight.grad is not None
     assert bias.grad is None
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_network_computes_and_learns_the_same(frozen, monkeypatch):
+    """With batch-norm folded into the convolutions and without, with padding of both kinds."""
+    image = torch.linspace(-1, 1, 2 * 3 * 64 * 64, dtype=torch.float64).view(2, 3, 64, 64)
+
+    def trained():
+        network = build("tf_efficientnet_lite0", sz_crop=64, frozen_statistics=frozen).double().eval()
+        features = network(image)
+        features.square().mean().backward()
+        return network, [features.detach(), *(each.grad for each in network.parameters() if each.grad is not None)]
+
+    fast, found = trained()
+    monkeypatch.setattr(depthwise, "is_faster", lambda *_: False)
+    monkeypatch.setattr(frozen_batchnorm, "is_faster", lambda *_: False)
+    plain, right = trained()
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    assert len(found) == len(right) > 50
+    for ours, theirs in zip(found, right, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+    kinds = {type(module).__name__ for module in fast.modules()}
+    assert kinds >= ({"_FoldedConv"} if frozen else {"_Depthwise", "_SamePadded"})
 
 
 def test_large_maps_and_small_kernels_are_left_to_onednn():

@@ -13,12 +13,13 @@ one, with a constant matrix of 0 and 1, adds those of each entry.
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _SMALL_MAP = 81
 """Number of pixels of the input map up to which the matrix products are faster with a kernel of 5 or more."""
@@ -42,15 +43,61 @@ def is_faster(input: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
     return input.device.type == "cpu" and kernel > 1 and (small or output <= _TINY_MAP)
 
 
+def speed_up(network: nn.Module) -> None:
+    """Make the depthwise convolutions of a network fast where `is_faster` holds; their outputs and names stay."""
+    for module in network.modules():
+        known = type(module) is nn.Conv2d or pads_same(module)
+        if known and is_depthwise(module) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = _SamePadded if pads_same(module) else _Depthwise
+
+
+def is_depthwise(conv: nn.Module) -> bool:
+    """Return whether each channel of a convolution has its own kernel, without gaps."""
+    return bool(conv.groups == conv.in_channels == conv.out_channels and conv.dilation == (1, 1))
+
+
+def pads_same(conv: nn.Module) -> bool:
+    """Return whether this is timm's convolution with the padding of TensorFlow. If timm, which is slow to import, is not loaded: no."""
+    layers = sys.modules.get("timm.layers")
+    return layers is not None and type(conv) is layers.Conv2dSame
+
+
+class _Depthwise(nn.Conv2d):
+    """A depthwise convolution that chooses how it is computed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
+        return _convolve(input, self.weight, self.bias, stride, padding)
+
+
+class _SamePadded(nn.Conv2d):
+    """The same with the padding of TensorFlow."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        from timm.layers import pad_same
+
+        stride = cast("tuple[int, int]", self.stride)
+        padded = pad_same(input, self.kernel_size, self.stride, self.dilation)
+        return _convolve(padded, self.weight, self.bias, stride, (0, 0))
+
+
+def _convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    if is_faster(input, weight, stride):
+        return depthwise_conv2d(input, weight, bias, stride, padding)
+    return F.conv2d(input, weight, bias, stride, padding, 1, len(weight))
+
+
 def depthwise_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
     """Convolve each channel with its own kernel, as `torch.nn.functional.conv2d` with as many groups as channels.
 
     Args:
         input: (B, C, H, W).
         weight: (C, 1, k, l).
-        bias: (C,).
+        bias: (C,), or None.
         stride: of the convolution.
         padding: zeros on each side.
 
@@ -68,7 +115,7 @@ def depthwise_conv2d(
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.stride, ctx.padding = stride, padding

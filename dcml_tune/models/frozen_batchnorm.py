@@ -10,7 +10,6 @@ gradients through the small product w * s instead of the feature map. Depthwise 
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcml_tune.models.depthwise import depthwise_conv2d, is_faster
+from dcml_tune.models.depthwise import depthwise_conv2d, is_depthwise, is_faster, pads_same
 
 
 def fold(network: nn.Module, example: Tensor) -> nn.Module:
@@ -69,19 +68,13 @@ def _same(given: list[tuple[Tensor, int]], taken: list[tuple[Tensor, int]]) -> b
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return (
-        (type(conv) is nn.Conv2d or _pads_same(conv))
+        (type(conv) is nn.Conv2d or pads_same(conv))
         and conv.padding_mode == "zeros"
         and not (type(conv) is nn.Conv2d and isinstance(conv.padding, str))
         and isinstance(norm, nn.BatchNorm2d)
         and norm.affine
         and norm.num_features == conv.out_channels
     )
-
-
-def _pads_same(conv: nn.Module) -> bool:
-    """Whether this is timm's convolution with the padding of TensorFlow. If timm, which is slow to import, is not loaded: no."""
-    layers = sys.modules.get("timm.layers")
-    return layers is not None and type(conv) is layers.Conv2dSame
 
 
 class _FoldedNorm(nn.BatchNorm2d):
@@ -105,7 +98,7 @@ class _FoldedConv(nn.Conv2d):
 
     @classmethod
     def adopt(cls, conv: nn.Module, norm: nn.Module) -> None:
-        cast(_FoldedConv, conv).pads_same = _pads_same(conv)
+        cast(_FoldedConv, conv).pads_same = pads_same(conv)
         for module, folded in ((conv, cls), (norm, _FoldedNorm)):
             cast(Any, module).unfolded = type(module)
             module.__class__ = folded
@@ -127,7 +120,6 @@ class _FoldedConv(nn.Conv2d):
             from timm.layers import pad_same
 
             input, padding = pad_same(input, self.kernel_size, self.stride, self.dilation), (0, 0)
-        depthwise = self.groups == self.in_channels == self.out_channels and self.dilation == (1, 1)
-        if depthwise and is_faster(input, weight, stride):
+        if is_depthwise(self) and is_faster(input, weight, stride):
             return depthwise_conv2d(input, weight, bias, stride, padding)
         return F.conv2d(input, weight, bias, stride, padding, self.dilation, self.groups)
