@@ -1,11 +1,20 @@
-"""Does a search find a better setting than the published one, or than random search with the same number of epochs?
+"""Does a search find a better recipe than the published one, and does it find a better one than random search?
 
-    python benchmarks/search.py [--seeds 3] [--epoch-budget 48] [--output runs/search-benchmark]
+    python benchmarks/search.py [--seeds 3] [--epoch-budget 64] [--nb-epochs 4] [--final-seeds 3] [--kinds wide four random]
+                                [--output runs/search-benchmark] [-- FLAGS OF THE DATA SET]
 
-For each seed, two searches of `emoji` run until their trials have trained for the given number of epochs: TPE with
-ASHA, and random search without pruning. Their winners, selected on held-out classes, and the published setting are then
-trained in the same way: on all training classes, for all epochs, with this seed. The test classes are scored once,
-after the last epoch. Results are stored, so a benchmark that was stopped continues where it stopped.
+For each seed, searches of `emoji` run until their trials have trained for the given number of epochs:
+
+    wide    `--space wide` with the default sampler, pruned by asha-epochs
+    four    `--space four`, the four settings of the division, with the default sampler, pruned by asha-epochs
+    random  `--space wide`, settings drawn independently, no pruning
+
+Each is one whole search of the command line: its final stage trains the winner and the published setting on all training
+classes, with the same further seeds, and scores the test classes once for each run. Nothing is chosen by them. The search
+seeds are the units of the table: the mean over the final seeds is one value.
+
+Results are stored, so a benchmark that was stopped continues where it stopped. The last column of the first table is the
+verdict of each search. `--data-set folder -- --dataset-dir DIR` takes another data set.
 """
 
 from __future__ import annotations
@@ -14,91 +23,120 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
+from numpy.typing import NDArray
 from scipy.stats import t
 
-from search_spaces.emoji import SPACE
+from dcml_tune.runs.paths import VERDICT
+from dcml_tune.search.wording import TEST
 
-SEARCHES = {"search": ["optuna", "asha"], "random": ["random", "none"]}
-PAIRS = [("search", "published"), ("random", "published"), ("search", "random")]
-MEASURE = "test/recall_at_1"
+Values = NDArray[np.float64]
 
-
-def search(kind: str, seed: int, budget: int, output: Path) -> dict[str, Any]:
-    """Run a search, or take the one that is there; returns its winner's settings, value and the number of trials."""
-    name = f"{kind}-{budget}-epochs-seed-{seed}"
-    searcher, scheduler = SEARCHES[kind]
-    begin = ["emoji", "--name", name, "--num-samples", str(budget), "--epoch-budget", str(budget), "--seed", str(seed),
-             "--searcher", searcher, "--scheduler", scheduler, "--confirm", "0", "--final", "none", "--quiet"]  # fmt: skip
-    state = output / name / "state.json"
-    if not state.exists() or '"finished"' not in state.read_text():
-        words = ["--resume", name, "--quiet"] if state.exists() else begin
-        with (output / f"{name}.log").open("a") as log:
-            command = [sys.executable, "-m", "dcml_tune.search", *words, "--output-dir", str(output)]
-            subprocess.run(command, stdout=log, stderr=log, check=True)
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{output / name / 'optuna.db'}")
-    values = [trial.value or 0.0 for trial in study.trials]
-    best = study.trials[int(np.argmax(values))]
-    trials = sum(value > 0 for value in values)  # not those that failed
-    return {"settings": {**SPACE.published, **best.params, "seed": seed}, "value": max(values), "trials": trials}
+KINDS = {
+    "wide": ["--space", "wide", "--scheduler", "asha-epochs"],
+    "four": ["--space", "four", "--scheduler", "asha-epochs"],
+    "random": ["--space", "wide", "--searcher", "random", "--scheduler", "none"],
+}
+PUBLISHED = "published"
 
 
-def score(name: str, settings: dict[str, Any], output: Path) -> dict[str, float]:
-    """Train a setting on all training classes, and score the test classes once."""
-    from dcml_tune.config.trial import TrialConfig
-    from dcml_tune.training.trainer import Trainer
+def command(kind: str, seed: int, given: argparse.Namespace) -> list[str]:
+    """The words of one search."""
+    epochs = given.nb_epochs
+    return [
+        given.data_set, "--name", f"{kind}-{seed}", "--seed", str(seed), *KINDS[kind],
+        "--nb-epochs", str(epochs), "--force-full-embedding-epoch", str(epochs - max(1, epochs // 6)),
+        "--num-samples", str(given.epoch_budget), "--epoch-budget", str(given.epoch_budget),
+        "--confirm", "0", "--controls", PUBLISHED, "--final-seeds", str(given.final_seeds), *given.flags,
+    ]  # fmt: skip
 
-    file = output / f"{name}.json"
+
+def run(kind: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Run or continue a search; returns its verdict."""
+    output = given.output.absolute()
+    file = output / f"{kind}-{seed}" / VERDICT
     if not file.exists():
-        trainer = Trainer(TrialConfig(**{**settings, "val_share": 0.0}), stores=output / "store")
-        while trainer.epoch < trainer.config.nb_epochs:
-            trainer.run_epoch()
-        file.write_text(json.dumps(trainer.test()))
-    found: dict[str, float] = json.loads(file.read_text())
+        words = command(kind, seed, given)
+        place = words.index("--name")
+        words[place] = "--start-or-resume"
+        with (output / f"{kind}-{seed}.log").open("a") as log:
+            whole = [sys.executable, "-m", "dcml_tune.search", *words, "--quiet", "--output-dir", str(output)]
+            subprocess.run(whole, stdout=log, stderr=log, check=True)
+    found: dict[str, Any] = json.loads(file.read_text())
     return found
 
 
-def main() -> None:
-    """Run what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epoch-budget", type=int, default=48)
-    parser.add_argument("--output", type=Path, default=Path("runs/search-benchmark"))
-    arguments = parser.parse_args()
-    output = arguments.output.absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    published = SPACE.published_point()[0]
-    values: dict[str, list[float]] = {"published": [], **{kind: [] for kind in SEARCHES}}
-    print("| seed | recipe | trials | val recall@1 | test recall@1 | settings |\n|---|---|---|---|---|---|")
-    for seed in range(1, arguments.seeds + 1):
-        found = {kind: search(kind, seed, arguments.epoch_budget, output) for kind in SEARCHES}
-        found["published"] = {"settings": {**SPACE.published, **published, "seed": seed}}
-        for kind, each in found.items():
-            reached = 100 * score(f"{kind}-{arguments.epoch_budget}-final-{seed}", each["settings"], output)[MEASURE]
-            values[kind].append(reached)
-            varied = ", ".join(
-                f"{n} {v if isinstance(v := each['settings'][n], int) else f'{v:.3g}'}" for n in published
+def scores(found: Mapping[str, Any]) -> dict[str, float]:
+    """Test measure of winner and published setting in percent; where the winner is the published setting, both are its own."""
+    tests = {each["setting"]: each["test"] for each in found["gap"]}
+    winner = 100 * tests["winner"]
+    return {"winner": winner, PUBLISHED: 100 * tests.get(PUBLISHED, tests["winner"])}
+
+
+def answer(found: Mapping[str, Any]) -> str:
+    """The line of a verdict about the published setting on test classes."""
+    for each in found["comparisons"]:
+        if each["control"] == PUBLISHED and each["on"] == TEST:
+            ends = "" if each["low"] is None else f" ({100 * each['low']:+.1f} to {100 * each['high']:+.1f})"
+            return f"{100 * each['difference']:+.1f}{ends}: {each['found']}"
+    return "the winner is the published setting"
+
+
+def interval(values: Sequence[float], sign: str = "") -> str:
+    """Mean, and half width of Student's 95 % interval where there are several values."""
+    array: Values = np.array(values)
+    if len(array) < 2:
+        return f"{array.mean():{sign}.1f}"
+    half = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return f"{array.mean():{sign}.1f} ± {half:.1f}"
+
+
+def table(found: Mapping[tuple[str, int], Mapping[str, Any]], kinds: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """The means over the searches, and their differences paired by seed."""
+    values = {kind: [scores(found[kind, seed])["winner"] for seed in seeds] for kind in kinds}
+    values[PUBLISHED] = [scores(found[kinds[0], seed])[PUBLISHED] for seed in seeds]
+    lines = ["| recipe | test recall@1: mean, 95 % interval of the mean |", "|---|---|"]
+    lines += [f"| {kind} | {interval(each)} |" for kind, each in values.items()]
+    names = list(values)
+    for place, one in enumerate(names):
+        for other in names[place + 1 :]:
+            differences = [a - b for a, b in zip(values[one], values[other], strict=True)]
+            lines.append(f"| {one} - {other}, paired by seed | {interval(differences, '+')} |")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing, and print the tables."""
+    given = _arguments(argv)
+    given.output.mkdir(parents=True, exist_ok=True)
+    found = {}
+    print("| search | seed | winner, test recall@1 | published | winner - published |\n|---|---|---|---|---|")
+    seeds = range(1, given.seeds + 1)
+    for seed in seeds:
+        for kind in given.kinds:
+            each = found[kind, seed] = run(kind, seed, given)
+            reached = scores(each)
+            print(
+                f"| {kind} | {seed} | {reached['winner']:.1f} | {reached[PUBLISHED]:.1f} | {answer(each)} |", flush=True
             )
-            own = f"{each['trials']} | {100 * each['value']:.1f}" if kind in SEARCHES else " | "
-            print(f"| {seed} | {kind} | {own} | {reached:.1f} | {varied} |", flush=True)
-    print("\n| recipe | test recall@1: mean, 95 % interval of the mean |\n|---|---|")
-    for kind, scores in values.items():
-        print(f"| {kind} | {_interval(np.array(scores), '')} |")
-    for one, other in PAIRS:
-        print(
-            f"| {one} - {other}, paired by seed | {_interval(np.array(values[one]) - np.array(values[other]), '+')} |"
-        )
+    print("", *table(found, given.kinds, seeds), sep="\n")
 
 
-def _interval(values: np.ndarray, sign: str) -> str:
-    if len(values) < 2:
-        return f"{values.mean():{sign}.1f}"
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():{sign}.1f} ± {half:.1f}"
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-set", default="emoji")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epoch-budget", type=int, default=64)
+    parser.add_argument("--nb-epochs", type=int, default=4)
+    parser.add_argument("--final-seeds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--output", type=Path, default=Path("runs/search-benchmark"))
+    parser.add_argument("flags", nargs="*", help="further flags of each search, after --")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import pytest
 import ray
 import torch
 
+from dcml_tune.search.flags import read_command_line
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = ["--ratio-classes", "0.1"]
 
@@ -149,3 +151,40 @@ def test_flags_are_read_from_their_packages(program, tmp_path):
     assert found["fr"].keys() == {design.name for design in flags.DESIGNS}
     assert found["fr"]["circle-flags"] == "<svg>fr</svg>"
     assert found["fr"]["cif"].startswith('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 30 20"><path/>')
+
+
+def _verdict(winner, published, low=None):
+    tests = {"winner": winner} | ({} if published is None else {"published": published})
+    differs = published is not None
+    comparison = {"control": "published", "on": "test classes", "difference": winner - (published or 0), "low": low,
+                  "high": None if low is None else low + 0.02, "found": "better"}  # fmt: skip
+    return {
+        "gap": [{"setting": name, "test": value} for name, value in tests.items()],
+        "comparisons": [comparison] if differs else [],
+    }
+
+
+def test_searches_are_compared_by_their_final_stages(program):
+    """Paired by seed; a search that chose the published setting has its value."""
+    search = program("search")
+    found = {
+        ("wide", 1): _verdict(0.58, 0.52, low=0.05),
+        ("wide", 2): _verdict(0.56, 0.52, low=0.03),
+        ("four", 1): _verdict(0.53, 0.52),
+        ("four", 2): _verdict(0.52, None),
+    }
+    assert search.answer(found["wide", 1]) == "+6.0 (+5.0 to +7.0): better"
+    assert search.answer(found["four", 2]) == "the winner is the published setting"
+    rows = dict(line.strip("| ").split(" | ") for line in search.table(found, ["wide", "four"], [1, 2])[2:])
+    assert rows["wide"] == "57.0 ± 12.7"
+    assert rows["published"] == "52.0 ± 0.0"
+    assert rows["wide - four, paired by seed"].startswith("+4.5")
+
+
+def test_the_command_line_accepts_the_searches_that_are_compared(program):
+    search = program("search")
+    given = search._arguments(["--data-set", "folder", "--nb-epochs", "6", "--", "--sz-crop", "64"])
+    for kind in search.KINDS:
+        found = read_command_line(search.command(kind, 1, given))
+        assert (found.config.confirm, found.config.epoch_budget) == (0, 64)
+        assert (found.given()["force_full_embedding_epoch"], found.given()["sz_crop"]) == (5, 64)
