@@ -16,7 +16,8 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.report.measures import Evaluated, Evaluation, print_json, print_tables
 from dcml_tune.runs import ledger
-from dcml_tune.runs.paths import STORES, writable
+from dcml_tune.runs.paths import writable
+from dcml_tune.runs.stores import SCRATCH, SCRATCH_HELP, Stores, scratch_directory
 from dcml_tune.tracking.uris import add_flag
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class _Flags:
     allow_partial: bool
     skip_unreadable: bool
     output_dir: str
+    scratch: str | None
     tracking_uri: str | None
     device: str | None
     json: bool
@@ -66,6 +68,7 @@ def parser() -> Parser:
                       help="accept an incomplete copy of the data set; published results are not shown then")  # fmt: skip
     made.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
     made.add_argument("--output-dir", default="runs", help="directory whose image store is used or created")
+    made.add_argument(SCRATCH, metavar="DIR", help=SCRATCH_HELP)
     add_flag(made, "MLflow store that holds the run MODEL; default: OUTPUT/mlflow.db")
     made.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
     made.add_argument("--json", action="store_true", help="print one JSON document, with all digits")
@@ -77,18 +80,19 @@ def main(argv: list[str]) -> int:
     flags = _Flags(**vars(parser().parse_args(argv)))
     output, device = writable(flags.output_dir), _device(flags.device)
     models = _load_models(flags, output)
+    stores = Stores.below(output, scratch_directory(flags.scratch, models[0].config.dataset_dir))
     sets, dataset = _sets(models[0], flags)
     for note in dataset.notes:
         print(note, file=sys.stderr)
     if flags.untrained:
         models.append(models[0].before_training())
     if flags.which == "test":
-        _announce_test(models, dataset, output)
+        _announce_test(models, dataset, output, stores)
     evaluation = Evaluation(
         dataset=dataset.name,
         which=flags.which,
         notes=tuple(dataset.notes),
-        models=[each.evaluated(_measure(each, sets, flags.clusterings, output, device)) for each in models],
+        models=[each.evaluated(_measure(each, sets, flags.clusterings, stores, device)) for each in models],
         published=_published(dataset, flags),
     )
     (print_json if flags.json else print_tables)(evaluation)
@@ -175,11 +179,11 @@ def _sets(model: _Model, flags: _Flags) -> tuple[tuple[EvaluationSet, ...], Data
     return (held_out,), dataset
 
 
-def _announce_test(models: list[_Model], dataset: DataSet, output: Path) -> None:
+def _announce_test(models: list[_Model], dataset: DataSet, output: Path, stores: Stores) -> None:
     """Check the store of the test images, then write to the ledger that these models score the test classes."""
     from dcml_tune.data.remains import store_tests
 
-    lines = [line for model in models for line in store_tests(model.config, dataset, output / STORES)]
+    lines = [line for model in models for line in store_tests(model.config, dataset, stores)]
     print(*dict.fromkeys(lines), sep="\n", end="\n" if lines else "", file=sys.stderr)
     file, test_set = output / ledger.NAME, dataset.test_fingerprint
     before = [
@@ -205,7 +209,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _measure(
-    model: _Model, sets: tuple[EvaluationSet, ...], clusterings: int, output: Path, device: torch.device
+    model: _Model, sets: tuple[EvaluationSet, ...], clusterings: int, stores: Stores, device: torch.device
 ) -> Iterator[Measured]:
     """Measure a model, with a line of progress for each set and protocol."""
     from dcml_tune.data.datasets.vid import has_official_protocol
@@ -215,7 +219,7 @@ def _measure(
     network, config = model.network.to(device), model.config
 
     def embed(images: Any) -> Any:
-        return embed_images(network, images, config, output / STORES, penultimate=model.untrained)
+        return embed_images(network, images, config, stores, penultimate=model.untrained)
 
     official = has_official_protocol(config.dataset)
     for found in final_measures(embed, sets, official=official, clusterings=clusterings):

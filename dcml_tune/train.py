@@ -20,8 +20,9 @@ from dcml_tune.cli.parser import Parser, add_settings, command, given_settings, 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.config.unused import replaced_by_model, unused_settings
-from dcml_tune.runs.paths import CHECKPOINT, STORES, absolute, named_directory, new_directory, writable
+from dcml_tune.runs.paths import CHECKPOINT, absolute, named_directory, new_directory, writable
 from dcml_tune.runs.record import refuse_existing
+from dcml_tune.runs.stores import SCRATCH, SCRATCH_HELP, Stores, scratch_directory
 from dcml_tune.tracking.uris import add_flag, tracking_uri
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.errnos import CANNOT_WRITE
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from dcml_tune.tracking.wandb import WandbRun
     from dcml_tune.training.trainer import Trainer
 
+_MAY_CHANGE = ("resume", "output_dir", "scratch", "tracking_uri", "cuda_device", "wandb_enabled")
+"""Flags that may be given at a resume."""
+
 _SHOWN = ("train/loss", "clusters/count", "recall_at_1", "map_at_r", "time/epoch_s")
 
 
@@ -41,6 +45,7 @@ class Flags(reference_flags.ReferenceFlags):
     """The command line."""
 
     output_dir: str
+    scratch: str | None
     resume: str | None
     tracking_uri: str | None
     score_test: bool
@@ -76,6 +81,7 @@ def parser() -> Parser:
     )
     made.add_argument("dataset", nargs="?", help="cub (default), cars, sop, inshop, vid, emoji (embedded) or folder")
     made.add_argument("--output-dir", default="runs", help="where everything is written")
+    made.add_argument(SCRATCH, metavar="DIR", help=SCRATCH_HELP)
     made.add_argument("--name", help="name of the run; default: data set and time")
     made.add_argument("--resume", metavar="NAME", help="continue an interrupted run, by its name or the path of its "
                       "directory; only --output-dir is needed")  # fmt: skip
@@ -117,10 +123,12 @@ class _Run:
         self.checkpoint = output / name / CHECKPOINT
         self.uri = tracking_uri(flags.tracking_uri, output)
         check_store(self.uri)
-        opened = TrialData.open(config, output / STORES, verify=True)
+        self.scratch = scratch_directory(flags.scratch, config.dataset_dir)
+        stores = Stores.below(output, self.scratch)
+        opened = TrialData.open(config, stores, verify=True)
         scores = flags.score_test or config.protocol == "paper"
-        self.test_lines = store_tests(config, opened.dataset, output / STORES, verify=True) if scores else []
-        self.trainer: Trainer = Trainer(config, stores=output / STORES, device=device, name=name)
+        self.test_lines = store_tests(config, opened.dataset, stores, verify=True) if scores else []
+        self.trainer: Trainer = Trainer(config, stores=stores, device=device, name=name)
         self.wandb = self._wandb()
         self.untrained: dict[str, float] = {}
         """Measures before training, for step 0 of the curves."""
@@ -153,7 +161,7 @@ class _Run:
         """
         from dcml_tune.training.saving import has_state, saved_config
 
-        others = parser().given(argv).keys() - {"resume", "output_dir", "tracking_uri", "cuda_device", "wandb_enabled"}
+        others = parser().given(argv).keys() - set(_MAY_CHANGE)
         if others:
             flag = sorted(others)[0].replace("_", "-")
             raise SettingError(f"--{flag}: a run continues with its own settings; leave it out")
@@ -164,8 +172,9 @@ class _Run:
                 f"--resume {name}: no interrupted run of this name in {output}; give the name of one, or --output-dir"
             )
         config, saved = saved_config(directory)
-        # A run of version 0.1 saved neither.
+        # A run of version 0.1 saved none of these.
         kept = {"save_model": saved.get("save_model", 1), "deterministic": saved.get("deterministic") is True}
+        kept["scratch"] = flags.scratch or saved.get("scratch")
         run = cls(begun.name, config, replace(flags, **kept), output)
         run.trainer.load(run.checkpoint)
         return run
@@ -247,7 +256,9 @@ class _Run:
                 measures |= trainer.test()
             every = self.flags.save_model
             if every:
-                trainer.save(self.checkpoint, save_model=every, deterministic=self.flags.deterministic)
+                trainer.save(
+                    self.checkpoint, save_model=every, deterministic=self.flags.deterministic, scratch=self.scratch
+                )
             if every > 1 and trainer.epoch % every == 0:
                 trainer.save_epoch(self.checkpoint)
             self._log(tracker, measures)
@@ -284,6 +295,7 @@ class _Run:
             "--output-dir",
             str(self.output),
             *(["--dataset-dir", config.dataset_dir] if config.dataset_dir else []),
+            *([SCRATCH, self.scratch] if self.scratch else []),
         ]
         flags += ["--allow-partial"] * config.allow_partial
         return flags + ["--skip-unreadable"] * config.skip_unreadable

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.stores import Stores
 from dcml_tune.training.trial_data import TrialData
-from trainables import DivideAndConquer, Run, node_check
+from trainables import DivideAndConquer, Run, node_disk
 from trainables.node_check import Needs, NodeFaultError, examine, wrong_images
 from trainables.run import FAILED
 
@@ -23,7 +24,7 @@ def needs(folder, tmp_path):
     """What the driver needs, on whose machine this test runs, too."""
     config = TrialConfig(**SETTINGS, dataset_dir=str(folder))
     images = TrialData.open(config, tmp_path / "store").identity(config).compared
-    found = Needs(output=str(tmp_path)).with_images(config.model_dump(), str(tmp_path / "store"), images)
+    found = Needs(output=str(tmp_path)).with_images(config.model_dump(), images, {})
     found.mark.write_text(found.token)
     return found
 
@@ -70,7 +71,7 @@ def test_a_read_only_output_directory(needs, tmp_path, monkeypatch):
 
 def test_a_full_disk(needs, monkeypatch):
     """Ray ends the processes of such a node."""
-    monkeypatch.setattr(node_check, "_TEMPORARY", 10**18)
+    monkeypatch.setattr(node_disk, "_TEMPORARY", 10**18)
     assert "left there; free 1 EB" in reason(needs) or "left there; free" in reason(needs)
 
 
@@ -124,4 +125,4 @@ def test_a_trial_that_cannot_work_is_not_moved(folder, tmp_path, needs):
 
 def test_nothing_is_compared_without_a_fingerprint(tmp_path):
     """Users of the trainable need no search."""
-    assert wrong_images(TrialConfig(**SETTINGS, dataset_dir=str(tmp_path / "gone")), str(tmp_path), None) is None
+    assert wrong_images(TrialConfig(**SETTINGS, dataset_dir=str(tmp_path / "gone")), Stores(tmp_path), None) is None

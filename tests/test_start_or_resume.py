@@ -41,6 +41,7 @@ GIVEN = {
     "difference": ["--difference", "1"],
     "tracking_uri": ["--tracking-uri", "sqlite:///tracking.db"],
     "name": ["--name", "s"],
+    "scratch": ["--scratch", "scratch"],
     "a file of a space": ["--space", "space.py"],
     "settings of a trial": ["--base-lr", "1e-4", "--weights", "none", "--force-full-embedding-epoch", "none"],
 }

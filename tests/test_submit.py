@@ -59,6 +59,7 @@ def test_a_resume_and_an_extension_stay_what_they_are(flag):
         ([*WORDS, "--dataset-dir", "images"], "--dataset-dir images: the job runs"),
         ([*WORDS, "--space", "mine.py"], "--space mine.py: the job runs"),
         ([*WORDS, "--weights", "resnet.pth"], "--weights resnet.pth: the job runs"),
+        ([*WORDS, "--scratch", "local"], "give the absolute path on the disk of each node"),
         ([*WORDS, "--tracking-uri", "sqlite:///mlflow.db"], "give sqlite:////FILE"),
         ([*WORDS, "--tracking-uri", "http://ann:geheim@host"], "the command of a job is shown"),
         ([*WORDS, "--study-uri", "postgresql://ann:geheim@host/db"], "the command of a job is shown"),
@@ -77,7 +78,7 @@ def test_what_cannot_work_on_another_machine_is_refused(words, expected):
 def test_what_is_the_same_on_each_machine_is_taken():
     """Absolute paths, names of spaces and weights, servers without a password."""
     argv = [*WORDS, "--space", "wide", "--weights", "none", "--tracking-uri", "http://host", "--study-uri",
-            "postgresql://ann@host/db", "--submit"]  # fmt: skip
+            "postgresql://ann@host/db", "--scratch", "~/local", "--submit"]  # fmt: skip
     assert job_words(argv, read_command_line(argv))[:-2] == argv[:-1]
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
-import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,14 +21,13 @@ from ray.exceptions import RayTaskError
 from dcml_tune import data
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.stores import Stores
 from dcml_tune.training.devices import exhausted_memory
 from dcml_tune.training.prefixes import code_identity
 from dcml_tune.utils import tracebacks
-from dcml_tune.utils.files import readable_size
+from trainables.node_disk import full_disk, missing_bytes, wrong_scratch
 
 _PACKAGES = ("torch", "torchvision", "timm", "ray")
-_TEMPORARY = 500 * 10**6
-"""Bytes that must be free for temporary files: Ray ends the processes of a node whose disk is full."""
 
 
 class NodeFaultError(Exception):
@@ -52,8 +49,10 @@ class Needs:
     """Whether trials need GPUs."""
     settings: Mapping[str, Any] | None = None
     """Settings that say where the images are; None: they are not checked."""
-    stores: str = ""
-    """Absolute path of the directory of the image stores."""
+    scratch: str | None = None
+    """Absolute path of the directory of the image stores on the node's own disk; None: they are in the output directory."""
+    store_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Name -> size of the image stores of the search."""
     images: str | None = None
     """Fingerprint of the content of the images that the search began with."""
 
@@ -66,9 +65,14 @@ class Needs:
         """Return the needs of trials that need GPUs, or do not."""
         return replace(self, gpus=gpus)
 
-    def with_images(self, settings: Mapping[str, Any], stores: str, images: str) -> Needs:
+    @property
+    def stores(self) -> Stores:
+        """The directories of the image stores."""
+        return Stores.below(Path(self.output), self.scratch)
+
+    def with_images(self, settings: Mapping[str, Any], images: str, store_bytes: Mapping[str, int]) -> Needs:
         """Return the needs of a search whose images are known; see the fields."""
-        return replace(self, settings=settings, stores=stores, images=images)
+        return replace(self, settings=settings, images=images, store_bytes=store_bytes)
 
     def without_images(self) -> Needs:
         """Return the needs of a node whose images are known to be right: that of the driver."""
@@ -100,28 +104,30 @@ def examine(needs: dict[str, Any], gpus: float) -> dict[str, Any]:
         The fields of a NodeReport.
     """
     wanted = Needs(**needs)
-    reason = _other_software(wanted) or _other_output(wanted) or _full_disk()
+    reason = _other_software(wanted) or _other_output(wanted) or full_disk()
     gpu = None
     if reason is None and wanted.gpus:
         reason, gpu = _gpu(int(gpus))
     if reason is None and wanted.settings is not None:
-        reason = wrong_images(TrialConfig(**wanted.settings), wanted.stores, wanted.images)
+        config, stores = TrialConfig(**wanted.settings), wanted.stores
+        reason = wrong_scratch(config, stores, lambda: missing_bytes(stores.directory, wanted.store_bytes))
+        reason = reason or wrong_images(config, stores, wanted.images)
     return {"reason": reason, "gpu": gpu}
 
 
-def wrong_images(config: TrialConfig, stores: str, images: str | None) -> str | None:
+def wrong_images(config: TrialConfig, stores: Stores, images: str | None) -> str | None:
     """Return why the images of this node are not those of the search, or None.
 
     Args:
         config: says where they are.
-        stores: directory of the image stores.
+        stores: directories of the image stores.
         images: fingerprint of the content that the search began with; None: nothing is compared.
     """
     if images is None:
         return None
     try:
         dataset = data.load(config)
-        found = data.Identity.of(dataset, Path(stores), opens_test=config.protocol == "paper").compared
+        found = data.Identity.of(dataset, stores, opens_test=config.protocol == "paper").compared
     except SettingError as error:
         return f"the images cannot be used there ({error}); copy them to the same place on this node"
     if found != images:
@@ -170,14 +176,6 @@ def _other_output(needs: Needs) -> str | None:
         own.unlink()
     except OSError as error:
         return f"{needs.output} cannot be written there ({error.strerror}); {remedy}"
-    return None
-
-
-def _full_disk() -> str | None:
-    directory = tempfile.gettempdir()
-    free = shutil.disk_usage(directory).free
-    if free < _TEMPORARY:
-        return f"{directory} has {readable_size(free)} left there; free {readable_size(_TEMPORARY)}"
     return None
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from dcml_tune.runs.stores import Stores
 
 Role = Literal["trial", "confirm", "ablate", "final", "published", "no division", "untrained"]
 
@@ -62,6 +65,8 @@ class Run:
     """Whether it may run on several nodes: what only this node lacks is then no failure of the trial."""
     stores: str = "runs/store"
     """Absolute path of the directory of the image stores, which the trials of a node share."""
+    shared_stores: str | None = None
+    """Absolute path of OUTPUT/store, which all nodes share, where `stores` is on the node's own disk; otherwise None."""
     threads: int | None = None
     """Number of CPU threads of the trial; None: torch's default."""
     device: str | None = None
@@ -97,6 +102,11 @@ class Run:
     stalled_s: float = 600.0
     """Time without progress of that trial after which it does not wait longer, in seconds: longer than a batch, or k-means
     between two batches, takes on a slow machine."""
+
+    @property
+    def places(self) -> Stores:
+        """Both directories of the image stores."""
+        return Stores(Path(self.stores), None if self.shared_stores is None else Path(self.shared_stores))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""

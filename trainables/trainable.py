@@ -21,11 +21,13 @@ from dcml_tune.runs.hits import HITS_FILE
 from dcml_tune.runs.results import read_result, with_numbers
 from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory, set_arithmetic, set_threads
 from dcml_tune.training.trainer import Trainer
+from dcml_tune.training.trial_data import TrialData
 from dcml_tune.training.updates import NonFiniteLossError
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
 from trainables.node_check import NodeFaultError, wrong_images
+from trainables.node_disk import wrong_scratch
 from trainables.run import (
     CURVE,
     DIVISION,
@@ -79,7 +81,7 @@ class DivideAndConquer(tune.Trainable):
         run = self.run
         return Trainer(
             config,
-            stores=run.stores,
+            stores=run.places,
             metric=run.metric,
             name=name,
             note=run.note,
@@ -136,9 +138,12 @@ class DivideAndConquer(tune.Trainable):
                 self._sharing = Sharing(self.run, self.trainer)
 
     def _blame_node(self, settings: dict[str, Any]) -> None:
-        """Raise if a trial was refused because this node has lost the images since it was checked."""
+        """Raise if a trial was refused for what this node has lost since it was checked: the images, or room for them."""
         with suppress(SettingError):
-            reason = wrong_images(TrialConfig(**settings), self.run.stores, self.run.images)
+            config, stores = TrialConfig(**settings), self.run.places
+            reason = wrong_images(config, stores, self.run.images) or wrong_scratch(
+                config, stores, lambda: TrialData.needed_bytes(config, stores)
+            )
             if reason is not None:
                 raise NodeFaultError(reason)
 

@@ -107,6 +107,9 @@ class SearchConfig(BaseModel):
     # -- where and how it is run, resumed or repeated --------------------------------------------------
     output_dir: str = "runs"
     """directory of all output"""
+    scratch: str | None = None
+    """directory on each machine's own disk for the image stores, such as /local/dcml; it is created if it does not exist. Default:
+    OUTPUT/store. It does not change the results"""
     name: str | None = None
     """name of the search; default: data set and time"""
     resume: str | None = None

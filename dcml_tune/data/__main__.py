@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.cli.parser import BAD_INPUT, Parser, add_settings, given_settings, run_command
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.runs.paths import STORES, output_directory
+from dcml_tune.runs.paths import output_directory, writable
+from dcml_tune.runs.stores import SCRATCH, SCRATCH_HELP, Stores, scratch_directory
 
 if TYPE_CHECKING:
     from dcml_tune.data import DataSet, ImageList, ImageStore, Inspection
@@ -33,6 +33,7 @@ class _Flags:
 
     dataset: str
     output_dir: str
+    scratch: str | None
     check_only: bool
     json: bool
 
@@ -46,6 +47,7 @@ def parser() -> Parser:
     )
     made.add_argument("dataset", help="cub, cars, sop, inshop, vid, emoji or folder")
     made.add_argument("--output-dir", default="runs", help="directory whose image store is built")
+    made.add_argument(SCRATCH, metavar="DIR", help=SCRATCH_HELP)
     made.add_argument("--check-only", action="store_true", help="only compare and decode; build no image store")
     made.add_argument("--json", action="store_true", help="print what was found as JSON")
     add_settings(made, exclude=[name for name in TrialConfig.model_fields if name not in _SETTINGS])
@@ -64,7 +66,10 @@ def main(argv: list[str]) -> int:
     dataset = data.load(config.changed(allow_partial=True, strict=False, skip_unreadable=True))
     builds = not flags.check_only and not _refusals(config)
     output = output_directory(flags.output_dir)
-    seen = _build(config, dataset, output) if builds else _decode(dataset)
+    stores = None
+    if builds:
+        stores = Stores.below(writable(output), scratch_directory(flags.scratch, config.dataset_dir))
+    seen = _decode(dataset) if stores is None else _build(config, dataset, stores)
     published = COUNTS.get(dataset.name, {})
     sides = [of_train(config, dataset, seen[dataset.train]), of_tests(config, dataset, lambda images: seen[images])]
     found = {
@@ -76,7 +81,7 @@ def main(argv: list[str]) -> int:
         "notes": [*dataset.notes, *(line for side in sides for line in side.lines)],
         "unreadable": list(dict.fromkeys(name for each in seen.values() for name in each.left_out)),
         "problems": _problems(config, dataset, seen, sides),
-        "stores": str(output / STORES) if builds else None,
+        "stores": None if stores is None else str(stores.directory),
     }
     _print(found, as_json=flags.json)
     return BAD_INPUT if found["problems"] else 0
@@ -119,22 +124,20 @@ def _decode(dataset: DataSet) -> Seen:
     return {images: data.inspect(images, _progress(f"{what} are decoded")) for what, images in lists}
 
 
-def _build(config: TrialConfig, dataset: DataSet, output: Path) -> Seen:
+def _build(config: TrialConfig, dataset: DataSet, stores: Stores) -> Seen:
     """Build the image stores of a search, and return the store of each list."""
     from dcml_tune import data
-    from dcml_tune.runs.paths import writable
     from dcml_tune.utils.files import free_bytes, readable_size
 
-    stores = writable(output) / STORES
     wanted: list[tuple[ImageList, data.Kind]] = [(dataset.train, config.image_store), (dataset.train, "evaluation")]
     wanted += [(images, "evaluation") for images in dataset.test_lists]
     sizes: dict[str, Any] = {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
     need = sum(data.needed_bytes(images, stores, kind=kind, **sizes) for images, kind in wanted)
-    if need > free_bytes(output):
+    flag, place = ("--output-dir", stores.directory.parent) if stores.shared is None else (SCRATCH, stores.directory)
+    if need > (free := free_bytes(place)):
         raise SettingError(
-            f"--output-dir {output}: the image stores need {readable_size(need)} there and "
-            f"{readable_size(free_bytes(output))} are free; free some space, choose another directory, or keep smaller images "
-            "with --image-store small"
+            f"{flag} {place}: the image stores need {readable_size(need)} there and {readable_size(free)} are free; free some "
+            "space, choose another directory, or keep smaller images with --image-store small"
         )
     found: Seen = {}
     for number, (images, kind) in enumerate(wanted, 1):

@@ -2,7 +2,8 @@
 
 Two lists of images are equal if they have the same names and the same bytes. Reading a hundred gigabytes at each start would
 take minutes. The hash of each file is therefore stored beside the image stores, in `contents/KEY.json`, with the size,
-modification time and inode that the file had; KEY is a hash of the names. A file is read again only if
+modification time and inode that the file had; KEY is a hash of the names. With --scratch each node has its own such file, and
+reads the one of the output directory for what it does not know. A file is read again only if
 
 - its size or modification time has changed, or
 - both the directory and the inode have changed: a renamed directory is not read again, a copy is read once.
@@ -27,6 +28,7 @@ from filelock import FileLock
 
 from dcml_tune.data.decoding import RefusedFileError, open_regular
 from dcml_tune.data.image_list import DataSet, ImageList, fingerprint, named
+from dcml_tune.runs.stores import Stores
 from dcml_tune.utils.errnos import CANNOT_WRITE, SHORTAGE
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
 from dcml_tune.utils.machine import usable_cores
@@ -62,7 +64,7 @@ class Identity:
     """Fingerprint of names and sizes of the test images, which are not opened for it."""
 
     @classmethod
-    def of(cls, dataset: DataSet, stores: Path, *, opens_test: bool) -> Identity:
+    def of(cls, dataset: DataSet, stores: Path | Stores, *, opens_test: bool) -> Identity:
         """Compute the identity of a data set.
 
         Args:
@@ -80,12 +82,12 @@ class Identity:
         )
 
 
-def contents(images: ImageList, directory: Path, *, opens: bool = True) -> list[str] | None:
+def contents(images: ImageList, stores: Path | Stores, *, opens: bool = True) -> list[str] | None:
     """Name, size and hash of the content of each image, in order.
 
     Args:
         images: the list.
-        directory: directory of the hashes; it need not exist.
+        stores: directory of the image stores, where the hashes are kept; it need not exist.
         opens: whether files with unknown hashes may be read.
 
     Returns:
@@ -94,20 +96,22 @@ def contents(images: ImageList, directory: Path, *, opens: bool = True) -> list[
     if images.root.suffix == ".zip":
         return images.states()
     now = _look(images)
-    file = directory / "contents" / f"{fingerprint(*images.paths)}.json"
-    hashes = _still_known(_read(file, len(images)), now, str(images.root))
+    name = f"{fingerprint(*images.paths)}.json"
+    files = [directory / "contents" / name for directory in Stores.of(stores).all]
+    hashes = _all_known(files, now, str(images.root))
     if all(hashes):
         return _texts(images, now, hashes)
     if not opens:
         return None
-    with _alone(file):  # only one of the trials on a node reads the files
-        before = _read(file, len(images))
-        hashes = _still_known(before, now, str(images.root))
+    with _alone(files[0]):  # only one of the trials on a node reads the files
+        before = _read(files[0], len(images))
+        hashes = _all_known(files, now, str(images.root))
         unknown = [i for i, known in enumerate(hashes) if not known]
         for i, found in zip(unknown, _hash_all(images, unknown), strict=True):
             hashes[i] = found
         _say_changed(images, before, hashes)
-        _write(file, _Known(root=str(images.root), **now, hashes=hashes))
+        for file in files:
+            _write(file, _Known(root=str(images.root), **now, hashes=hashes))
     return _texts(images, now, hashes)
 
 
@@ -145,6 +149,16 @@ def _still_known(known: _Known | None, now: dict[str, list[int]], root: str) -> 
         found if (size, time) == (s, t) and (known.root == root or inode == i) else _UNREAD
         for (size, time, inode, found), (s, t, i) in zip(old, new, strict=True)
     ]
+
+
+def _all_known(files: list[Path], now: dict[str, list[int]], root: str) -> list[str]:
+    """The hash of each image by several files of hashes; the first one counts where it knows an image."""
+    hashes = [_UNREAD] * len(now["sizes"])
+    for file in files:
+        if not all(hashes):
+            known = _still_known(_read(file, len(hashes)), now, root)
+            hashes = [mine or other for mine, other in zip(hashes, known, strict=True)]
+    return hashes
 
 
 def _hash_all(images: ImageList, wanted: list[int]) -> list[str]:
@@ -198,6 +212,7 @@ def _read(file: Path, count: int) -> _Known | None:
 def _write(file: Path, known: _Known) -> None:
     """Store the facts about files. If the directory cannot be written, the files are read again next time."""
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_checksummed(file, known.model_dump())
     except OSError as error:
         if error.errno not in _NO_PLACE:

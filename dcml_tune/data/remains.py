@@ -20,6 +20,7 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.decoding import departure_lines
 from dcml_tune.data.image_list import DataSet, EvaluationSet, ImageList, Indices, named
 from dcml_tune.data.image_store import open_store
+from dcml_tune.runs.stores import Stores
 
 Mask = npt.NDArray[np.bool_]
 
@@ -105,7 +106,7 @@ def of_tests(config: TrialConfig, dataset: DataSet, seen_of: Callable[[ImageList
     return Remains(lines, None)
 
 
-def store_tests(config: TrialConfig, dataset: DataSet, stores: Path, *, verify: bool = False) -> list[str]:
+def store_tests(config: TrialConfig, dataset: DataSet, stores: Path | Stores, *, verify: bool = False) -> list[str]:
     """Decode the test images into their stores, so that damaged ones are found before hours of training.
 
     No model is applied to the images, so that this does not count as scoring them.

@@ -39,7 +39,7 @@ def follow(asked: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
     A path is replaced only if something exists at the new place.
     """
     flags, space = dict(asked["flags"]), dict(asked["space"])
-    flags["space"] = _moved(flags.get("space"), old, new)
+    flags |= {name: _moved(flags[name], old, new) for name in ("space", "scratch") if name in flags}
     flags["tracking_uri"] = moved_address(flags["tracking_uri"] or "", old, new) or None
     images = {"dataset_dir": _moved(asked["settings"].get("dataset_dir"), old, new)}
     settings, space["published"] = with_images(asked["settings"], images), with_images(space["published"], images)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dcml_tune.cli.parser import run_command
 from dcml_tune.config.errors import SettingError
-from dcml_tune.runs.paths import STORES, TRIALS, named_directory, output_directory
+from dcml_tune.runs.paths import TRIALS, named_directory, output_directory
 from dcml_tune.search.flags import CommandLine, read_command_line
 from dcml_tune.search.outcome import EXIT_INCOMPLETE, EXIT_OK
 from dcml_tune.search.request import SearchCompleteError
@@ -88,7 +88,7 @@ def _repeat(command_line: CommandLine, name: str) -> int:
         output, name = directory.parent, f"{directory.name}/{key}"
     uri = tracking_uri(command_line.config.tracking_uri, output)
     moved_to = command_line.settings.get("dataset_dir")
-    return repeat(name, uri=uri, stores=output / STORES, dataset_dir=moved_to)
+    return repeat(name, uri=uri, output=output, scratch=command_line.config.scratch, dataset_dir=moved_to)
 
 
 def _checked(command_line: CommandLine) -> Plan:

@@ -14,7 +14,6 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import load
 from dcml_tune.data.remains import store_tests
-from dcml_tune.runs.paths import STORES
 from dcml_tune.search.cluster_checks import join_cluster
 from dcml_tune.search.disk import CheckpointSpace, fits_the_disk, model_bytes, most_copies, refuse_full_disk
 from dcml_tune.search.gpu_probe import full_division, resolve
@@ -160,9 +159,9 @@ def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares
         if not space.has_room(budget):
             space = replace(space, shared=0)
         space = space.within(budget, flags.checkpoint_budget)
-    if not fits_the_disk(space, settings.base, request.output):
+    if not fits_the_disk(space, settings.base, request.output, request.stores):
         space = replace(space, shared=0)
-    refuse_full_disk(space, settings.base, request.output, resumes=request.record is not None)
+    refuse_full_disk(space, settings.base, request.output, request.stores, resumes=request.record is not None)
     return space
 
 
@@ -173,7 +172,7 @@ def _shared_states(space: SearchSpace, units: int, searcher: str) -> int:
     return min(most, units * count_states(config, space.domains, most=most, local=searcher == "local"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CheckedImages:
     """The images of a search: all of them can be decoded."""
 
@@ -182,6 +181,8 @@ class CheckedImages:
     """Fingerprints of the images."""
     test_lines: list[str]
     """Lines about the test images."""
+    store_bytes: dict[str, int]
+    """Name -> size of the image stores."""
 
 
 def images(request: Request, settings: CheckedSettings, *, scores_test: bool) -> CheckedImages:
@@ -195,12 +196,11 @@ def images(request: Request, settings: CheckedSettings, *, scores_test: bool) ->
     Raises:
         SettingError: if images cannot be decoded and are not to be skipped, or too few classes remain.
     """
-    base, stores = settings.base, request.output / STORES
+    base, stores = settings.base, request.stores
     data = TrialData.open(base, stores, verify=True)
-    identity = data.identity(base)
     opens_test = scores_test or base.protocol == "paper"
     lines = store_tests(base, data.dataset, stores, verify=True) if opens_test else []
-    return CheckedImages(data=data, identity=identity, test_lines=lines)
+    return CheckedImages(data, data.identity(base), lines, data.store_bytes(base, tests=opens_test))
 
 
 @dataclass(frozen=True, kw_only=True)

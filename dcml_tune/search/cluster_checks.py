@@ -35,7 +35,9 @@ def join_cluster(flags: SearchConfig, address: str, output: Path, *, trials: int
     check_gpus(asked, math.inf)
     check_concurrent(flags.max_concurrent)
     dashboard, wait_s = connect(address), seconds(flags.wait_for_nodes)
-    pool = join_nodes(address, Needs(output=str(output)), gpus_per_trial=asked, wait_s=wait_s, say=_say)
+    pool = join_nodes(
+        address, Needs(output=str(output), scratch=flags.scratch), gpus_per_trial=asked, wait_s=wait_s, say=_say
+    )
     pool.shares = share_nodes(
         [*pool.fit(), *pool.checking()],
         num_samples=trials,
@@ -45,20 +47,22 @@ def join_cluster(flags: SearchConfig, address: str, output: Path, *, trials: int
     return ClusterRun(pool=pool, wait_s=wait_s, max_concurrent=flags.max_concurrent), dashboard
 
 
-def check_images_of_nodes(base: TrialConfig, images: str, cluster: ClusterRun, *, stores: Path, address: str) -> None:
-    """Check that the nodes of a cluster have the images of the search; returns when one of them has.
+def check_images_of_nodes(
+    base: TrialConfig, images: str, cluster: ClusterRun, *, store_bytes: dict[str, int], address: str
+) -> None:
+    """Check that the nodes of a cluster have the images of the search, and room for their stores; returns when one has.
 
     Args:
         base: says where the images are.
         images: fingerprint of their content.
         cluster: that was joined.
-        stores: directory of the image stores.
+        store_bytes: name -> size of the image stores of the search.
         address: of the cluster, for the message.
 
     Raises:
         SettingError: if none has.
     """
-    cluster.pool.require(cluster.pool.needs.with_images(base.model_dump(), str(stores), images))
+    cluster.pool.require(cluster.pool.needs.with_images(base.model_dump(), images, store_bytes))
     wait_until_fit(cluster.pool, address, math.inf)  # many images take their time to be read
 
 

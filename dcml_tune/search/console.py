@@ -54,6 +54,8 @@ def plan_text(plan: Plan) -> str:
         *(f"  {line}" for line in [*unused_settings(point, plan.settings), *plan.space.unused_settings()]),
         f"  disk: checkpoints take up to {readable_size(plan.checkpoints.most_bytes())}, "
         f"{readable_size(free_bytes(plan.output))} are free in {plan.output}",
+        f"  image stores: {readable_size(plan.store_bytes)} in {plan.request.stores.directory}"
+        + (" on each node" if plan.cluster is not None and plan.config.scratch else ""),
     ]
     if plan.record is not None:
         state = plan.record.state

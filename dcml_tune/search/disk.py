@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dcml_tune.config.errors import SettingError
 from dcml_tune.models import backbones
 from dcml_tune.models.fitting import refuse_unfit
-from dcml_tune.runs.paths import STORES
+from dcml_tune.runs.stores import SCRATCH, Stores
 from dcml_tune.training.trial_data import TrialData
 from dcml_tune.utils.files import free_bytes, readable_size
 
@@ -114,29 +114,46 @@ def most_copies(space: SearchSpace, settings: dict[str, Any]) -> int:
     return int(most("average_epochs")) - 1 + (most("pretrained_share") > 0)
 
 
-def fits_the_disk(space: CheckpointSpace, config: TrialConfig, output: Path) -> bool:
+def fits_the_disk(space: CheckpointSpace, config: TrialConfig, output: Path, stores: Stores) -> bool:
     """Return whether the disk has room for a whole search; without it, its trials share no epochs."""
-    return TrialData.needed_bytes(config, output / STORES) + space.most_bytes() + _RESERVE <= free_bytes(output)
+    images = TrialData.needed_bytes(config, stores) if _share_a_disk(output, stores) else 0
+    return images + space.most_bytes() + _RESERVE <= free_bytes(output)
 
 
-def refuse_full_disk(space: CheckpointSpace, config: TrialConfig, output: Path, *, resumes: bool) -> None:
+def _share_a_disk(output: Path, stores: Stores) -> bool:
+    """Return whether the image stores are on the disk of the output directory."""
+    return stores.shared is None or stores.directory.stat().st_dev == output.stat().st_dev
+
+
+def refuse_full_disk(
+    space: CheckpointSpace, config: TrialConfig, output: Path, stores: Stores, *, resumes: bool
+) -> None:
     """Refuse a search that would fill the disk.
 
     Args:
         space: what its checkpoints take.
         config: of a trial.
         output: directory of all searches.
+        stores: directories of the image stores.
         resumes: whether the search is resumed: then only the next checkpoints have to fit.
 
     Raises:
         SettingError: if too few bytes are free.
     """
-    stores = TrialData.needed_bytes(config, output / STORES)
-    need = stores + space.most_bytes() + _RESERVE
+    images = TrialData.needed_bytes(config, stores)
+    if stores.shared is not None and images and images + _RESERVE > free_bytes(stores.directory):
+        raise SettingError(
+            f"{SCRATCH} {stores.directory}: the image stores need {readable_size(images)} and "
+            f"{readable_size(free_bytes(stores.directory))} are free there; free some space, choose another directory, or keep "
+            "smaller images with --image-store small"
+        )
+    if not _share_a_disk(output, stores):
+        images = 0
+    need = images + space.most_bytes() + _RESERVE
     free = free_bytes(output)
     if not resumes and need > free:
         raise SettingError(
-            f"--output-dir {output}: the search needs {readable_size(need)} there (image store {readable_size(stores)}, "
+            f"--output-dir {output}: the search needs {readable_size(need)} there (image store {readable_size(images)}, "
             f"checkpoints {readable_size(space.most_bytes())}) and {readable_size(free)} are free; free some space, choose "
             "another directory, or bound the checkpoints by --checkpoint-budget"
         )

@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcml_tune.cli.quantities import seconds
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
-from dcml_tune.runs.paths import (
-    STORES,
-    TRIALS,
-    absolute,
-    new_directory,
-    writable,
-)
+from dcml_tune.runs.paths import TRIALS, absolute, new_directory, writable
 from dcml_tune.runs.record import Record, refuse_existing
+from dcml_tune.runs.stores import scratch_directory
 from dcml_tune.runs.study_place import new_place, recorded_place
 from dcml_tune.search import checks
 from dcml_tune.search.budget import Budget
@@ -65,9 +60,10 @@ def given_plan(command_line: CommandLine, settings: dict[str, Any] | None = None
     name = config.name or f"{config.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = new_directory(writable(config.output_dir), name)
     refuse_existing(directory)
+    scratch = scratch_directory(config.scratch, settings.get("dataset_dir"))
     return Plan(
         Request(
-            config=config,
+            config=config.model_copy(update={"scratch": scratch}),
             settings=settings,
             space=space,
             directory=directory,
@@ -99,6 +95,7 @@ class Plan:
         units: folds and seeds of the confirmation; empty if nothing is confirmed.
         later: final seeds that were added to the search after a verdict.
         budget: of time and epochs.
+        store_bytes: the disk space that the image stores take, on each node with --scratch.
         checkpoints: the disk space that checkpoints take.
         lines: lines about the search that are printed before it runs.
         changes: entries of the record that a resume replaces.
@@ -143,12 +140,13 @@ class Plan:
         self.checkpoints = checks.checkpoint_space(request, checked, self.shares)
         images = checks.images(request, checked, scores_test=self.scores_test)
         self.data, self.identity, self.test_lines = images.data, images.identity, images.test_lines
+        self.store_bytes = sum(images.store_bytes.values())
         if self.cluster is not None:
             check_images_of_nodes(
                 self.base,
                 self.identity.compared,
                 self.cluster,
-                stores=self.output / STORES,
+                store_bytes=images.store_bytes,
                 address=str(checked.address),
             )
         found = checks.search_space(request, self.data)
@@ -161,6 +159,7 @@ class Plan:
         self.runs = TrialRuns(
             search=self.name,
             output=self.output,
+            scratch=flags.scratch,
             shares=self.shares,
             metric=self.metric,
             varied=tuple(self.space.domains),

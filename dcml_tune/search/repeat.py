@@ -13,6 +13,7 @@ from dcml_tune.cli.quantities import brief
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.paths import absolute
+from dcml_tune.runs.stores import Stores, scratch_directory
 from dcml_tune.tracking import environment_tags
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ _COMPARED = ("val/", "paper/", "train/", "clusters/", "phase/")  # times are not
 _SAME, _DIFFERENT = 0, 3
 
 
-def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None) -> int:
+def repeat(name: str, *, uri: str, output: Path, scratch: str | None = None, dataset_dir: str | None = None) -> int:
     """Train a trial again, and print for each epoch whether it measures the same. Nothing is recorded.
 
     Args:
         name: SEARCH/KEY, such as cars-1/003, or the id of an MLflow run.
         uri: of the MLflow store.
-        stores: directory of the image stores.
+        output: directory of all searches.
+        scratch: directory of the image stores, if it is not that of the output directory.
         dataset_dir: the new directory of the images, if they were moved.
 
     Returns:
@@ -46,6 +48,7 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
 
     run = _find(uri, name)
     config = _config(run, dataset_dir)
+    stores = Stores.below(output, scratch_directory(scratch, config.dataset_dir))
     recorded = _recorded(uri, run)
     if not recorded:
         raise SettingError(f"--repeat-trial {name}: it has no epoch in MLflow; choose one that has")
@@ -58,7 +61,8 @@ def repeat(name: str, *, uri: str, stores: Path, dataset_dir: str | None = None)
     how = Run(
         search=run.search,
         key=f"{run.key.rpartition('/')[2]} again",
-        stores=str(stores),
+        stores=str(stores.directory),
+        shared_stores=None if stores.shared is None else str(stores.shared),
         threads=threads,
         ranks=int(run.tags.get("dcml.ranks", 1)),
         deterministic=_is_deterministic(run),

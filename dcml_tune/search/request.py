@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.stores import Stores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +94,11 @@ class Request:
     def output(self) -> Path:
         """Directory of all searches."""
         return self.directory.parent
+
+    @property
+    def stores(self) -> Stores:
+        """Directories of the image stores."""
+        return Stores.below(self.output, self.config.scratch)
 
     def with_searcher(self, space: SearchSpace) -> Request:
         """The request with the searcher that `--searcher auto` means.

@@ -12,6 +12,7 @@ from dcml_tune.config.search import SearchConfig
 from dcml_tune.runs.moved import follow, output_before, with_images
 from dcml_tune.runs.paths import VERDICT, absolute, named_directory, output_directory, writable
 from dcml_tune.runs.record import Record
+from dcml_tune.runs.stores import scratch_directory
 from dcml_tune.runs.study_place import recorded_place
 from dcml_tune.runs.study_server import without_password
 from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
@@ -59,6 +60,7 @@ def resumed_plan(command_line: CommandLine) -> Plan:
     if old is not None:
         plan.lines.append(f"the output directory was {old}; the files of the search are read from its new place")
     plan.changes = {name: asked[name] for name in ("settings", "space", "flags")}
+    plan.changes["flags"] = {**asked["flags"], "scratch": plan.config.scratch}
     if later != LaterSeeds():
         plan.changes["later_seeds"] = later.as_json()
     return plan
@@ -162,7 +164,7 @@ def _resumed_flags(asked: dict[str, Any], config: SearchConfig) -> dict[str, Any
     """The recorded flags, with those of this process.
 
     Raises:
-        SettingError: if the password of the MLflow server, which is not stored, is missing.
+        SettingError: if the password of the MLflow server, which is not stored, is missing, or --scratch cannot be used.
     """
     recorded = {"searcher": "optuna", **asked["flags"]}  # which was the default, before there was `auto`
     flags = {name: value for name, value in recorded.items() if name in SearchConfig.model_fields}
@@ -176,8 +178,10 @@ def _resumed_flags(asked: dict[str, Any], config: SearchConfig) -> dict[str, Any
         raise SettingError(
             f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
         )
-    if "study_uri" in config.model_fields_set:
-        flags["study_uri"] = config.study_uri
+    for flag in ("study_uri", "scratch"):
+        if flag in config.model_fields_set:
+            flags[flag] = getattr(config, flag)
+    flags["scratch"] = scratch_directory(flags.get("scratch"), asked["settings"].get("dataset_dir"))
     return flags
 
 
@@ -230,4 +234,4 @@ def _may_differ(flag: str, value: Any, asked: dict[str, Any], *, extends: bool) 
         return True  # the searcher that it means was recorded
     if flag == "gpus_per_trial":
         return value == AUTO and asked.get("measured") is not None  # it was measured once, and recorded as a number
-    return flag in (*MAY_CHANGE, "dataset_dir") or (extends and flag in ("num_samples", "space"))
+    return flag in (*MAY_CHANGE, "dataset_dir", "scratch") or (extends and flag in ("num_samples", "space"))

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS
+from dcml_tune.runs.stores import SCRATCH
 from dcml_tune.runs.study_server import without_password
 from dcml_tune.search.job_follower import Follower, one_line
 from dcml_tune.search.outcome import EXIT_INCOMPLETE
@@ -125,15 +126,16 @@ def job_words(argv: list[str], command_line: CommandLine) -> list[str]:
 def _refuse_paths_of_this_machine(argv: list[str], command_line: CommandLine) -> None:
     config, settings = command_line.config, command_line.settings
     given = {"--output-dir": config.output_dir, "--dataset-dir": settings.get("dataset_dir"), "--space": config.space}
+    given[SCRATCH] = config.scratch
     if config.space in ("four", "wide"):
         del given["--space"]
     if settings.get("weights") not in (None, "", *WORDS_FOR_WEIGHTS):
         given["--weights"] = settings["weights"]
     for flag, text in given.items():
         if text and not Path(str(text)).is_absolute() and not str(text).startswith("~"):
+            where = "the disk of each node" if flag == SCRATCH else "the storage that the nodes of the cluster share"
             raise SettingError(
-                f"{flag} {text}: the job runs in another directory and on another machine; give the absolute path on the storage "
-                "that the nodes of the cluster share"
+                f"{flag} {text}: the job runs in another directory and on another machine; give the absolute path on {where}"
             )
     if (config.tracking_uri or "").startswith("sqlite:") and _FOUR_SLASHES not in " ".join(argv):
         raise SettingError(

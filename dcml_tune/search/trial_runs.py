@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.config.trial import SEEDS, TrialConfig
-from dcml_tune.runs.paths import PREFIXES, STORES, TRIALS
+from dcml_tune.runs.paths import PREFIXES, TRIALS
 from dcml_tune.runs.results import read_result
+from dcml_tune.runs.stores import Stores
 from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.signals import SearchStopped
 from search_spaces.prefixes import shared_with
@@ -46,6 +47,8 @@ class TrialRuns:
     stages share a seed: what chance favoured in one must not count again in the next."""
     old_final_seeds: int = 0
     """Number of final runs of each setting that keep the seeds of earlier versions, from that of the trials on."""
+    scratch: str | None = None
+    """Directory of the image stores on the disk of each node; None: they are in the output directory."""
     images: str | None = None
     """Fingerprint of the content of the images."""
     shares_epochs: bool = True
@@ -71,11 +74,13 @@ class TrialRuns:
 
     def run(self, **changes: Any) -> Run:
         """Return how the trials of this search are run."""
+        stores = Stores.below(self.output, self.scratch)
         return Run(
             search=self.search,
             images=self.images,
             on_cluster=self.on_cluster,
-            stores=str(self.output / STORES),
+            stores=str(stores.directory),
+            shared_stores=None if stores.shared is None else str(stores.shared),
             threads=self.shares.threads_per_trial,
             device="cuda" if self.shares.gpus_per_trial > 0 else "cpu",
             ranks=self.shares.ranks,

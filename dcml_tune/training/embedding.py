@@ -16,6 +16,7 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import ImageList, ImageStore, open_store
 from dcml_tune.data.loader import EVALUATION_BATCH, ToDevice, evaluation_batches
 from dcml_tune.models.embedder import MaskedEmbedder
+from dcml_tune.runs.stores import Stores
 from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.trial_data import Indices
 
@@ -82,7 +83,7 @@ def _in_batches(
 
 
 def embed_images(
-    model: MaskedEmbedder, images: ImageList, config: TrialConfig, stores: Path, *, penultimate: bool = False
+    model: MaskedEmbedder, images: ImageList, config: TrialConfig, stores: Path | Stores, *, penultimate: bool = False
 ) -> tuple[Tensor, Indices]:
     """Full embeddings, or penultimate features, of images, and their labels; their store is built if it is missing.
 

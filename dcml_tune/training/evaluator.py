@@ -41,8 +41,6 @@ class Evaluator:
     model: MaskedEmbedder
     config: TrialConfig
     data: TrialData
-    stores: Path
-    """Directory of the image stores."""
     ledger: Path
     """File of the ledger of the test classes."""
     name: str
@@ -96,13 +94,13 @@ class Evaluator:
     def untrained(self, *, is_untrained: bool) -> dict[str, float]:
         """Measures of the penultimate features of the untrained network on the classes that trials are compared on.
 
-        All trials of a search have the same ones, so they are cached beside the image stores. They do not depend on the
-        embedding layer, so not on `init_method` either.
+        All trials of a search have the same ones, so they are cached where all nodes find them. They do not depend on
+        the embedding layer, so not on `init_method` either.
 
         Args:
             is_untrained: the model has the weights that it started from; it must, where nothing is cached.
         """
-        path = self.stores / f"untrained-{self._untrained_key()}.json"
+        path = self.data.stores.make_common() / f"untrained-{self._untrained_key()}.json"
         with FileLock(f"{path}.lock"):
             try:
                 return cast("dict[str, float]", read_checksummed(path, _Measures))
@@ -171,7 +169,7 @@ class Evaluator:
     def _embed_list(self, images: ImageList, penultimate: bool) -> tuple[Tensor, Indices]:
         """Embed a list of test images; each store is opened once per trial."""
         if images not in self._test_stores:
-            self._test_stores[images] = data.open_store(self.config, images, self.stores)
+            self._test_stores[images] = data.open_store(self.config, images, self.data.stores)
         store = self._test_stores[images]
         rows = np.arange(len(store.kept), dtype=np.int64)
         return self._embed(store, rows, penultimate), images.labels[store.kept]

@@ -6,7 +6,6 @@ Shapes: N images, F penultimate features, D embedding dimensions.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import torch
 from filelock import FileLock
@@ -22,19 +21,18 @@ _CHUNK = 4096
 """Images whose features are converted to float64 at once."""
 
 
-def initialise_by_pca(model: MaskedEmbedder, data: TrialData, stores: Path) -> None:
+def initialise_by_pca(model: MaskedEmbedder, data: TrialData) -> None:
     """Let the embedding layer project onto the principal directions of the features of the images that train.
 
     The layer subtracts the mean of the features, so that cosines are those of centred features, and does not whiten. No
     held-out image and no test image is read. No random number is drawn. The trials of a search have the same pretrained
-    network and mostly the same images, so the projection is cached beside the image stores.
+    network and mostly the same images, so the projection is cached where all nodes find it.
 
     Args:
         model: with the pretrained weights of its backbone.
         data: images of the trial.
-        stores: directory of the image stores.
     """
-    name = f"pca-{_key(model, data)}"
+    name, stores = f"pca-{_key(model, data)}", data.stores.make_common()
     with FileLock(stores / f"{name}.lock"):
         try:
             found = checkpoint.read(stores, name)[0]

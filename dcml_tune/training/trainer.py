@@ -22,6 +22,7 @@ from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.ledger import NAME as LEDGER
+from dcml_tune.runs.stores import Stores
 from dcml_tune.training import saving
 from dcml_tune.training.averaging import MeasuredWeights
 from dcml_tune.training.divisions import Division, cluster_measures, mask_measures
@@ -76,7 +77,7 @@ class Trainer:
         self,
         config: TrialConfig,
         *,
-        stores: Path | str = Path("runs/store"),
+        stores: Path | str | Stores = Path("runs/store"),
         device: torch.device | str | None = None,
         metric: str | None = None,
         ledger: Path | str | None = None,
@@ -91,19 +92,19 @@ class Trainer:
             stores: directory of the image stores.
             device: device of the model; default: the GPU if there is one.
             metric: measure by which the best epoch is chosen; default: recall@1.
-            ledger: file of the ledger of the test classes; default: beside the directory of the stores.
+            ledger: file of the ledger of the test classes; default: beside the directory of the stores that nodes share.
             name: name of this run in the ledger.
             note: why it scores the test classes, for the ledger.
             ranks: number of processes that train together, on as many GPUs; `close` ends the others. It is part of the
                 result, as the batch size is.
         """
-        stores = Path(stores)
+        stores = Stores.of(stores)
         self.config = config
         self.metric = metric or f"{config.compared_on}/recall_at_1"
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._processes = None
         if ranks != 1:  # they start while this process opens the data
-            self._processes = RankProcesses(config, size=ranks, stores=stores, device=self.device)
+            self._processes = RankProcesses(config, size=ranks, stores=stores.directory, device=self.device)
         try:
             self._build(stores)
         except BaseException:
@@ -113,8 +114,7 @@ class Trainer:
             model=self.model,
             config=config,
             data=self.data,
-            stores=stores,
-            ledger=Path(ledger or stores.absolute().parent / LEDGER),
+            ledger=Path(ledger or stores.common.absolute().parent / LEDGER),
             name=name,
             note=note,
             ranks=self.ranks,
@@ -129,7 +129,7 @@ class Trainer:
         self._pretrained = True
         """The network started from the weights of its backbone, not from those of a trained model."""
 
-    def _build(self, stores: Path) -> None:
+    def _build(self, stores: Stores) -> None:
         """Open the data, build the model, and join the other ranks."""
         config = self.config
         self.data = TrialData.open(config, stores)
@@ -139,7 +139,7 @@ class Trainer:
         self.train_step = step = TrainStep(config, nb_classes, self.device, trained)
         self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
         if config.init_method == "pca":
-            initialise_by_pca(self.model, self.data, stores)
+            initialise_by_pca(self.model, self.data)
         self.loader = training_loader(config, self.data, self.device)
         self.ranks = ALONE if self._processes is None else self._processes.join()
         step.lr_scale = self.ranks.lr_scale

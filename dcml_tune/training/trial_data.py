@@ -12,6 +12,7 @@ from dcml_tune import data
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import ImageList, ImageStore, remains
+from dcml_tune.runs.stores import Stores
 
 Indices = NDArray[np.int64]
 
@@ -36,14 +37,16 @@ class TrialData:
     """Decoded images that training crops are taken from."""
     views: ImageStore
     """The same images as the network sees them in evaluation."""
+    stores: Stores
+    """Where the image stores lie."""
 
     @classmethod
-    def open(cls, config: TrialConfig, stores: Path, *, verify: bool = False) -> TrialData:
+    def open(cls, config: TrialConfig, stores: Path | Stores, *, verify: bool = False) -> TrialData:
         """Open the image stores of a trial; missing ones are built.
 
         Args:
             config: gives the data set, the share that is held out, and the sizes of the images.
-            stores: directory of the image stores, shared by all trials of a node.
+            stores: directory of the image stores, which the trials of a node share.
             verify: compare the stored images with their checksums, and rebuild damaged stores.
 
         Raises:
@@ -79,13 +82,14 @@ class TrialData:
             ks=_ks(dataset),
             originals=originals,
             views=views,
+            stores=Stores.of(stores),
         )
         if reason := trial.cannot_train(config):
             raise SettingError(reason)
         return trial
 
     @staticmethod
-    def needed_bytes(config: TrialConfig, stores: Path) -> int:
+    def needed_bytes(config: TrialConfig, stores: Path | Stores) -> int:
         """Return the bytes on disk that `open` and the scoring of the test classes will need; existing stores count 0."""
         dataset, sizes = data.load(config), {"sz_resize": config.sz_resize, "sz_crop": config.sz_crop}
         train = sum(data.needed_bytes(dataset.train, stores, kind=kind, **sizes) for kind in _kinds(config))
@@ -95,8 +99,13 @@ class TrialData:
 
     def identity(self, config: TrialConfig) -> data.Identity:
         """Return fingerprints of the images that trials are trained, compared and scored on."""
-        stores = self.views.directory.parent
-        return data.Identity.of(self.dataset, stores, opens_test=config.protocol == "paper")
+        return data.Identity.of(self.dataset, self.stores, opens_test=config.protocol == "paper")
+
+    def store_bytes(self, config: TrialConfig, *, tests: bool) -> dict[str, int]:
+        """Return name -> size of the image stores of a search; those of the test images, if they count, must exist."""
+        lists = self.dataset.test_lists if tests else ()
+        stores = [self.originals, self.views, *(data.open_store(config, images, self.stores) for images in lists)]
+        return {store.key: store.nbytes for store in stores}
 
     def notes(self, config: TrialConfig) -> list[str]:
         """Return lines for the user: which training images cannot be decoded, and how others were converted."""

@@ -127,6 +127,36 @@ def test_a_node_with_another_file_system_is_left_out(scene, cluster, folder, lac
     assert re.search(rf"node othernode \(\w+\) is left out: {re.escape(reason)}", said)
 
 
+@pytest.mark.skipif("not may_make_namespaces()", reason="this user may not make mount namespaces (unshare --mount)")
+def test_each_node_has_image_stores_of_its_own(scene, cluster, tmp_path):
+    """With --scratch: in a directory of the same name on another disk. A node that cannot write there is left out."""
+    del scene.environment["DCML_TEST_TRAINER"]  # trials open their images
+    local, disk = tmp_path / "local", tmp_path / "disk"
+    for directory in (scene.output, local, disk):
+        directory.mkdir()
+    cluster.add_in_namespace(f"mount --bind {disk} {local}")
+    cluster.add_in_namespace(f"mount -t tmpfs -o ro none {local}", host="readonly")
+    process = scene.start("--num-samples", 2, *TRIALS, cluster.address, "--scratch", local)
+    scene.wait_for("node readonly", process)
+    status, said = process.wait(480), process.log.read_text()
+    assert status == 0, said
+    scene.assert_sound(2)
+    assert (
+        failures(scene),
+        {run.data.tags["dcml.node"][:9] for run in scene.runs().values() if "dcml.node" in run.data.tags},
+    ) == (
+        [],
+        {"othernode"},
+    )
+    stores = [sorted(path.parent.name for path in directory.glob("*/pixels.npy")) for directory in (local, disk)]
+    assert len(stores[0]) == 2
+    assert stores[0] == stores[1]
+    assert list(scene.output.glob("store/*/pixels.npy")) == []
+    reason = f"--scratch {local}: it cannot be written (Read-only file system) there; all nodes need the same path"
+    assert re.search(rf"node readonly \(\w+\) is left out: {re.escape(reason)}", said)
+    assert re.search(rf"image stores: .* in {local} on each node", said)
+
+
 def test_a_token_of_a_local_search_does_no_harm(scene, cluster, tmp_path):
     """On a cluster without authentication; an environment that asks for the other mode is refused by its name."""
     (tmp_path / ".ray").mkdir(mode=0o700)

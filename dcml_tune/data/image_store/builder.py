@@ -7,7 +7,8 @@ import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,22 @@ logger = logging.getLogger(__name__)
 
 def build(wanted: Wanted, skip: bool, progress: OnProgress) -> ImageStore:
     """Decode all images into a new store, which replaces an old one. The caller holds the lock."""
+    with fresh_directory(wanted) as fresh:
+        _fill(fresh, wanted, skip, progress)
+        put_in_place(fresh, wanted)
+    return ImageStore(wanted.final)
+
+
+@contextmanager
+def fresh_directory(wanted: Wanted) -> Iterator[Path]:
+    """A directory for the files of a new store, which is removed after the block unless it was renamed."""
     _remove_leftovers(wanted.final)
     fresh = wanted.final.with_name(f"{wanted.final.name}.building-{os.getpid()}")
     fresh.mkdir()  # before images are read, so that a read-only disk is detected at once
     try:
-        _fill(fresh, wanted, skip, progress)
-        _put_in_place(fresh, wanted)
+        yield fresh
     finally:
         remove(fresh)
-    return ImageStore(wanted.final)
 
 
 def _fill(fresh: Path, wanted: Wanted, skip: bool, progress: OnProgress) -> None:
@@ -53,9 +61,9 @@ def _fill(fresh: Path, wanted: Wanted, skip: bool, progress: OnProgress) -> None
     _describe(fresh, index, wanted, left_out, departures)
 
 
-def _put_in_place(fresh: Path, wanted: Wanted) -> None:
+def put_in_place(fresh: Path, wanted: Wanted) -> None:
     """Rename a new store to its final name. An old store is moved away directly before, and removed afterwards."""
-    if identity_of(wanted.images, wanted.directory) != wanted.identity:
+    if identity_of(wanted.images, wanted.stores) != wanted.identity:
         raise SettingError(
             f"{wanted.images.root}: images were changed while they were stored; leave them as they are and start again"
         )

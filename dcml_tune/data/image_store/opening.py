@@ -14,29 +14,32 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.data.image_list import ImageList, Indices, named, why
+from dcml_tune.data.image_list import ImageList, Indices, why
 from dcml_tune.data.image_store.builder import build, unreadable
+from dcml_tune.data.image_store.copying import copied
+from dcml_tune.data.image_store.damage import damaged_pixels, opened
 from dcml_tune.data.image_store.headers import needed
 from dcml_tune.data.image_store.layout import Kind, Layout
-from dcml_tune.data.image_store.reader import META, STAMP, ImageStore, state_of
+from dcml_tune.data.image_store.reader import STAMP, ImageStore, state_of
 from dcml_tune.data.image_store.room import writing
 from dcml_tune.data.image_store.threads import OnProgress, attempt, map_threads, silent
 from dcml_tune.data.image_store.wanted import Wanted, identity_of
-from dcml_tune.utils.errnos import CANNOT_WRITE, SHORTAGE
+from dcml_tune.runs.stores import Stores
+from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import readable_size, write_checksummed
 
 logger = logging.getLogger(__name__)
 
 
 def open_store(
-    config: TrialConfig, images: ImageList, directory: Path, *, kind: Kind = "evaluation", verify: bool = False
+    config: TrialConfig, images: ImageList, stores: Path | Stores, *, kind: Kind = "evaluation", verify: bool = False
 ) -> ImageStore:
     """Open or build a store as the settings of a trial say; see `open_or_build`.
 
     Args:
         config: gives the sizes, and whether images that cannot be decoded are left out.
         images: images to store.
-        directory: directory of all stores.
+        stores: directory of all stores.
         kind: as in `open_or_build`; by default the images as the network sees them in evaluation.
         verify: as in `open_or_build`.
 
@@ -45,7 +48,7 @@ def open_store(
     """
     return open_or_build(
         images,
-        directory,
+        stores,
         kind=kind,
         sz_resize=config.sz_resize,
         sz_crop=config.sz_crop,
@@ -56,7 +59,7 @@ def open_store(
 
 def open_or_build(
     images: ImageList,
-    directory: Path,
+    stores: Path | Stores,
     *,
     kind: Kind,
     sz_resize: int,
@@ -79,24 +82,27 @@ def open_or_build(
 
     Args:
         images: images to store.
-        directory: directory of all stores; it is created if it does not exist.
+        stores: directory of all stores; it is created if it does not exist. A store that lies in the directory that all
+            nodes share is copied instead of built, where that takes less time.
         kind: see above.
         sz_resize: pixels.
         sz_crop: pixels.
         skip_unreadable: exclude images that cannot be decoded; `kept` lists the others.
         verify: compare all pixels with their checksums, once per state of the files (size and times of change; those
-            of a copy differ, so that a copy is read once more).
+            of a copy differ, so that a copy is read once more). With --scratch always: other nodes do not see this store.
         progress: called with the number of decoded images and their total.
 
     Raises:
         UnreadableImageError: if images cannot be decoded and `skip_unreadable` is not set.
         SettingError: if the store cannot be written (disk full, no permission, read-only disk); no files remain.
     """
-    wanted = Wanted.of(images, directory, Layout(kind, sz_resize, sz_crop))
+    wanted = Wanted.of(images, stores, Layout(kind, sz_resize, sz_crop))
+    verify = verify or wanted.stores.shared is not None
     store = _ready(wanted, verify)
     if store is None:
         with writing(wanted), _alone(wanted.final):
-            store = _sound(wanted, verify) or build(wanted, skip_unreadable, progress or silent)
+            report = progress or silent
+            store = _sound(wanted, verify) or copied(wanted, report) or build(wanted, skip_unreadable, report)
     if store.left_out and not skip_unreadable:
         raise unreadable(store.left_out, len(images))
     return store
@@ -124,7 +130,7 @@ def inspect(images: ImageList, progress: OnProgress | None = None) -> Inspection
 
 
 def needed_bytes(
-    images: ImageList, directory: Path, opens: bool = True, /, *, kind: Kind, sz_resize: int, sz_crop: int
+    images: ImageList, stores: Path | Stores, opens: bool = True, /, *, kind: Kind, sz_resize: int, sz_crop: int
 ) -> int:
     """Bytes that `open_or_build` would write; 0 if the store exists.
 
@@ -132,36 +138,24 @@ def needed_bytes(
     header is read. Unreadable images need no space. Without `opens` no file is opened, and a store of files with unknown
     content counts as missing.
     """
+    places = Stores.of(stores)
     # Without a directory there is no store, and no file needs to be read.
-    identity = identity_of(images, directory, opens=opens) if Path(directory).is_dir() else None
-    wanted = Wanted(images, Path(directory), Layout(kind, sz_resize, sz_crop), identity or "")
-    if identity is not None and isinstance(_open(wanted), ImageStore):
+    identity = identity_of(images, places, opens=opens) if places.directory.is_dir() else None
+    wanted = Wanted(images, places, Layout(kind, sz_resize, sz_crop), identity or "")
+    if identity is not None and isinstance(opened(wanted.final, wanted.facts), ImageStore):
         return 0
     return needed(wanted)
 
 
-def _open(wanted: Wanted) -> ImageStore | str | None:
-    """The store, or the description of its damage; None if there is none."""
-    if not os.path.lexists(wanted.final):
-        return None
-    try:
-        store = ImageStore(wanted.final)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno in SHORTAGE:
-            raise
-        return str(error)
-    return store if store.is_of(wanted.facts) else f"{wanted.final / META}: describes another store"
-
-
 def _ready(wanted: Wanted, verify: bool) -> ImageStore | None:
     """The store, if it can be used without further reading; else None."""
-    store = _open(wanted)
+    store = opened(wanted.final, wanted.facts)
     return store if isinstance(store, ImageStore) and (store.is_verified() or not verify) else None
 
 
 def _sound(wanted: Wanted, verify: bool) -> ImageStore | None:
     """The store, if it exists and is intact; else None. Damage is logged."""
-    store = _open(wanted)
+    store = opened(wanted.final, wanted.facts)
     if isinstance(store, ImageStore) and verify and not store.is_verified():
         store = _verified(store, wanted.images)
     if isinstance(store, str):
@@ -175,9 +169,8 @@ def _verified(store: ImageStore, images: ImageList) -> ImageStore | str:
     logger.info("%s: reading %s against their checksums", store.directory, readable_size(store.nbytes))
     # Determined before reading: a later change invalidates the stamp.
     state = state_of(store.directory)
-    if rows := store.damaged():
-        names = [images.name(i) for i in store.kept[rows].tolist()]
-        return f"{len(rows):,} of {len(store):,} images differ from their checksums: {named(names, limit=3)}"
+    if damage := damaged_pixels(store, images):
+        return damage
     try:
         write_checksummed(store.directory / STAMP, state)
     except OSError as error:

@@ -25,7 +25,7 @@ from dcml_tune.report.page import Figure, Section, percent
 from dcml_tune.report.search_data import SearchData
 from dcml_tune.report.sections.division import read_division
 from dcml_tune.report.sheets import CELL, GREEN, GREY, RED, blank, label, thumbnail, with_head
-from dcml_tune.runs.paths import STORES
+from dcml_tune.runs.stores import Stores
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.trial_data import TrialData
 from dcml_tune.utils.machine import usable_cores
@@ -46,9 +46,11 @@ def pictures(search: SearchData, album: Album) -> Section:
     if search.best is None or search.model is None:
         section.say("The model of the best trial was not kept, or there is none yet, so nothing can be embedded.")
         return section
-    stores = search.output / STORES
+    stores = Stores.below(search.output, search.record.asked["flags"].get("scratch"))
     if not _is_stored(search.best.config, stores):
-        section.say(f"{stores} does not hold the images of this search, and a report does not build an image store.")
+        section.say(
+            f"{stores.directory} does not hold the images of this search, and a report does not build an image store."
+        )
         return section
     opened = TrialData.open(search.best.config, stores)
     if opened.validation is None:
@@ -60,7 +62,7 @@ def pictures(search: SearchData, album: Album) -> Section:
     return section
 
 
-def _is_stored(config: TrialConfig, stores: Path) -> bool:
+def _is_stored(config: TrialConfig, stores: Stores) -> bool:
     """Whether the image stores of the training images exist."""
     images = data.load(config).train
     kinds: tuple[data.Kind, ...] = (config.image_store, "evaluation")
