@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from dcml_tune.cli import reference_flags
 from dcml_tune.cli.parser import Parser, add_settings, command, given_settings, run_command
 from dcml_tune.config.errors import SettingError
@@ -26,6 +24,7 @@ from dcml_tune.runs.stores import SCRATCH, SCRATCH_HELP, Stores, scratch_directo
 from dcml_tune.tracking.uris import add_flag, tracking_uri
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.errnos import CANNOT_WRITE
+from dcml_tune.utils.locks import HeldError, LockLostError, SharedLock
 from dcml_tune.utils.signals import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
 from dcml_tune.utils.stored import printable, printable_lines
 
@@ -121,6 +120,7 @@ class _Run:
         device = flags.device
         self.name, self.config, self.flags, self.output = name, config, flags, output
         self.checkpoint = output / name / CHECKPOINT
+        self.alone = SharedLock(output / name / "lock")
         self.uri = tracking_uri(flags.tracking_uri, output)
         check_store(self.uri)
         self.scratch = scratch_directory(flags.scratch, config.dataset_dir)
@@ -210,11 +210,16 @@ class _Run:
         tags = environment_tags(data, words) | {"dcml.protocol": self.config.protocol}
         self.checkpoint.parent.mkdir(exist_ok=True)
         tracebacks.keep_in(self.checkpoint.parent)
-        alone = FileLock(self.checkpoint.parent / "lock")
         try:
-            alone.acquire(timeout=0)
-        except Timeout:
-            raise SettingError(f"run {self.name}: another process trains it; wait for its end, or stop it") from None
+            self.alone.acquire(
+                lambda holder: print(
+                    f"{holder} trained this run; waiting up to {self.alone.lease_s:g} s for a sign of it"
+                )
+            )
+        except HeldError as error:
+            raise SettingError(
+                f"run {self.name}: {error.holder or 'another process'} trains it; wait for its end, or stop it"
+            ) from None
         tracker = Tracker.open(self.output, self.name, uri=self.uri)
         tracker.start(self.name, name=self.name, role="train", params=self.config.model_dump(), tags=tags)
         tracker.metrics(self.name, 0, self.untrained)
@@ -224,6 +229,8 @@ class _Run:
                 self._train(tracker)
         except NonFiniteLossError as error:
             status, reason = "FAILED", str(error)
+        except LockLostError as lost:
+            raise SettingError(f"run {self.name}: {lost}; this process stops and writes nothing more") from None
         except SearchStopped as stop:
             signal_handled()
             status, reason = "INTERRUPTED", str(stop)
@@ -255,6 +262,7 @@ class _Run:
             if trainer.epoch == last and self.flags.score_test and self.config.protocol != "paper":
                 measures |= trainer.test()
             every = self.flags.save_model
+            self.alone.check()
             if every:
                 trainer.save(
                     self.checkpoint, save_model=every, deterministic=self.flags.deterministic, scratch=self.scratch

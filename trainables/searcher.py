@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -58,6 +59,8 @@ class StudyOptions:
     metrics: list[str]
     """The best value so far of the first, `METRIC_best` in a trial's results, is maximised; of the others, the value at
     that epoch. Times (`time/...`) are minimised, by their mean over the epochs."""
+    check: Callable[[], None] | None = None
+    """Called before each write to the study; raises if another process writes to it now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,7 @@ class OptunaSearcher(Searcher):
 
     def _open(self) -> optuna.Study:
         options = self.options
-        study = open_study(options.storage, options.name, [direction(name) for name in options.metrics])
+        study = open_study(options.storage, options.name, [direction(name) for name in options.metrics], options.check)
         drawn = len(study.get_trials(deepcopy=False))
         study.sampler = self.sampling.build(drawn, self.space, self.launching.infeasible_reason)
         return study
@@ -174,8 +177,10 @@ class OptunaSearcher(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its searcher to disk; the study is not part of it."""
         state = {name: value for name, value in self.__dict__.items() if name != "study"}
-        if sqlite_file(self.options.storage) is None:  # the password of a server is written nowhere
-            state["options"] = replace(self.options, storage=without_password(self.options.storage))
+        storage = self.options.storage
+        if sqlite_file(storage) is None:  # the password of a server is written nowhere
+            storage = without_password(storage)
+        state["options"] = replace(self.options, storage=storage, check=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

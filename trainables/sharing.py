@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, Timeout
-
 from dcml_tune.runs.results import with_numbers
 from dcml_tune.training.divisions import files as division_files
 from dcml_tune.training.prefixes import PrefixStore
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.utils.checkpoint import CheckpointError
+from dcml_tune.utils.locks import HeldError, SharedLock
 from trainables.run import DIVISION, NOTE, SHARED, Run
 
 _LOOK_S = 0.5  # interval between looks for the state of another trial
@@ -51,7 +50,7 @@ class Sharing:
         self._epochs = [epoch for epoch in sorted(run.shares) if epoch < until]
         self._run, self._trainer = run, trainer
         self._results: list[dict[str, Any]] = []
-        self._locks: dict[int, BaseFileLock] = {}
+        self._locks: dict[int, SharedLock] = {}
         self.count = 0
         active = run.prefixes is not None and run.directory is not None and bool(self._epochs)
         self._store = PrefixStore(Path(run.prefixes), trainer) if active and run.prefixes else None
@@ -206,8 +205,8 @@ class Sharing:
         """Return whether no other trial computes a state, as far as the file system tells."""
         lock = store.lock(epoch)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            lock.acquire()
+        except HeldError:
             return False
         except OSError:  # without locks, such as on a full disk, nothing is waited for
             return True

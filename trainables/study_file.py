@@ -35,6 +35,9 @@ class PatientStorage(RDBStorage):
 
     Each call is one transaction. One that failed in a file has changed nothing, so it is called again. A server may have
     committed it before its connection broke: then a second call finds what the first one did.
+
+    Attributes:
+        check: called before each write; raises if this process must not write any more.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,12 +45,15 @@ class PatientStorage(RDBStorage):
         file = sqlite_file(url)
         self.place: Path | str = without_password(url) if file is None else file
         options = engine_options(url) if file is None else {"connect_args": {"timeout": BUSY_S}}
+        self.check: Callable[[], None] = lambda: None
         super().__init__(url, engine_kwargs=options)
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: PatientStorage, *arguments: Any, **options: Any) -> Any:
+        if not method.__name__.startswith(("get_", "_get_")):
+            self.check()
         attempt = method
         if not isinstance(self.place, Path) and method.__name__ in _AGAIN:
             attempt = _AGAIN[method.__name__](self, method, *arguments)
@@ -107,20 +113,25 @@ for _name, _method in vars(RDBStorage).items():
         setattr(PatientStorage, _name, _patient(_method))
 
 
-def open_study(storage: str, name: str, directions: list[Direction]) -> optuna.Study:
+def open_study(
+    storage: str, name: str, directions: list[Direction], check: Callable[[], None] | None = None
+) -> optuna.Study:
     """Open or create the study; a damaged file is replaced by its copy.
 
     Args:
         storage: SQLAlchemy address.
         name: name of the study.
         directions: direction of each value of a trial.
+        check: called before each write; raises if this process must not write any more.
 
     Raises:
         SettingError: as `dcml_tune.runs.study_file.mend`.
     """
     if (file := sqlite_file(storage)) is not None:
         mend(file, name)
-    return optuna.create_study(storage=_opened(storage), study_name=name, directions=directions, load_if_exists=True)
+    opened = _opened(storage)
+    opened.check = check or opened.check
+    return optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
 
 
 def _opened(storage: str) -> PatientStorage:

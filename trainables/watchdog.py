@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,32 @@ _LOOK_S = 2.0  # interval between checks of the disk and of the trials' clocks
 class TrialWatchdog(Callback):
     """Kills a trial whose step hangs, and stops the whole search before its disk is full."""
 
-    def __init__(self, *, directory: Path, need: int, trial_timeout: float | None) -> None:
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        need: int,
+        trial_timeout: float | None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Watch a search.
 
         Args:
             directory: directory that the search writes to.
             need: number of bytes that must be free there.
             trial_timeout: seconds without a report after which a trial is killed; None: never.
+            check: called every few seconds; raises if another process runs the search now.
         """
+        self.check = check
         self.directory, self.need, self.timeout = directory, need, trial_timeout
         self.reasons: dict[str, str] = {}
         self._since: dict[str, float] = {}
         self._looked = 0.0
         self._stepped: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its callbacks to disk; functions stay in this process."""
+        return {**self.__dict__, "check": None}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Check for signals, the free space on the disk, and the clocks of the trials."""
@@ -44,6 +58,8 @@ class TrialWatchdog(Callback):
         if time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
+        if self.check is not None:
+            self.check()
         free = free_bytes(self.directory)
         if free < self.need:
             raise SearchStopped(

@@ -24,13 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from dcml_tune.data.decoding import RefusedFileError, open_regular
 from dcml_tune.data.image_list import DataSet, ImageList, fingerprint, named
 from dcml_tune.runs.stores import Stores
 from dcml_tune.utils.errnos import CANNOT_WRITE, SHORTAGE
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
+from dcml_tune.utils.locks import SharedLock
 from dcml_tune.utils.machine import usable_cores
 from dcml_tune.utils.stored import Count, Stored
 
@@ -224,7 +223,7 @@ def _alone(file: Path) -> AbstractContextManager[Any]:
     """The lock that is held while files are read; no lock if the directory cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{file}.lock").acquire()
+        return SharedLock(Path(f"{file}.lock")).__enter__()
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise

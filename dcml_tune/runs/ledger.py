@@ -15,9 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from dcml_tune.runs.paths import LEDGER
+from dcml_tune.utils.locks import SharedLock
 from dcml_tune.utils.stored import Count, Stored, checked, parse
 
 NAME = LEDGER
@@ -52,7 +51,7 @@ def enter(file: Path, *, run: str, dataset: str, test_set: str, note: str = "") 
     Raises:
         OSError: if the ledger cannot be written. The test classes must not be scored then.
     """
-    with FileLock(f"{file}.lock"):
+    with SharedLock(Path(f"{file}.lock")):
         text = file.read_bytes() if file.exists() else b""
         lines = text.splitlines()
         before: int = sum(_read(line).get("test_set") == test_set for line in lines)

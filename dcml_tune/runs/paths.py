@@ -31,7 +31,7 @@ LONGEST_DIRECTORY = 480
 """Longest path of a search's directory, in bytes: SQLite opens no file with a path of more than 504."""
 
 # SQLite and filelock create files beside ours; wandb creates a folder.
-_BESIDE = ("", ".lock", "-journal", "-wal", "-shm")
+_BESIDE = ("", ".lock", ".lock.lease", "-journal", "-wal", "-shm")
 _RESERVED = frozenset({each + end for each in (MLFLOW, ARTIFACTS, STORES, LEDGER) for end in _BESIDE} | {"wandb"})
 
 # Characters that end or split a word in a path or in an MLflow filter.

@@ -2,7 +2,7 @@
 
     NAME/search.json   what was asked for, and where the search lies; a resume updates the place
     NAME/state.json    its progress
-    NAME/lock          held by the process that runs it
+    NAME/lock          held by the process that runs it, with its lease in lock.lease
 
 Reading these files executes no code, and needs neither Ray nor MLflow.
 
@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
+from dcml_tune.utils.locks import HeldError, LockLostError, SharedLock
 from dcml_tune.utils.stored import Count, Duration, Finite, Moment, Scalar, Stored, checked, printable
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class Record:
     def __init__(self, directory: Path, asked: dict[str, Any], state: State) -> None:
         """See `create` and `open`."""
         self.directory, self.asked, self.state = directory, asked, state
-        self._lock = FileLock(directory / _LOCK)
+        self._lock = SharedLock(directory / _LOCK)
 
     @classmethod
     def create(cls, directory: Path, asked: dict[str, Any]) -> Record:
@@ -232,18 +232,40 @@ class Record:
         """The name of the search."""
         return self.directory.name
 
-    def hold(self) -> None:
+    def hold(self, *, waits: bool = True) -> None:
         """Take the lock of the search, which only one process can hold.
+
+        Args:
+            waits: where only time tells whether a process on another machine still runs the search, wait for that.
 
         Raises:
             SearchRunningError: if another process holds it.
         """
+
+        def say(holder: str) -> None:
+            log.warning(
+                "search %s: %s ran it, and has recorded no end; waiting up to %g s for a sign of life from it",
+                *(self.name, holder, self._lock.lease_s),
+            )
+
         try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
+            self._lock.acquire(say if waits else None)
+        except HeldError as error:
             raise SearchRunningError(
-                f"search {self.name}: {self.state.owner} runs it; wait for its end, or start another with another --name"
+                f"search {self.name}: {error.holder or self.state.owner} runs it; wait for its end, or start another with "
+                "another --name"
             ) from None
+
+    def check_held(self) -> None:
+        """Make sure that this process still runs the search, before it writes what another one would read.
+
+        Raises:
+            LockLostError: if another process has taken the search, because this one was suspended or cut off.
+        """
+        try:
+            self._lock.check()
+        except LockLostError as lost:
+            raise LockLostError(f"search {self.name}: {lost}; this process stops and writes nothing more") from None
 
     def begin(self, **changes: Any) -> None:
         """Record that this process runs the search. The caller holds the lock."""
@@ -252,6 +274,7 @@ class Record:
 
     def ask(self, **changes: Any) -> None:
         """Change what is asked for."""
+        self.check_held()
         self.asked = {**self.asked, **changes}
         write_checksummed(self.directory / _ASKED, self.asked)
 
@@ -261,16 +284,13 @@ class Record:
 
     def update(self, **changes: Any) -> None:
         """Record the progress."""
+        self.check_held()
         self.state = replace(self.state, **changes, changed=time.time())
         write_checksummed(self.directory / _STATE, asdict(self.state))
 
     def is_running(self) -> bool:
-        """Whether a process holds the lock."""
-        try:
-            with FileLock(self.directory / _LOCK).acquire(blocking=False):
-                return False
-        except Timeout:
-            return True
+        """Whether a process that lives holds the lock."""
+        return self._lock.is_held()
 
 
 def _state(directory: Path) -> State:
@@ -327,4 +347,4 @@ def is_search(directory: Path) -> bool:
 def _is_rest(directory: Path) -> bool:
     """Whether `Record.create` was killed in this directory before it wrote the record."""
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    return _LOCK in names and all(name == _LOCK or name.startswith(f".{_ASKED}.") for name in names)
+    return _LOCK in names and all(name.startswith((_LOCK, f".{_ASKED}.")) for name in names)

@@ -238,6 +238,11 @@ class Plan:
         self.trials.mkdir(exist_ok=True)
         return self.record
 
+    def check_held(self) -> None:
+        """Make sure that no other process runs the search by now; see `Record.check_held`."""
+        if self.record is not None:
+            self.record.check_held()
+
     def _asked(self) -> dict[str, Any]:
         """What a new search records of its command line; passwords are left out."""
         flags = self.config.model_dump(exclude={"dataset", *MAY_CHANGE})
@@ -252,7 +257,12 @@ class Plan:
         """Return the searcher. Its study is created, or opened: then running trials are queued again."""
         return OptunaSearcher(
             self.space,
-            StudyOptions(storage=self.study.address, name=self.study.name, metrics=self.metrics),
+            StudyOptions(
+                storage=self.study.address,
+                name=self.study.name,
+                metrics=self.metrics,
+                check=self.check_held,
+            ),
             sampling=Sampling(
                 sampler=self.config.searcher if self.config.searcher != "auto" else "optuna",
                 seed=self.settings.get("seed", 0),
@@ -291,7 +301,7 @@ class Plan:
     def guard(self) -> TrialWatchdog:
         """Return the callback that ends a hung trial, and the search before the disk is full."""
         need = self.checkpoints.save_bytes()
-        return TrialWatchdog(directory=self.output, need=need, trial_timeout=self.trial_timeout)
+        return TrialWatchdog(directory=self.output, need=need, trial_timeout=self.trial_timeout, check=self.check_held)
 
     def begin_stage(self, record: Record, stage: Literal["search", "confirm", "ablate"]) -> None:
         """Start the clock of a stage. Each has its share of the time budget, counted in runs of all epochs.

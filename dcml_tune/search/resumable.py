@@ -63,7 +63,7 @@ def end_abandoned(record: Record) -> None:
     A search that another process runs is left alone. Errors are logged.
     """
     try:
-        record.hold()
+        record.hold(waits=False)
     except SettingError:
         return
     try:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.runs.record import all_records
+from dcml_tune.runs.record import SearchRunningError, all_records
 from dcml_tune.runs.study_file import impatient
 from dcml_tune.search.ablation import ablate
 from dcml_tune.search.confirmation import Candidate, Confirmation, FoldSeed, race
@@ -20,6 +20,7 @@ from dcml_tune.search.stage import StageRunner
 from dcml_tune.tracking import Tracker, environment_tags
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.utils import tracebacks
+from dcml_tune.utils.locks import LockLostError
 from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.signals import SearchStopped, signal_handled, signals_wait
 from trainables import DivideAndConquer
@@ -61,7 +62,7 @@ class SearchRunner:
         if dashboard:
             print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)", flush=True)
         self.record = plan.begin()
-        self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri)
+        self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri, check=self.record.check_held)
         tags = environment_tags(plan.identity.compared, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
         tags |= {"dcml.protocol": plan.base.protocol, **plan.shares.tags()}
         tags |= {"dcml.deterministic": "yes"} if plan.config.deterministic else {}
@@ -69,11 +70,16 @@ class SearchRunner:
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=tags)
         try:
             return self._run_stages()
+        except LockLostError as lost:
+            signal_handled()  # nothing is recorded: what this process knows, the other one knows, too
+            raise SearchRunningError(str(lost)) from None
         except SearchStopped as stop:
             return self._interrupt(str(stop))
         except BaseException as error:
             self._interrupt(tracebacks.one_line(error))
             raise
+        finally:
+            self.record.release()
 
     def _run_stages(self) -> int:
         """Run the stages and record the outcome before Ray is shut down; returns the exit code."""
@@ -115,6 +121,7 @@ class SearchRunner:
     def _finish(self, outcome: Outcome) -> None:
         """Record the outcome on disk and in MLflow, write the report, and print both."""
         plan, confirmation = self.plan, outcome.confirmation
+        self.record.check_held()
         found = record_verdict(plan, self.record, self.tracker, outcome)
         self.tracker.end(plan.name, "FINISHED" if confirmation is not None else "FAILED", reason=outcome.reason)
         self.record.update(status=outcome.status, reason=outcome.reason)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import ARTIFACTS, sqlite_file
 from dcml_tune.tracking.mlflow_api import KEY, Record, client_of, deleted_experiment, short
 from dcml_tune.tracking.moved import repoint
+from dcml_tune.utils.locks import SharedLock
 from dcml_tune.utils.redaction import redact
 
 
@@ -105,7 +104,7 @@ def open_store(connection: Connection, database: Path) -> None:
     """
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{database}.lock"):
+        with SharedLock(Path(f"{database}.lock")):
             connection.connect()
     except SettingError:
         raise

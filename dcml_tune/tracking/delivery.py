@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from dcml_tune.tracking.connection import Connection
 from dcml_tune.tracking.file_sender import FileSender
 from dcml_tune.tracking.lines import Line, read_lines, read_mark, write_mark
 from dcml_tune.tracking.mlflow_api import Record, is_away, is_refusal, short
 from dcml_tune.tracking.run_sender import RunSender
 from dcml_tune.utils.files import write_atomic
+from dcml_tune.utils.locks import HeldError, SharedLock
 from dcml_tune.utils.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Delivery:
         self.directory, self.connection = directory, connection
         self.failed_at = -math.inf
         self._spool = directory / "spool.jsonl"
-        self._lock = FileLock(directory / "delivery.lock")
+        self._lock = SharedLock(directory / "delivery.lock")
         self._is_away = False
         self._tries: dict[int, int] = {}
         self._rejected: set[tuple[str, str]] = set()
@@ -75,9 +74,12 @@ class Delivery:
             Whether everything was delivered.
         """
         try:
-            with self._lock.acquire(timeout=0):
+            self._lock.acquire()
+            try:
                 self._deliver()
-        except Timeout:
+            finally:
+                self._lock.release()
+        except HeldError:
             return False  # another process delivers this spool
         except Exception as error:
             self._note_failure(error)

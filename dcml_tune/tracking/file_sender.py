@@ -19,7 +19,7 @@ from dcml_tune.tracking.mlflow_api import (
     chunks,
     short,
 )
-from dcml_tune.tracking.outbox import link_or_copy
+from dcml_tune.utils.files import link_or_copy
 
 log = logging.getLogger(__name__)
 

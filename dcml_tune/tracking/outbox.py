@@ -182,12 +182,3 @@ def _is_cut_off(path: Path) -> bool:
             return False
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Create a hard link, or a copy if the file system has no hard links."""
-    Path(target).unlink(missing_ok=True)  # left by an earlier attempt: copying onto a hard link would change its source
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)

@@ -37,10 +37,11 @@ from dcml_tune.tracking.mlflow_api import (
     safe_key,
     short,
 )
-from dcml_tune.tracking.outbox import Outbox, link_or_copy
+from dcml_tune.tracking.outbox import Outbox
 from dcml_tune.tracking.provenance import user_name
 from dcml_tune.tracking.uris import absolute_uri, compare_url
 from dcml_tune.utils import tracebacks
+from dcml_tune.utils.files import link_or_copy
 from dcml_tune.utils.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,8 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
 class Tracker:
     """Records runs, metrics and models; a background thread delivers them to MLflow.
 
-    The caller chooses the key of a run, such as search name and trial id. The methods that record never raise and never
-    wait for MLflow.
+    The caller chooses the key of a run, such as search name and trial id. The methods that record never raise, unless
+    another process records to the spool (`check`), and never wait for MLflow.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Tracker:
         *,
         directory: Path,
         artifact_root: Path | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the spool and start the delivery.
 
@@ -88,6 +90,7 @@ class Tracker:
                 again.
             artifact_root: directory in which a new experiment of an SQLite store keeps its files; `mlartifacts` beside
                 the database by default. A server chooses its own location.
+            check: called before each record; raises if another process records to this spool now.
 
         Raises:
             SettingError: if MLflow does not support the kind of address, or the database cannot be opened.
@@ -99,18 +102,26 @@ class Tracker:
         self._delivery.write_target()
         if (file := sqlite_file(uri)) is not None:
             open_store(self._connection, file)
-        self._cannot_keep = False
+        self._cannot_keep, self._check = False, check
         self._thread = DeliveryThread(self._delivery)
 
     @classmethod
-    def open(cls, output: Path, name: str, *, experiment: str = "dcml_tune", uri: str | None = None) -> Tracker:
+    def open(
+        cls,
+        output: Path,
+        name: str,
+        *,
+        experiment: str = "dcml_tune",
+        uri: str | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Tracker:
         """The tracker of the search or run `name`, with its spool and files below the output directory.
 
-        The store is the SQLite database `output/mlflow.db`, unless `uri` names another.
+        The store is the SQLite database `output/mlflow.db`, unless `uri` names another; `check` as in the constructor.
         """
         output = output.resolve()
         store = uri or mlflow_address(output)
-        return cls(store, experiment, directory=output / name / SPOOL, artifact_root=output / ARTIFACTS)
+        return cls(store, experiment, directory=output / name / SPOOL, artifact_root=output / ARTIFACTS, check=check)
 
     @_guarded
     def start(
@@ -272,6 +283,7 @@ class Tracker:
         return compare_url(base, self.experiment_id, ids) if ids and self.experiment_id else None
 
     def _record(self, kind: str, key: str, *, time: int | None = None, **fields: Any) -> None:
+        self._check()
         self._outbox.append({"kind": kind, "key": safe_key(key), "time": now_ms() if time is None else time, **fields})
         self._thread.wake()
 

@@ -8,7 +8,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import Field
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from dcml_tune.training.embedding import embed
 from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.trial_data import Indices, TrialData
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
+from dcml_tune.utils.locks import SharedLock
 from dcml_tune.utils.stored import Finite, Stored
 
 
@@ -101,7 +101,7 @@ class Evaluator:
             is_untrained: the model has the weights that it started from; it must, where nothing is cached.
         """
         path = self.data.stores.make_common() / f"untrained-{self._untrained_key()}.json"
-        with FileLock(f"{path}.lock"):
+        with SharedLock(Path(f"{path}.lock")):
             try:
                 return cast("dict[str, float]", read_checksummed(path, _Measures))
             except CorruptFileError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from dcml_tune.data.image_list import fingerprint
@@ -16,6 +15,7 @@ from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.training.embedding import penultimate_features
 from dcml_tune.training.trial_data import TrialData
 from dcml_tune.utils import checkpoint
+from dcml_tune.utils.locks import SharedLock
 
 _CHUNK = 4096
 """Images whose features are converted to float64 at once."""
@@ -33,7 +33,7 @@ def initialise_by_pca(model: MaskedEmbedder, data: TrialData) -> None:
         data: images of the trial.
     """
     name, stores = f"pca-{_key(model, data)}", data.stores.make_common()
-    with FileLock(stores / f"{name}.lock"):
+    with SharedLock(stores / f"{name}.lock"):
         try:
             found = checkpoint.read(stores, name)[0]
         except checkpoint.CheckpointError:

@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from dcml_tune import data
 from dcml_tune.config.prefix import SHORT, acting_settings, training_settings
@@ -38,6 +37,7 @@ from dcml_tune.training.state import TrainerState
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
+from dcml_tune.utils.locks import SharedLock
 
 T = TypeVar("T")
 
@@ -69,6 +69,7 @@ class PrefixStore:
         directory.mkdir(exist_ok=True)
         self.directory, self.trainer = directory, trainer
         self._facts = _facts(trainer)
+        self._locks: dict[int, SharedLock] = {}
 
     def key(self, epochs: int) -> str:
         """Return the name of the trial's state after a number of epochs."""
@@ -83,9 +84,9 @@ class PrefixStore:
         """Return whether the state after a number of epochs is there."""
         return saving.has_state(self.directory / self.key(epochs))
 
-    def lock(self, epochs: int) -> FileLock:
+    def lock(self, epochs: int) -> SharedLock:
         """Return the lock of the trial that computes a state. That of a process that has ended is free."""
-        return FileLock(self.directory / f"{self.key(epochs)}.lock", thread_local=False)
+        return self._locks.setdefault(epochs, SharedLock(self.directory / f"{self.key(epochs)}.lock"))
 
     def show_progress(self, epochs: int) -> None:
         """Tell the trials that wait for a state that the trial which computes it makes progress."""

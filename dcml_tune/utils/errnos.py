@@ -21,3 +21,6 @@ DELAYS_DELIVERY = DISK_FULL | {errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOME
 
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 """The system or the file system does not implement the call."""
+
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+"""The file system has no locks by `flock`."""

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     A reader sees the old content or the new one, also after a power failure.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # processes of two machines may have the same number
     try:
         with fresh.open("wb") as file:
             file.write(data)
@@ -80,6 +81,15 @@ def _read(path: Path) -> bytes:
     if (size := path.stat().st_size) > _LARGEST:
         raise ValueError(f"has {size:,} bytes, more than {_LARGEST:,}")
     return path.read_bytes()
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Create a hard link, or a copy if the file system has no hard links."""
+    Path(target).unlink(missing_ok=True)  # left by an earlier attempt: copying onto a hard link would change its source
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def size_of(directory: Path) -> int:

@@ -15,14 +15,16 @@ import resource
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from dcml_tune.cli.parser import run_command
-from dcml_tune.runs import study_file
+from dcml_tune.runs import record, study_file
 from dcml_tune.search.__main__ import main
 from dcml_tune.utils.files import read_checksummed, write_checksummed
+from dcml_tune.utils.locks import SharedLock
 from trainables import DivideAndConquer, node_check
 from trainables.node_check import NodeFaultError
 from trainables.searcher import OptunaSearcher
@@ -183,6 +185,9 @@ def examine_pretended_node(needs, gpus):
 if __name__ == "__main__":
     sys.argv[1:2] = []
     node_check.examine = examine_pretended_node
+    if os.environ.get("DCML_TEST_LEASE"):
+        lease_s = float(os.environ["DCML_TEST_LEASE"])
+        record.SharedLock = partial(SharedLock, lease_s=lease_s, heartbeat_s=lease_s / 6)
     if os.environ.get("DCML_TEST_BUG"):
         OptunaSearcher.on_trial_complete = has_a_bug
     run_command(lambda argv: main(argv, Faulty))

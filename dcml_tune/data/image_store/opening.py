@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.image_list import ImageList, Indices, why
@@ -27,6 +26,7 @@ from dcml_tune.data.image_store.wanted import Wanted, identity_of
 from dcml_tune.runs.stores import Stores
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import readable_size, write_checksummed
+from dcml_tune.utils.locks import HeldError, SharedLock
 
 logger = logging.getLogger(__name__)
 
@@ -184,9 +184,9 @@ def _alone(final: Path) -> AbstractContextManager[Any]:
     """Hold the lock of building a store during the block; waiting for another process is logged."""
     if not os.access(final.parent, os.W_OK | os.X_OK, effective_ids=True):
         return nullcontext()  # no process can build here, and reading needs no lock
-    lock = FileLock(f"{final}.lock")
+    lock = SharedLock(Path(f"{final}.lock"))
     try:
-        return lock.acquire(blocking=False)
-    except Timeout:
+        lock.acquire()
+    except HeldError:
         logger.info("%s: waiting for the process that builds this image store", final)
-        return lock.acquire()
+    return lock  # the block waits for it
