@@ -59,6 +59,8 @@ class Run:
     directory: str | None = None
     """Absolute path of the directory where the trial saves its state after each epoch, and from which it continues;
     None: it saves no state."""
+    attempt: int = 0
+    """Number of this start of the trial, which the driver gives (`dcml_tune.runs.attempts`); 0: the process takes the next."""
     images: str | None = None
     """Fingerprint of the content of the images that the search began with; None: they are not compared."""
     on_cluster: bool = False
@@ -131,6 +133,13 @@ def unpack(config: Mapping[str, Any]) -> tuple[dict[str, Any], Run]:
     run = dict(settings.pop(_RUN, {}))
     lists = {name: tuple(run.get(name, ())) for name in ("varied", "shares")}
     return settings, Run(**{**run, **lists})
+
+
+def with_attempt(config: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return a packed dictionary with the number of this start of the trial."""
+    if _WHOLE in config:
+        return {**config, _WHOLE: with_attempt(config[_WHOLE], number)}
+    return {**config, _RUN: {**config[_RUN], "attempt": number}}
 
 
 def run_of(config: Mapping[str, Any]) -> Run:

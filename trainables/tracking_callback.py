@@ -15,6 +15,7 @@ from ray.tune import Callback
 
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import best_model
+from dcml_tune.runs.attempts import files_of, settle
 from dcml_tune.runs.study import first_best
 from dcml_tune.tracking import Tracker
 from dcml_tune.training import divisions
@@ -229,7 +230,7 @@ class Progress(Callback):
         values = {n: v for n, v in result.items() if n.startswith(_MEASURES) and isinstance(v, int | float)}
         self.tracker.metrics(key, int(result["epoch"]), values, when)
         if DIVISION in result and run.directory is not None:
-            for file in divisions.files(Path(run.directory), result[DIVISION]):
+            for file in divisions.files(files_of(Path(run.directory)), result[DIVISION]):
                 self.tracker.artifact(key, file, "divisions")
         self._take_epoch(self.rows[run.key], result)
         self.live.show_epoch(run.key, result)
@@ -302,6 +303,7 @@ class Progress(Callback):
 
     def _keep_model(self, name: str, row: TrialRow, directory: Path, result: dict[str, Any]) -> None:
         """Log the best model of an ended trial, and remove the state that only a resume needs."""
+        settle(directory)
         remove_state(directory)
         best = best_model(directory)
         if best is None or row.state == "failed":

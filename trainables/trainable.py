@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class DivideAndConquer(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Build the trainer, and continue from the saved state. Only here the untyped dictionary becomes a TrialConfig."""
         settings, self.run = unpack(config)
-        self.directory = None if self.run.directory is None else Path(self.run.directory)
+        self.directory: Path | None = None
         self._again: deque[dict[str, Any]] = deque()
         self._sharing: Sharing | None = None
         self._joins = False
@@ -69,8 +70,8 @@ class DivideAndConquer(tune.Trainable):
             set_threads(max(1, self.run.threads // self.run.ranks))
         if self.run.device != "cpu":
             cap_gpu_memory(self.run.gpu_fraction, settings.get("backend", "auto"))
-        if self.directory is not None:
-            self._take(self.directory)
+        if self.run.directory is not None:
+            self._take(Path(self.run.directory))
         self._guarded(lambda: self._begin(TrialConfig(**settings)))
         if self._refused is not None and self.run.on_cluster:
             self._blame_node(settings)
@@ -102,6 +103,8 @@ class DivideAndConquer(tune.Trainable):
             result = self._guarded(self._untrained if self.run.role == "untrained" else self._epoch)
             return self._failed(self._refused) if self._refused is not None or result is None else self._save(result)
         except OSError as error:
+            if self.directory is not None:
+                self._ownership.is_over()  # its files may be gone because it was replaced: then this process ends here
             if error.errno not in CANNOT_WRITE:
                 raise
             reason = f"{error.filename or self.directory} cannot be written ({error.strerror}); free some space there"
@@ -197,7 +200,7 @@ class DivideAndConquer(tune.Trainable):
         result = {**result, "time_ms": int(time.time() * 1000)}
         if self._note is not None:
             result[NOTE], self._note = self._note, None
-        if self.directory is None:
+        if self.directory is None or self._ownership.is_over():
             return result
         if self.trainer.division is not None:
             result[DIVISION] = self.trainer.division.name
@@ -238,13 +241,14 @@ class DivideAndConquer(tune.Trainable):
         return {self.run.metric: 0.0, f"{self.run.metric}_best": 0.0}
 
     def _take(self, directory: Path) -> None:
-        """Become the only process that writes to the trial's directory."""
+        """Become the only process whose files of this trial count; they have a directory of their own."""
         if not directory.parent.is_dir():
             raise NodeFaultError(
                 f"{directory.parent} does not exist there; --output-dir must be on storage that all nodes share"
             )
-        directory.mkdir(exist_ok=True)
-        self._lock = take(directory)
+        self._ownership = take(directory, self.run.attempt)
+        self.directory = self._ownership.files
+        self.run = replace(self.run, directory=str(self.directory))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the state of the trainer and its best model so far, for users of Ray's own checkpoints."""
@@ -262,8 +266,8 @@ class DivideAndConquer(tune.Trainable):
             self.trainer.close()
         if self._sharing is not None:
             self._sharing.close()
-        if hasattr(self, "_lock"):
-            self._lock.release()
+        if hasattr(self, "_ownership"):
+            self._ownership.release()
 
     def __repr__(self) -> str:
         """Text of the actor in the Ray dashboard: data set and searched settings."""

@@ -21,6 +21,7 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.backbones import Backbone, build
 from dcml_tune.models.fitting import refuse_unfit
 from dcml_tune.models.pooling import pooling
+from dcml_tune.runs.attempts import files_of
 from dcml_tune.utils import checkpoint
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.precision import fast_products
@@ -234,9 +235,10 @@ def _config_of(settings: dict[str, Any], directory: Path) -> TrialConfig:
 
 
 def best_model(trial: Path) -> Path | None:
-    """The directory of the best model in a trial's directory; None if there is none."""
-    found = checkpoint.numbers(trial, BEST)
-    return trial / checkpoint.numbered(BEST, found[0]) if found else None
+    """The directory of the best model in a trial's directory; None if there is none that was written to its end."""
+    trial = files_of(trial)
+    places = [trial / checkpoint.numbered(BEST, number) for number in checkpoint.numbers(trial, BEST)]
+    return next((place for place in places if (place / "model.json").exists()), None)
 
 
 def _initialise(layer: nn.Linear, config: TrialConfig) -> None:

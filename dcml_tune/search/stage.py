@@ -108,6 +108,7 @@ class StageRunner:
                 directory=plan.directory / "ray" / name,
                 callbacks=[self._guard, progress],
                 nodes=plan.cluster,
+                check=plan.check_held,
                 **tuning,
             )
             then()

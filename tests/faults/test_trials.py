@@ -99,7 +99,7 @@ def test_a_torn_checkpoint_costs_its_trial_alone(scene):
     scene.wait_for_hang("001", process)
     process.terminate()
     assert process.wait(60) == 3
-    (weights,) = (scene.output / "s" / "trials" / "000").glob("trainer-*.safetensors")
+    (weights,) = (scene.output / "s" / "trials" / "000").glob("attempt-*/trainer-*.safetensors")
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
