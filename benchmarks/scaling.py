@@ -103,14 +103,14 @@ def driver(count: int, place: Path) -> Values:
 
 
 def actor(count: int, place: Path) -> Values:
-    from tracking import fit
+    from tracking import run_trials
 
     from trainables.cluster import connect, disconnect
 
     connect(None)
     try:
-        fit(1, 1, 4, place / "first", [])
-        found = timed(lambda: fit(count, 1, 4, place / "all", []))
+        run_trials(1, 1, 4, place / "first", [])
+        found = timed(lambda: run_trials(count, 1, 4, place / "all", []))
     finally:
         disconnect()
     return {**found, "s a trial": found["s"] / count}
