@@ -1,6 +1,7 @@
 """A search whose output directory has no locks, on two machines of which one dies or is suspended."""
 
 import signal
+import time
 
 import pytest
 from file_systems import on
@@ -54,12 +55,18 @@ def test_a_driver_that_was_suspended_writes_nothing_when_it_goes_on(cheap, machi
     cheap.faults({"trial": "001", "epoch": 2, "kind": "hang"})
     process = cheap.start(*WORDS)
     cheap.wait_for_hang("001", process)
+    cheap.wait_for("trial 002 epoch 4", process)
+    while cheap.runs()["s/002"].info.status != "FINISHED":  # a process that is suspended later holds SQLite's lock
+        time.sleep(0.2)
+    time.sleep(1)
     process.send_signal(signal.SIGSTOP)
-    machine("node-b", "silent")
-    status, said = cheap.resume()
-    assert status == 0, said
-    before = everything(cheap)
-    process.send_signal(signal.SIGCONT)
+    try:
+        machine("node-b", "silent")
+        status, said = cheap.resume()
+        assert status == 0, said
+        before = everything(cheap)
+    finally:
+        process.send_signal(signal.SIGCONT)
     assert process.wait(120) == 4
     said = process.log.read_text()
     assert "this process stops and writes nothing more" in said
