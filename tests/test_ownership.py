@@ -21,8 +21,8 @@ from dcml_tune.utils.files import write_atomic
 from trainables.trial_lock import take
 owner = take(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
 for number in itertools.count():
-    owner.files.mkdir(exist_ok=True)  # as the writing of a checkpoint does
     with contextlib.suppress(FileNotFoundError):
+        owner.files.mkdir(exist_ok=True)  # as the writing of a checkpoint does
         write_atomic(owner.files / "state", f"old {number}".encode())
     if number == 0:
         print("taken", flush=True)
@@ -98,6 +98,14 @@ def test_a_process_that_was_suspended_changes_nothing(trial, monkeypatch, kind):
     third = take(trial)
     assert (third.files / "state").read_text() == "new"
     third.release()
+
+
+def test_a_process_ends_if_its_directory_is_moved(trial):
+    """The driver was killed, and its user has moved the output directory before the trial's process has ended."""
+    old = start(trial)
+    trial.rename(trial.parent / "moved")
+    assert old.wait(5) == 75
+    assert not trial.exists()
 
 
 def test_a_start_that_comes_late_ends_before_it_takes_anything(trial):

@@ -67,15 +67,28 @@ class Ownership:
             self._end_if_replaced()
 
     def _end_if_replaced(self) -> Attempts | None:
-        """End this process at once if the trial was started again; return the attempts of the trial, if they are known."""
+        """End this process at once if the trial was started again, or its directory is gone; return its attempts, if known."""
         try:
             known = read_attempts(self._directory)
         except (OSError, CorruptFileError):  # a file server that does not answer says nothing about the trial
+            if _is_gone(self._directory) and not self._released.is_set():
+                log.error("%s: was moved or removed; attempt %d ends", self._directory, self._number)
+                os._exit(_LOST)
             return None
         if known.number > self._number and not self._released.is_set():
             log.error("%s: was started again; attempt %d ends", self._directory, self._number)
             os._exit(_LOST)
         return known
+
+
+def _is_gone(directory: Path) -> bool:
+    try:
+        directory.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def take(directory: Path, number: int = 0) -> Ownership:
