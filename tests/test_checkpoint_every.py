@@ -3,6 +3,7 @@
 import pytest
 
 from dcml_tune.models.embedder import best_model
+from dcml_tune.runs.attempts import files_of
 from dcml_tune.search import __main__ as search
 from dcml_tune.search.flags import read_command_line
 from dcml_tune.search.plan import given_plan
@@ -32,8 +33,8 @@ def measures(result):
 
 
 def left(directory, stem):
-    """Epochs of the states or models in a directory."""
-    return sorted({int(path.name.split(".")[0].rpartition("-")[2]) for path in directory.glob(f"{stem}-*")})
+    """Epochs of the states or models in the directory of a trial."""
+    return sorted({int(path.name.split(".")[0].rpartition("-")[2]) for path in files_of(directory).glob(f"{stem}-*")})
 
 
 @pytest.mark.parametrize(

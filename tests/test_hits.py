@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcml_tune.metrics.retrieval import retrieve
+from dcml_tune.runs.attempts import settle
 from dcml_tune.runs.hits import HITS_FILE, QueryHits
 from dcml_tune.runs.results import read_result
 from dcml_tune.utils.files import CorruptFileError, read_checksummed
@@ -103,6 +104,7 @@ def test_a_compared_run_keeps_its_hits(folder, tmp_path, role, metric, val_share
     trial = DivideAndConquer(config)
     result = trial.train()
     trial.stop()
+    settle(directory)
     assert result["done"]
     hits = QueryHits.read(directory / HITS_FILE)
     assert hits.hits.mean() == pytest.approx(read_result(directory / "result.json")[metric])
@@ -113,4 +115,5 @@ def test_a_compared_run_keeps_its_hits(folder, tmp_path, role, metric, val_share
         again = DivideAndConquer(config)
         again.train()
         again.stop()
+        settle(directory)
         assert read_checksummed(directory / "result.json") == written

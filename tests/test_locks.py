@@ -256,3 +256,30 @@ def test_no_other_module_locks_files():
         if re.search(r"^(from|import) (filelock|fcntl)", file.read_text(), re.M)
     )
     assert found == ["dcml_tune/utils/locks.py", "trainables/trial_lock.py"]
+
+
+@pytest.mark.parametrize("flock", ["works", "refused"])
+def test_a_full_disk_has_room_for_flock_alone(tmp_path, monkeypatch, flock):
+    """A holder goes on without a lease, and has one the next time; where flock is refused, it is refused, too."""
+    replace_flock(monkeypatch, flock if flock == "works" else WITHOUT[0])
+    lock, other = SharedLock(tmp_path / "lock", **LEASE), SharedLock(tmp_path / "lock", **LEASE)
+
+    def no_room(*args, **how):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(lock._lease, "acquire", no_room)
+        if flock == "refused":
+            with pytest.raises(OSError, match="No space left"):
+                lock.acquire()
+            return
+        lock.acquire()
+        lock.check()
+        with pytest.raises(HeldError):
+            other.acquire()
+        lock.release()
+    lock.acquire()
+    assert (tmp_path / "lock.lease").exists()
+    lock.release()
+    other.acquire()
+    other.release()

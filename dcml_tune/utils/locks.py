@@ -4,7 +4,7 @@
 saying so. So the holder of a SharedLock also has a lease: a file that names the holder, and that one of its threads touches
 every few seconds. Another process takes the lease if it sees, by its own clock, no change of the file for a minute, or if the
 holder was a process of the same machine that has ended. A holder that was suspended for so long has lost the lock when it
-goes on; `check` tells it.
+goes on; `check` tells it. On a full disk, which has no room for a lease, `flock` alone counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
-from dcml_tune.utils.errnos import NO_LOCKS
+from dcml_tune.utils.errnos import DISK_FULL, NO_LOCKS
 from dcml_tune.utils.signals import SearchStopped
 
 HEARTBEAT_S = 10.0
@@ -28,6 +28,7 @@ LEASE_S = 60.0
 
 _LOOK_S, _POLL_S = 0.5, 0.05
 _SUFFIX = ".lease"
+_NO_LEASE = "no lease"  # token of a holder on a full disk, which has no room for one
 
 
 class HeldError(Exception):
@@ -89,10 +90,13 @@ class SharedLock:
                 raise
         try:
             self._take_lease(on_wait)
-        except BaseException:
-            self._flock.release()
-            raise
-        self._token = self._lease.token
+            self._token = self._lease.token
+        except BaseException as error:
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
+            if not (full and self._flock.is_locked):
+                self._flock.release()
+                raise
+            self._token = _NO_LEASE
         # A lease that is left, also at the end of the process, costs the next process on another machine a minute.
         self._at_end = weakref.finalize(self, _release, self._lease, self._flock)
 
@@ -143,7 +147,7 @@ class SharedLock:
         Raises:
             LockLostError: if another process has taken it.
         """
-        if self._token is None:
+        if self._token in (None, _NO_LEASE):
             return
         if self._is_taken():
             time.sleep(_LOOK_S)  # a process that looks whether this one lives may move the file for a moment
