@@ -13,7 +13,9 @@ third held out, and on all training classes, as in the final stage of a search. 
 of these: the mean over the seeds of the test measures after the last epoch. objective_table.py computes the tables.
 
 Each finished training is stored as a line of a file, so a benchmark that was stopped continues where it stopped.
-`--table` prints the tables of the stored trainings.
+`--table` prints the tables of the stored trainings. benchmarks/results/objective has the trainings so far of
+
+    python benchmarks/objective.py --settings 24 --epochs 4 --quick --output benchmarks/results/objective
 """
 
 from __future__ import annotations
