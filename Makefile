@@ -42,8 +42,8 @@ test-cluster: $(READY)
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py $(ARGS)
 
-# About an hour on 2 cores. benchmarks/gpu.py needs a GPU; division, objective, pruning and search train for hours; samplers reads
-# the table of objective.
+# About an hour on 2 cores. benchmarks/gpu.py needs a GPU and cluster PostgreSQL; division, objective, pruning and search train for
+# hours; samplers reads the table of objective.
 bench: $(READY)
 	for part in losses images clustering evaluation epoch start overhead tracking memory scaling night; do \
 		$(BIN)/python benchmarks/$$part.py || exit 1; \

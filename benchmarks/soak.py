@@ -41,18 +41,17 @@ from urllib.request import urlopen
 import mlflow
 import numpy as np
 import optuna
+from cheap import UNTRAINED, CheapTrainer
 from PIL import Image
 
 from dcml_tune.cli.parser import run_command
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.models.embedder import BEST
 from dcml_tune.search.__main__ import main as search_main
-from dcml_tune.utils import checkpoint
-from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
+from dcml_tune.utils.files import CorruptFileError, read_checksummed
 from trainables import DivideAndConquer
 from trainables.tuner import RETRIES
 
-NAME, METRIC, UNTRAINED = "soak", "val/recall_at_1", 0.1
+NAME, METRIC = "soak", "val/recall_at_1"
 EPOCHS, EPOCH_S = 4, 0.1
 
 SETTINGS = [
@@ -129,60 +128,6 @@ def started(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
-class CheapTrainer:
-    """Has what DivideAndConquer asks of a trainer, and learns nothing: its value follows from settings and epoch."""
-
-    def __init__(self, config: TrialConfig, metric: str, note: Callable[..., None]) -> None:
-        """Begin a trial; what happens is told to `note`."""
-        self.config, self.metric, self.note, self.epoch = config, metric, note, 0
-        self.loader, self.compares, self.division = self, True, None
-        note("setup", 0)
-
-    def close(self) -> None:
-        """There is no loader to close."""
-
-    def untrained(self) -> dict[str, float]:
-        """The measures before training."""
-        return {self.metric: UNTRAINED}
-
-    def run_epoch(self) -> dict[str, float]:
-        """Let some time pass."""
-        self.note("begun", self.epoch + 1)
-        time.sleep(EPOCH_S)
-        self.epoch += 1
-        curve = [self._value(epoch) for epoch in range(1, self.epoch + 1)]
-        best = max(curve)
-        self.note("trained", self.epoch, curve[-1])
-        measures = {self.metric: curve[-1], f"{self.metric}_best": best, "train/loss": 1 / self.epoch}
-        return {**measures, "epoch_best": curve.index(best) + 1}
-
-    def _value(self, epoch: int) -> float:
-        """The value after an epoch; some settings are better earlier, and their best is not their last."""
-        far = abs(math.log10(self.config.masking_lambda) + 1)
-        return 0.3 - 0.03 * far + 0.05 * epoch - 0.012 * epoch**2 * (self.config.mask_lr_mult > 100)
-
-    @staticmethod
-    def is_saved(directory: Path) -> bool:
-        """Whether `save` has written."""
-        return (directory / "cheap.json").exists()
-
-    def save(self, directory: Path, **facts: Any) -> None:
-        """Write the epoch, and a best model."""
-        best = int(facts["result"]["epoch_best"])
-        place = directory / checkpoint.numbered(BEST, best)
-        place.mkdir(exist_ok=True)
-        write_checksummed(place / "model.json", {"epoch": best})
-        write_checksummed(directory / "cheap.json", {"epoch": self.epoch, **facts})
-        self.note("saved", self.epoch, facts["result"][self.metric])
-        checkpoint.keep_only(directory, BEST, best)
-
-    def load(self, directory: Path) -> dict[str, Any]:
-        """Go on from what was saved."""
-        facts = read_checksummed(directory / "cheap.json")
-        self.epoch = facts["epoch"]
-        return facts
-
-
 class CheapTrial(DivideAndConquer):
     """A trial that trains nothing, and keeps a diary."""
 
@@ -190,7 +135,7 @@ class CheapTrial(DivideAndConquer):
 
     def make_trainer(self, config: TrialConfig) -> Any:
         """A trainer that trains nothing."""
-        return CheapTrainer(config, self.run.metric, partial(self.diary.write, self.run.key))
+        return CheapTrainer(config, self.run.metric, partial(self.diary.write, self.run.key), epoch_s=EPOCH_S)
 
 
 def search(directory: Path) -> None:

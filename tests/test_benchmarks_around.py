@@ -1,3 +1,4 @@
+import argparse
 import importlib
 import json
 from pathlib import Path
@@ -188,3 +189,43 @@ def test_the_command_line_accepts_the_searches_that_are_compared(program):
         found = read_command_line(search.command(kind, 1, given))
         assert (found.config.confirm, found.config.epoch_budget) == (0, 64)
         assert (found.given()["force_full_embedding_epoch"], found.given()["sz_crop"]) == (5, 64)
+
+
+def driven(cluster, seconds, cpu):
+    """What a driver took whose results came one after the other."""
+    ends = [sum(seconds[: count + 1]) for count in range(len(seconds))]
+    return cluster.Driven(
+        ends=ends,
+        seconds=seconds,
+        cpu=cpu,
+        main=cpu / 2,
+        memory=100.0,
+        packages={"ray": 3.0, "optuna": 1.0},
+        database=2.0,
+    )
+
+
+def test_cluster_compares_two_drivers(program):
+    """A ratio for each value; the reports a second by the clock and by the CPU time; the shares of the packages."""
+    cluster = program("cluster")
+    one, two = driven(cluster, [0.01] * 40, 1.0), driven(cluster, [0.02] * 30 + [0.04] * 10, 4.0)
+    made = cluster.tables({"one": one, "two": two, "fast": two, "profile": two}, trials=10)
+    trials, reports, packages = made.values()
+    rows = {row[""].strip(): row for row in trials}
+    assert rows["driver's time for a result, median, ms"]["ratio"] == pytest.approx(2)
+    assert rows["last quarter of the results, median, ms"]["ratio"] == pytest.approx(4)
+    assert rows["CPU time of the driver for a trial, s"]["ratio"] == pytest.approx(4)
+    values = {row[""]: row["value"] for row in reports}
+    assert values["results a second"] == pytest.approx(39 / 0.98)
+    assert values["results a second at most, by this CPU time on one core"] == pytest.approx(10)
+    assert [row["%"] for row in packages] == [75, 25]
+
+
+@pytest.mark.slow
+def test_cluster_measures_searches_on_two_nodes(program, tmp_path):
+    """With a real PostgreSQL; each result of each search is counted."""
+    cluster = program("cluster")
+    asked = argparse.Namespace(trials=2, epochs=4, reports=10, at_once=2, profile=True)
+    found = cluster.measured(asked, tmp_path)
+    assert {name: len(each.ends) for name, each in found.items()} == {"one": 8, "two": 8, "fast": 10, "profile": 10}
+    assert found["profile"].packages["ray"] > 0

@@ -1,0 +1,283 @@
+"""A search over two nodes with its study on PostgreSQL, against the same search on one machine with SQLite.
+
+    python benchmarks/cluster.py [--trials 1000] [--epochs 4] [--reports 4000] [--at-once 4] [--profile]
+
+All searches are those of `dcml_tune.search emoji` with a trainable that learns nothing, so that what is measured is what surrounds the
+training. The two nodes are processes of Ray on this machine, and the PostgreSQL server is one of its own. Each part runs in
+fresh processes, one after the other:
+
+    trials      short trials, one search on one machine with SQLite, one over two nodes with PostgreSQL: the wall time of a trial, and
+                the driver's time for a result (all that Ray Tune does with it, our callbacks and the study included)
+    reports     a few trials that report as fast as they can, over two nodes: the results a second that the driver takes, and the
+                CPU time of the driver for each. That all processes share the cores of this machine lowers the first
+    --profile   the functions in which the driver spends its time meanwhile, by package (cProfile, which slows it)
+
+Artifacts of MLflow are files of the output directory: there is no stand-in for S3 here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cheap import CheapTrainer
+from costs import grid, memory_mb
+
+ROOT = Path(__file__).parents[1]
+SEARCH = ["emoji", "--ratio-classes", "0.1", "--gpus-per-trial", "0", "--scheduler", "none", "--searcher", "optuna",
+          "--confirm", "0", "--final", "none", "--no-share", "--quiet", "--mod-epoch", "1", "--mod-epoch-freeze", "0",
+          "--force-full-embedding-epoch", "3"]  # fmt: skip
+_PACKAGES = ("dcml_tune", "trainables", "ray", "optuna", "sqlalchemy", "psycopg", "mlflow", "rich", "json")
+
+
+# -- the search, in a process of its own ---------------------------------------------------------------------
+
+
+def search(file: Path, argv: list[str], *, profiled: bool) -> int:
+    """Run a search of trials that learn nothing; writes what its driver took into a file."""
+    from ray.tune.execution.tune_controller import TuneController
+
+    from dcml_tune.search.__main__ import main as search_main
+    from trainables import DivideAndConquer
+
+    class Cheap(DivideAndConquer):
+        def make_trainer(self, config: Any) -> Any:
+            return CheapTrainer(config, self.run.metric)
+
+    results: list[tuple[float, float, float, float]] = []
+    process = TuneController._on_training_result
+
+    def timed(controller: Any, trial: Any, result: Any) -> None:
+        began = time.perf_counter()
+        process(controller, trial, result)
+        ended = time.perf_counter()
+        results.append((ended, ended - began, time.process_time(), time.thread_time()))
+
+    TuneController._on_training_result = timed
+    profile = cProfile.Profile()
+    status = profile.runcall(search_main, argv, Cheap) if profiled else search_main(argv, Cheap)
+    packages = by_package(profile) if profiled else {}
+    file.write_text(json.dumps({"results": results, "packages": packages, "memory": memory_mb("VmHWM")}))
+    return status
+
+
+def by_package(profile: cProfile.Profile) -> dict[str, float]:
+    """Seconds by the package whose functions took them; functions in C count to the package that called them."""
+    found: dict[str, float] = defaultdict(float)
+    stats: Any = pstats.Stats(profile)
+    for (file, _, name), (_, _, own, _, callers) in stats.stats.items():
+        if file != "~":
+            found[_package(file)] += own
+            continue
+        for (calling, _, _), facts in callers.items():
+            waits = any(word in name for word in ("sleep", "poll", "acquire", "select", "get_objects", "wait"))
+            found["waiting" if waits else _package(calling)] += facts[2]
+    return dict(sorted(found.items(), key=lambda each: -each[1]))
+
+
+def _package(file: str) -> str:
+    parts = Path(file).parts
+    return next((name for name in _PACKAGES if name in parts), "other")
+
+
+# -- what is measured ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driven:
+    """What the driver of a search took."""
+
+    ends: list[float]
+    """When each result was processed, in seconds."""
+    seconds: list[float]
+    """What processing each took."""
+    cpu: float
+    """CPU seconds of the process from the first result to the last."""
+    main: float
+    """Those of its main thread, in which Ray Tune runs."""
+    memory: float
+    """Most megabytes of the process."""
+    packages: dict[str, float]
+    database: float
+    """Megabytes of mlflow.db."""
+
+    @classmethod
+    def of(cls, facts: dict[str, Any], output: Path) -> Driven:
+        """Read what a search has written."""
+        ends, seconds, cpu, main = (list(each) for each in zip(*facts["results"], strict=True))
+        size = (output / "mlflow.db").stat().st_size / 1e6
+        return cls(ends=ends, seconds=seconds, cpu=cpu[-1] - cpu[0], main=main[-1] - main[0], memory=facts["memory"],
+                   packages=facts["packages"], database=size)  # fmt: skip
+
+    @property
+    def wall(self) -> float:
+        """Seconds from the first result to the last."""
+        return self.ends[-1] - self.ends[0]
+
+    def quarter(self, number: int) -> float:
+        """Median seconds of the results of a quarter of the search, 0 to 3."""
+        size = max(1, len(self.seconds) // 4)
+        return statistics.median(self.seconds[number * size : (number + 1) * size])
+
+    def percentile(self, share: float) -> float:
+        """Seconds that a share of the results needed at most."""
+        return sorted(self.seconds)[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
+
+
+def driven(place: Path, words: list[Any], *, profiled: bool = False, environment: dict[str, str]) -> Driven:
+    """Run a search in a fresh process.
+
+    Raises:
+        SystemExit: if it fails, with what it said.
+    """
+    place.mkdir()
+    command = [
+        sys.executable,
+        __file__,
+        "--profiled" if profiled else "--search",
+        place / "driver.json",
+        *SEARCH,
+        *words,
+    ]
+    command += ["--output-dir", place, "--name", "s"]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, env=environment, cwd=place
+    )
+    if done.returncode:
+        raise SystemExit(f"{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return Driven.of(json.loads((place / "driver.json").read_text()), place)
+
+
+@contextmanager
+def two_nodes(environment: dict[str, str], cpus: int) -> Iterator[str]:
+    """The address of a cluster of a head without CPUs and two nodes."""
+    command = [sys.executable, str(ROOT / "tests" / "cluster" / "cluster_process.py"), '{"num_cpus": 0, "num_gpus": 0}']
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True, env=environment, start_new_session=True)  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def answer() -> Any:
+        return json.loads(next(line for line in process.stdout or () if line.startswith(('"', "["))))
+
+    try:
+        address = answer()[0]
+        for _ in range(2):
+            process.stdin.write(json.dumps(["add", {"num_cpus": cpus, "num_gpus": 0}]) + "\n")
+            process.stdin.flush()
+            answer()
+        yield address
+    finally:
+        process.stdin.close()
+        process.wait(120)
+
+
+def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
+    """Run all searches."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from postgresql import Server
+
+    paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    clean |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    short = ["--num-samples", asked.trials, "--nb-epochs", asked.epochs, "--max-concurrent", asked.at_once]
+    each = max(asked.epochs, asked.reports // asked.at_once)
+    fast = [
+        "--num-samples",
+        asked.at_once,
+        "--nb-epochs",
+        each,
+        "--max-concurrent",
+        asked.at_once,
+        "--checkpoint-every",
+        each,
+    ]
+    server = Server()
+    environment = {**clean, "PGPASSWORD": server.PASSWORD}
+    open_ = {**environment, "RAY_AUTH_MODE": "disabled", "RAY_worker_register_timeout_seconds": "600"}
+    try:
+        found = {"one": driven(root / "one", short, environment=environment)}
+        with two_nodes(open_, max(1, asked.at_once // 2)) as address:
+            server.execute("CREATE DATABASE studies")
+            where = ["--ray-address", address, "--study-uri", server.address("studies", login="ann")]
+            found["two"] = driven(root / "two", [*short, *where], environment=environment)
+            found["fast"] = driven(root / "fast", [*fast, *where], environment=environment)
+            if asked.profile:
+                found["profile"] = driven(root / "profile", [*fast, *where], profiled=True, environment=environment)
+    finally:
+        server.close()
+    return found
+
+
+def tables(found: dict[str, Driven], trials: int) -> dict[str, list[dict[str, Any]]]:
+    """The tables, by title."""
+    one, two, fast = found["one"], found["two"], found["fast"]
+
+    def row(what: str, value: Any, *, ratio: bool = True) -> dict[str, Any]:
+        a, b = value(one), value(two)
+        return {"": what, "one machine, SQLite": a, "two nodes, PostgreSQL": b, "ratio": b / a if ratio else ""}
+
+    made = {
+        f"{trials} trials": [
+            row("wall time of a trial, s", lambda each: each.wall / trials),
+            row("driver's time for a result, median, ms", lambda each: 1e3 * statistics.median(each.seconds)),
+            row("driver's time for a result, 95th percentile, ms", lambda each: 1e3 * each.percentile(0.95)),
+            row("  first quarter of the results, median, ms", lambda each: 1e3 * each.quarter(0)),
+            row("  last quarter of the results, median, ms", lambda each: 1e3 * each.quarter(3)),
+            row("CPU time of the driver for a trial, s", lambda each: each.cpu / trials),
+            row("memory of the driver, MB", lambda each: each.memory),
+            row("mlflow.db, MB for 1,000 trials", lambda each: 1e3 * each.database / trials),
+        ],
+        f"{len(fast.ends):,} reports as fast as possible, two nodes, PostgreSQL": [
+            {"": name, "value": value}
+            for name, value in {
+                "results a second": (len(fast.ends) - 1) / fast.wall,
+                "driver's time for a result, median, ms": 1e3 * statistics.median(fast.seconds),
+                "driver's time for a result, 95th percentile, ms": 1e3 * fast.percentile(0.95),
+                "CPU time of the main thread for a result, ms": 1e3 * fast.main / len(fast.ends),
+                "CPU time of the driver for a result, ms": 1e3 * fast.cpu / len(fast.ends),
+                "results a second at most, by this CPU time on one core": len(fast.ends) / fast.cpu,
+            }.items()
+        ],
+    }
+    if "profile" in found:
+        packages, total = found["profile"].packages, sum(found["profile"].packages.values())
+        made["the driver's main thread, by package"] = [
+            {"package": name, "s": seconds, "%": 100 * seconds / total} for name, seconds in packages.items()
+        ]
+    return made
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--reports", type=int, default=4000)
+    parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--profile", action="store_true", help="run the reports again, with a profile")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        found = measured(asked, Path(root))
+    for title, rows in tables(found, asked.trials).items():
+        grid(title, rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] in (["--search"], ["--profiled"]):
+        raise SystemExit(search(Path(sys.argv[2]), sys.argv[3:], profiled=sys.argv[1] == "--profiled"))
+    main()
