@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,7 +22,7 @@ from measure import Row, ratio_line, show
 
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.models import depthwise, frozen_batchnorm
+from dcml_tune.models import depthwise
 from dcml_tune.models.backbones import build
 from dcml_tune.training.trainer import Trainer
 from search_spaces import load_space
@@ -94,7 +93,7 @@ def rewrites(repeats: int) -> list[Row]:
             ("folded", folded, False),
             ("both", folded, True),
         ):
-            with depthwise_by_torch() if not fast else nullcontext():
+            with nullcontext() if fast else patch.object(depthwise, "is_faster", return_value=False):
                 start = time.perf_counter()
                 backbone(images).square().mean().backward()
                 times[name].append(time.perf_counter() - start)
@@ -105,15 +104,6 @@ def rewrites(repeats: int) -> list[Row]:
         "both rewrites, 64 images": ("both", "plain"),
     }
     return [ratio_line(part, times[ours][1:], times[theirs][1:], goal="") for part, (ours, theirs) in pairs.items()]
-
-
-@contextmanager
-def depthwise_by_torch() -> Iterator[None]:
-    """Compute depthwise convolutions as PyTorch does."""
-    with ExitStack() as patches:
-        for module in (depthwise, frozen_batchnorm):
-            patches.enter_context(patch.object(module, "is_faster", return_value=False))
-        yield
 
 
 def main(argv: list[str] | None = None) -> list[Row]:

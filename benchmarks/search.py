@@ -48,7 +48,7 @@ def command(kind: str, seed: int, given: argparse.Namespace) -> list[str]:
     """The words of one search."""
     epochs = given.nb_epochs
     return [
-        given.data_set, "--name", f"{kind}-{seed}", "--seed", str(seed), *KINDS[kind],
+        given.data_set, "--start-or-resume", f"{kind}-{seed}", "--seed", str(seed), *KINDS[kind],
         "--nb-epochs", str(epochs), "--force-full-embedding-epoch", str(epochs - max(1, epochs // 6)),
         "--num-samples", str(given.epoch_budget), "--epoch-budget", str(given.epoch_budget),
         "--confirm", "0", "--controls", PUBLISHED, "--final-seeds", str(given.final_seeds), *given.flags,
@@ -61,8 +61,6 @@ def run(kind: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     file = output / f"{kind}-{seed}" / VERDICT
     if not file.exists():
         words = command(kind, seed, given)
-        place = words.index("--name")
-        words[place] = "--start-or-resume"
         with (output / f"{kind}-{seed}.log").open("a") as log:
             whole = [sys.executable, "-m", "dcml_tune.search", *words, "--quiet", "--output-dir", str(output)]
             subprocess.run(whole, stdout=log, stderr=log, check=True)

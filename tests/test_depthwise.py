@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcml_tune.models import depthwise, frozen_batchnorm
+from dcml_tune.models import depthwise
 from dcml_tune.models.backbones import build
 from dcml_tune.models.depthwise import depthwise_conv2d, is_faster
 
@@ -72,7 +72,6 @@ def test_a_network_computes_and_learns_the_same(frozen, monkeypatch):
 
     fast, found = trained()
     monkeypatch.setattr(depthwise, "is_faster", lambda *_: False)
-    monkeypatch.setattr(frozen_batchnorm, "is_faster", lambda *_: False)
     plain, right = trained()
     assert list(fast.state_dict()) == list(plain.state_dict())
     assert len(found) == len(right) > 50

@@ -1,8 +1,8 @@
 """Depthwise convolution whose weight gradient is fast on a CPU over small maps.
 
 oneDNN computes the weight gradient of a depthwise convolution slowly where the kernel is large for the map: 17 ms for
-64 x 672 x 4 x 4 and kernel 5, and 2 ms as below; 15 and 1 ms for 64 x 1152 x 2 x 2 (one thread, AVX-512; with AVX2 69 and 3,
-91 and 2). Its forward pass, the gradient of the input, and kernel 3 over maps of more than 2 x 2 are fast, and stay.
+64 x 672 x 4 x 4 and kernel 5, and 2 ms as below; 15 and 1 ms for 64 x 1152 x 2 x 2 (shortest of 30 calls, one thread, AVX-512,
+torch 2.14; limited to AVX2 69 and 3, 91 and 2). Its forward pass, the gradient of the input, and kernel 3 over maps of more than 2 x 2 are fast, and stay.
 
 The gradient of entry (i, j) of a channel's kernel is the sum over images of input[y, x] * gradient[p, q] for all pairs of
 pixels that this entry connects. So one matrix product for each channel gives the sums over images of all pairs, and a second
@@ -67,7 +67,7 @@ class _Depthwise(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         stride, padding = cast("tuple[int, int]", self.stride), cast("tuple[int, int]", self.padding)
-        return _convolve(input, self.weight, self.bias, stride, padding)
+        return convolve(input, self.weight, self.bias, stride, padding)
 
 
 class _SamePadded(nn.Conv2d):
@@ -78,12 +78,13 @@ class _SamePadded(nn.Conv2d):
 
         stride = cast("tuple[int, int]", self.stride)
         padded = pad_same(input, self.kernel_size, self.stride, self.dilation)
-        return _convolve(padded, self.weight, self.bias, stride, (0, 0))
+        return convolve(padded, self.weight, self.bias, stride, (0, 0))
 
 
-def _convolve(
+def convolve(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
+    """Convolve each channel with its own kernel in the way that trains faster; arguments as for `depthwise_conv2d`."""
     if is_faster(input, weight, stride):
         return depthwise_conv2d(input, weight, bias, stride, padding)
     return F.conv2d(input, weight, bias, stride, padding, 1, len(weight))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcml_tune.models.depthwise import depthwise_conv2d, is_depthwise, is_faster, pads_same
+from dcml_tune.models.depthwise import convolve, is_depthwise, pads_same
 
 
 def fold(network: nn.Module, example: Tensor) -> nn.Module:
@@ -120,6 +120,6 @@ class _FoldedConv(nn.Conv2d):
             from timm.layers import pad_same
 
             input, padding = pad_same(input, self.kernel_size, self.stride, self.dilation), (0, 0)
-        if is_depthwise(self) and is_faster(input, weight, stride):
-            return depthwise_conv2d(input, weight, bias, stride, padding)
+        if is_depthwise(self):
+            return convolve(input, weight, bias, stride, padding)
         return F.conv2d(input, weight, bias, stride, padding, self.dilation, self.groups)
