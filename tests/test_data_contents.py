@@ -5,10 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from changed_images import copied, list_of, moved, with_other_content
 from PIL import Image
 
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.data import Identity, ImageList, contents, load, open_or_build
+from dcml_tune.data import Identity, contents, load, open_or_build
 from dcml_tune.utils.files import read_checksummed, write_checksummed
 
 
@@ -19,7 +20,7 @@ def images(tmp_path):
     root.mkdir()
     for number in range(6):
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(root / f"{number}.png")
-    return of(root)
+    return list_of(root)
 
 
 @pytest.fixture
@@ -28,11 +29,6 @@ def reads(monkeypatch):
     found, real = [], contents._hash
     monkeypatch.setattr(contents, "_hash", lambda path: found.append(os.path.basename(path)) or real(path))
     return found
-
-
-def of(root):
-    names = sorted(path.name for path in root.glob("*.png"))
-    return ImageList(tuple(names), np.zeros(len(names), np.int64), root)
 
 
 def known(images, stores):
@@ -44,26 +40,9 @@ def touch(images):
     return images
 
 
-def renamed(images):
-    return of(images.root.rename(images.root.with_name("elsewhere")))
-
-
-def copied(images):
-    return of(shutil.copytree(images.root, images.root.with_name("copy"), copy_function=shutil.copyfile))
-
-
-def flipped(images):
-    """Another byte of the same file, which has the same size."""
-    path = images.root / images.paths[1]
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    return images
-
-
 def added(images):
     shutil.copy(images.root / images.paths[0], images.root / "6.png")
-    return of(images.root)
+    return list_of(images.root)
 
 
 def swapped(images):
@@ -79,9 +58,9 @@ def swapped(images):
     [
         (lambda images: images, True, 0),
         (touch, True, 1),
-        (renamed, True, 0),
+        (moved, True, 0),
         (copied, True, 6),
-        (flipped, False, 1),
+        (with_other_content, False, 1),
         (swapped, False, 2),
         (added, False, 7),
     ],
@@ -103,9 +82,9 @@ def test_a_store_is_used_again_for_images_that_were_moved_and_touched(images, tm
     """It is neither built nor decoded anew."""
     how = {"kind": "full", "sz_resize": 8, "sz_crop": 8}
     store = open_or_build(images, tmp_path / "stores", **how)
-    moved = touch(copied(renamed(images)))
+    now = touch(copied(moved(images)))
     told = []
-    again = open_or_build(moved, tmp_path / "stores", **how, progress=lambda *done: told.append(done))
+    again = open_or_build(now, tmp_path / "stores", **how, progress=lambda *done: told.append(done))
     assert (again.key, told) == (store.key, [])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from changed_images import copied, list_of, moved, with_other_content
 from PIL import Image
 
 from dcml_tune import evaluate, train
@@ -44,12 +45,7 @@ def images(tmp_path):
     for number in range(7):
         noise = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).save(root / f"{number}.bmp")
-    return of(root)
-
-
-def of(root):
-    names = sorted(path.name for path in root.glob("*.bmp"))
-    return ImageList(tuple(names), np.zeros(len(names), np.int64), root)
+    return list_of(root)
 
 
 @pytest.fixture
@@ -99,27 +95,10 @@ def touched(images):
     return images
 
 
-def copied_with_new_times(images):
-    return of(shutil.copytree(images.root, images.root.with_name("copy"), copy_function=shutil.copyfile))
-
-
-def moved(images):
-    return of(images.root.rename(images.root.with_name("elsewhere")))
-
-
-def other_content(images):
-    """One byte of the first file, whose size stays."""
-    path = images.root / images.paths[0]
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    return images
-
-
 def other_content_at_the_same_time(images):
     """As above, and the time of the file is set back."""
     stat = (images.root / images.paths[0]).stat()
-    other_content(images)
+    with_other_content(images)
     os.utime(images.root / images.paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
     return images
 
@@ -128,9 +107,9 @@ def other_content_at_the_same_time(images):
     ("change", "read", "same"),
     [
         (touched, 7, True),
-        (copied_with_new_times, 7, True),
+        (copied, 7, True),
         (moved, 0, True),
-        (other_content, 1, False),
+        (with_other_content, 1, False),
         (other_content_at_the_same_time, 0, True),  # docs/reliability.md: sizes and times decide what is read again
     ],
 )
