@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from autoscaled import Autoscaled
 from scene import Scene
 
 HERE = Path(__file__).parent
@@ -122,3 +123,16 @@ def cluster(head, scene):
     yield head
     scene.close()
     head.remove_all()
+
+
+@pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
+def autoscaled(request, scene):
+    """A cluster with an autoscaler of each version, which brings at most two nodes of one CPU."""
+    directory = Path(tempfile.mkdtemp(prefix="dcml-", dir="/tmp"))  # paths of sockets must be short
+    made = Autoscaled(
+        {**scene.environment, **PATIENCE, "RAY_AUTH_MODE": "disabled"}, directory, most=2, version=request.param
+    )
+    yield made
+    scene.close()
+    made.close()
+    shutil.rmtree(directory, ignore_errors=True)

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from itertools import pairwise
 
 import pytest
 
@@ -56,6 +57,20 @@ def test_an_empty_cluster_is_waited_for(scene, cluster):
         rf"node \S+ \({bad[:6]}\) is left out: Python finds no dcml_tune there; install dcml_tune there", said
     )
     assert f"({late[:6]}) can be used now" in said
+
+
+def test_an_autoscaler_brings_nodes(scene, autoscaled):
+    """To an empty cluster: the first for a request that waits, a second because more trials are sampled than fit."""
+    scene.environment["DCML_TEST_PAUSE"] = "2"
+    status, said = scene.search("--num-samples", 8, *TRIALS, autoscaled.address, "--gpus-per-trial", 0)
+    assert status == 0, said
+    assert "no node of the cluster can hold a trial, which needs 1 CPU" in said
+    scene.assert_sound(8)
+    spans = sorted((run.info.start_time, run.info.end_time) for key, run in scene.runs().items() if "/" in key)
+    assert any(
+        end > start for (_, end), (start, _) in pairwise(spans)
+    )  # nodes have one CPU: two trials at once ran on two
+    assert failures(scene) == []
 
 
 def test_trials_of_a_killed_node_move(scene, cluster):
