@@ -32,7 +32,7 @@ def best(stores: Path, *, ranks: int, exponent: float, seed: int, epochs: int) -
         **{**SPACE.published, **SMALL, "nb_epochs": epochs, "force_full_embedding_epoch": epochs - 1, "seed": seed}
     )
     start = time.perf_counter()
-    trainer = Trainer(config, stores=stores, device="cpu", ranks=ranks)
+    trainer = Trainer(config, stores=stores, metric="val/recall_at_1", device="cpu", ranks=ranks)
     try:
         trainer.train_step.lr_scale = ranks**exponent
         while trainer.epoch < epochs:

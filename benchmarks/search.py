@@ -70,7 +70,7 @@ def run(kind: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
 
 def scores(found: Mapping[str, Any]) -> dict[str, float]:
     """Test measure of winner and published setting in percent; where the winner is the published setting, both are its own."""
-    tests = {each["setting"]: each["test"] for each in found["gap"]}
+    tests = found["test_means"]
     winner = 100 * tests["winner"]
     return {"winner": winner, PUBLISHED: 100 * tests.get(PUBLISHED, tests["winner"])}
 

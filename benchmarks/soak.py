@@ -51,7 +51,7 @@ from dcml_tune.utils.files import CorruptFileError, read_checksummed
 from trainables import DivideAndConquer
 from trainables.tuner import RETRIES
 
-NAME, METRIC = "soak", "val/recall_at_1"
+NAME, METRIC = "soak", "val/map_at_r"
 EPOCHS, EPOCH_S = 4, 0.1
 
 SETTINGS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _SEARCH_COLUMNS = [
     "name", "kind", "dataset", "state", "trials", "pruned", "failed", "best", "test", "protocol", "started", "min",
 ]  # fmt: skip
+_BEST = re.compile(r"(val|paper)/.+_best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class _Flags:
     """The command line."""
 
     search: str | None
-    metric: str
+    metric: str | None
     filter: list[str]
     sort: str | None
     descending: bool
@@ -48,9 +50,10 @@ def parser() -> Parser:
         description="Print a table of all searches and training runs, or of the trials of a search with the settings that vary.",
     )
     made.add_argument("search", nargs="?", help="name or directory of a search; default: all searches and runs")
-    made.add_argument("--metric", default="recall_at_1", help="metric to show: its name after val/, paper/ or test/")
+    made.add_argument("--metric", help="measure to show, such as recall_at_1; default: the one that chose the best epoch, and "
+                      "recall_at_1 of test classes")  # fmt: skip
     made.add_argument("--filter", action="append", default=[], metavar="EXPR", help="condition on a column, setting or "
-                      "metric, such as nb_clusters=4, state=pruned, val/recall_at_1_best>0.7; can be repeated")  # fmt: skip
+                      "metric, such as nb_clusters=4, state=pruned, val/map_at_r_best>0.5; can be repeated")  # fmt: skip
     made.add_argument(
         "--sort", metavar="NAME", help="column, setting or metric to sort by, lowest first; default: best first"
     )
@@ -102,7 +105,7 @@ def _read(flags: _Flags) -> tuple[list[Row], list[str]]:
     return _trials(runs, flags.metric, uri)
 
 
-def _searches(runs: list[StoredRun], metric: str) -> tuple[list[Row], list[str]]:
+def _searches(runs: list[StoredRun], metric: str | None) -> tuple[list[Row], list[str]]:
     """Rows and columns of the table of searches, and of runs that belong to no search."""
     by_search: dict[str, list[StoredRun]] = {}
     for run in runs:
@@ -112,11 +115,10 @@ def _searches(runs: list[StoredRun], metric: str) -> tuple[list[Row], list[str]]
     return rows, _SEARCH_COLUMNS
 
 
-def _search(run: StoredRun, own: list[StoredRun], metric: str) -> Row:
+def _search(run: StoredRun, own: list[StoredRun], metric: str | None) -> Row:
     trials = [each for each in own if each.role == "trial"]
-    tests = [
-        each.metrics[f"test/{metric}"] for each in own if each.role == "final" and f"test/{metric}" in each.metrics
-    ]
+    test = f"test/{metric or 'recall_at_1'}"
+    tests = [each.metrics[test] for each in own if each.role == "final" and test in each.metrics]
     states = [each.state for each in trials]
     shown = {
         "name": run.key,
@@ -126,12 +128,12 @@ def _search(run: StoredRun, own: list[StoredRun], metric: str) -> Row:
         "pruned": states.count("pruned") if trials else None,
         "failed": states.count("failed") if trials else None,
         "best": _best(run, metric),
-        "test": sum(tests) / len(tests) if tests else run.metrics.get(f"test/{metric}"),
+        "test": sum(tests) / len(tests) if tests else run.metrics.get(test),
     }
     return {**run.params, **run.metrics, **_common(run), **shown}
 
 
-def _trials(runs: list[StoredRun], metric: str, uri: str) -> tuple[list[Row], list[str]]:
+def _trials(runs: list[StoredRun], metric: str | None, uri: str) -> tuple[list[Row], list[str]]:
     """Rows and columns of the table of a search: its runs, with the settings that vary between its trials."""
     own = [run for run in runs if run.role not in ("search", "")]
     trials = [run for run in own if run.role == "trial"] or own
@@ -141,10 +143,13 @@ def _trials(runs: list[StoredRun], metric: str, uri: str) -> tuple[list[Row], li
     return rows, ["name", *varied, "epochs", "last", "best", "best epoch", "test", "state", "min", "reason"]
 
 
-def _trial(run: StoredRun, metric: str, uri: str) -> Row:
+def _trial(run: StoredRun, metric: str | None, uri: str) -> Row:
     from dcml_tune.tracking.reading import curve
 
-    name = next((f"{on}/{metric}" for on in ("val", "paper", "test") if f"{on}/{metric}" in run.metrics), None)
+    test = f"test/{metric or 'recall_at_1'}"
+    chosen = next((name.removesuffix("_best") for name in run.metrics if _BEST.fullmatch(name)), None)
+    names = [f"{on}/{metric}" for on in ("val", "paper")] if metric else [chosen]
+    name = next((name for name in [*names, test] if name in run.metrics), None)
     points = curve(uri, run.run_id, name) if name else []
     trained = [point for point in points if point[0] > 0]
     best = first_best(trained, lambda point: point[1])
@@ -155,7 +160,7 @@ def _trial(run: StoredRun, metric: str, uri: str) -> Row:
         "last": run.metrics.get(name) if name and not name.startswith("test") else None,
         "best": None if best is None or (name or "").startswith("test") else best[1],
         "best epoch": None if best is None else best[0],
-        "test": run.metrics.get(f"test/{metric}"),
+        "test": run.metrics.get(test),
         "state": run.state,
         "reason": run.reason,
     }
@@ -173,10 +178,10 @@ def _common(run: StoredRun) -> Row:
     }
 
 
-def _best(run: StoredRun, metric: str) -> float | None:
+def _best(run: StoredRun, metric: str | None) -> float | None:
     """The best value of a run on held-out classes or, in the paper protocol, on test classes."""
-    found = [run.metrics[name] for on in ("val", "paper") if (name := f"{on}/{metric}_best") in run.metrics]
-    return found[0] if found else None
+    wanted = "" if metric is None else f"/{metric}_best"
+    return next((value for name, value in run.metrics.items() if _BEST.fullmatch(name) and name.endswith(wanted)), None)
 
 
 def _typed(params: dict[str, str]) -> Row:

@@ -95,7 +95,7 @@ class Scene:
         assert len(keys) == len(set(keys)), "a trial has two runs"
         return dict(zip(keys, found, strict=True))
 
-    def curve(self, key, metric="val/recall_at_1", uri=None):
+    def curve(self, key, metric="val/map_at_r", uri=None):
         """Step and value of each point of a run, as MLflow has them."""
         points = mlflow.MlflowClient(uri or self.uri).get_metric_history(self.runs(uri)[key].info.run_id, metric)
         return sorted((point.step, point.value) for point in points)

@@ -188,7 +188,13 @@ def confirmed(units):
 def ablation(values, **changes):
     found = reference(confirmed([ONE, TWO]), [], FoldSeed(0, 0))
     reverted = [put_back("criterion", "arcface", "margin"), put_back("init_method", "pca", None)]
-    given = {"reversions": reverted, "reference": found, "method": "PED-ANOVA of 20 trials", "left_out": []}
+    given = {
+        "reversions": reverted,
+        "reference": found,
+        "method": "PED-ANOVA of 20 trials",
+        "metric": METRIC,
+        "left_out": [],
+    }
     return Ablation(values=values, **(given | changes))
 
 
@@ -199,8 +205,8 @@ def test_lines_have_intervals_where_there_are_two_runs():
     head, first, second = found.lines()
     assert head.startswith("trial 001 with one setting put back to published, minus trial 001 as it is")
     assert "by PED-ANOVA of 20 trials" in head
-    assert first.startswith("criterion arcface -> margin: -2.1 points, 95 % interval -")
-    assert second.startswith("init_method pca -> none: -4.0 points")
+    assert first.startswith("criterion arcface -> margin: -2.1 points of recall@1, 95 % interval -")
+    assert second.startswith("init_method pca -> none: -4.0 points of recall@1")
     assert second.endswith("; 1 of 2 runs have no result")
     facts = found.facts()
     assert json.loads(json.dumps(facts)) == facts
@@ -215,7 +221,7 @@ def test_one_run_each_has_no_interval_and_a_failed_one_no_value():
     )
     _, *lines = found.lines()
     assert lines == [
-        "criterion arcface -> margin: -2.0 points (one fold of classes, no interval); 1 of 2 runs have no result",
+        "criterion arcface -> margin: -2.0 points of recall@1 (one fold of classes, no interval); 1 of 2 runs have no result",
         "init_method pca -> none: no result: its run failed",
         "base_lr: not put back",
     ]

@@ -160,7 +160,7 @@ def _verdict(winner, published, low=None):
     comparison = {"control": "published", "on": "test classes", "difference": winner - (published or 0), "low": low,
                   "high": None if low is None else low + 0.02, "found": "better"}  # fmt: skip
     return {
-        "gap": [{"setting": name, "test": value} for name, value in tests.items()],
+        "test_means": tests,
         "comparisons": [comparison] if differs else [],
     }
 

@@ -60,7 +60,7 @@ def test_the_best_model_is_there_whenever_an_epoch_is_reported(trial, tmp_path):
     """A scheduler may end the trial at each report. The model that the saved state refers to stays until the next one."""
     started, place, bests = trial(save_every=2), tmp_path / "trial", {}
     for epoch, value in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)):
-        started.trainer.evaluate = lambda value=value: {"val/recall_at_1": value}
+        started.trainer.evaluate = lambda value=value: {"val/map_at_r": value}
         assert started.train()["epoch_best"] == epoch
         assert best_model(place).name == f"best-{epoch:05d}"
         bests[epoch] = left(place, "best")

@@ -17,6 +17,7 @@ from dcml_tune.search.confirmation import (
     race,
     units,
 )
+from dcml_tune.search.deciding import FinalStage
 from dcml_tune.search.halving import rounds
 from dcml_tune.search.outcome import best_trial
 from dcml_tune.search.verdict import verdict
@@ -266,18 +267,18 @@ def test_the_verdict_says_what_was_found_and_how_sure_it_is():
     assert json.loads(json.dumps(found)) == found
     said = "\n".join(found["lines"])
     held_out = mean(raced.values["001"].values())
-    assert f"the winner is trial 001: {100 * held_out:.1f} % of {METRIC} on further held-out classes (3 folds" in said
+    assert f"the winner is trial 001: recall@1 {100 * held_out:.1f} % on further held-out classes (3 folds" in said
     assert "out of the race after 2 folds: 002, no division" in said
     by_place = {(each["control"], each["on"]): each for each in found["comparisons"]}
     same = by_place[PUBLISHED, "test classes"]
     assert (same["pairs"], same["found"]) == (3, "undecided")
     assert same["low"] < same["difference"] < same["high"]
     assert by_place[NO_DIVISION, "test classes"]["found"] == "better"
-    assert "winner - no division, test classes: +11.7 points" in said
+    assert "winner - no division, test classes: +11.7 points of recall@1" in said
     assert "what would decide: " in said
     gap = {each["setting"]: each for each in found["gap"]}
     assert gap["winner"]["test"] == pytest.approx(0.53)
-    assert f"from held-out to test classes, points lost: winner {100 * (held_out - 0.53):.1f}" in said
+    assert f"from held-out to test classes, points of recall@1 lost: winner {100 * (held_out - 0.53):.1f}" in said
     assert "untrained 21.0" in said
 
 
@@ -296,12 +297,30 @@ def test_a_control_that_wins_is_said_to_have_won():
 
 
 def test_vehicleid_is_judged_by_its_own_measure():
-    """Which copies the one by which trials were compared."""
+    """Its names say its protocol."""
     raced = Confirmation(candidates=four(), units=[], results={}, dropped={}, metric=METRIC)
     runs = {"seed 0": {"test/recall_at_1": 0.9, "test/official_recall_at_1": 0.7}}
     assert verdict(raced, "001", {"001": runs}, {"validation": None, "test": None})["test_metric"] == (
         "test/official_recall_at_1"
     )
+
+
+def test_one_measure_chooses_and_another_is_the_result():
+    """Each line names its own; what is lost from held-out to test classes is of the first one on both sides."""
+    raced = compare(Runs({"001": 0.5, "002": 0.4, PUBLISHED: 0.4, NO_DIVISION: 0.4}))
+    raced = replace(raced, metric="val/map_at_r")
+    test = {
+        "001": {"seed 7": {"test/recall_at_1": 0.75, "test/map_at_r": 0.25}},
+        "published": {"seed 7": {"test/recall_at_1": 0.5, "test/map_at_r": 0.125}},
+    }
+    found = verdict(raced, "001", test, {"validation": None, "test": None}, FinalStage(metric="recall_at_1"))
+    assert (found["metric"], found["test_metric"]) == ("val/map_at_r", "test/recall_at_1")
+    assert found["test_means"] == pytest.approx({"winner": 0.75, "published": 0.5})
+    gap = {each["setting"]: each["test"] for each in found["gap"] if each["test"] is not None}
+    assert gap == pytest.approx({"winner": 0.25, "published": 0.125})
+    said = "\n".join(found["lines"])
+    assert "winner - published, test classes: +25.0 points of recall@1" in said
+    assert "from held-out to test classes, points of MAP@R lost: winner" in said
 
 
 EQUAL = [

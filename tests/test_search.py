@@ -45,7 +45,7 @@ def test_search_ends_to_end(folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for words in (
-        "s: best ",
+        "s: best MAP@R ",
         "trial 002 epoch",
         "best of 3 trials",
         "settings are compared on further held-out classes",
@@ -85,7 +85,7 @@ def of_role(runs, *roles):
 def assert_trials(client, trials, said, winner):
     """A point an epoch from the untrained network on, no test class; the command that is printed trains the winner."""
     assert len(trials) == 3
-    history = client.get_metric_history(trials[0].info.run_id, "val/recall_at_1")
+    history = client.get_metric_history(trials[0].info.run_id, "val/map_at_r")
     assert [point.step for point in history][:2] == [0, 1]
     assert len({point.step for point in history}) == len(history)
     assert not [name for run in trials for name in run.data.metrics if name.startswith("test")]

@@ -57,7 +57,7 @@ def test_a_search_on_a_published_data_set(name, make, measures, tmp_path):
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     final = next(run for run in found.values() if run.data.tags["dcml.role"] in ("final", "published"))
     assert measures <= set(final.data.metrics)
-    assert "val/recall_at_1_best" in found["000"].data.metrics
+    assert "val/map_at_r_best" in found["000"].data.metrics
     assert not [metric for metric in found["000"].data.metrics if metric.startswith("test")]
 
 

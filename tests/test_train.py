@@ -135,7 +135,7 @@ def test_a_run_leaves_measures_and_a_model(train, tmp_path):
     assert status == 0, said
     run = runs(tmp_path)["r"]
     assert run.info.status == "FINISHED"
-    assert {"val/recall_at_1", "val/recall_at_1_best", "test/recall_at_1", "train/loss"} <= set(run.data.metrics)
+    assert {"val/recall_at_1", "val/map_at_r_best", "test/recall_at_1", "train/loss"} <= set(run.data.metrics)
     assert (run.data.params["criterion"], run.data.tags["dcml.protocol"]) == ("npairs", "held_out")
     model = load(best_model(tmp_path / "runs" / "r" / "checkpoint"))
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 8)

@@ -63,7 +63,7 @@ def test_a_configuration_that_cannot_work_fails_without_a_retry(config):
     trial = DivideAndConquer({**config(), "nb_clusters": 3})
     result = trial.train()
     assert "nb_clusters=3: must be a power of two" in result["failed_reason"]
-    assert (result["val/recall_at_1_best"], result["done"]) == (0.0, True)
+    assert (result["val/map_at_r_best"], result["done"]) == (0.0, True)
 
 
 def test_a_trial_of_another_setting_does_not_take_its_files(config):

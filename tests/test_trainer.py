@@ -162,9 +162,9 @@ def test_a_measure_that_is_no_number_is_not_the_best(config, tmp_path):
 
     class Measured(Trainer):
         def evaluate(self):
-            return {"val/recall_at_1": values[self.epoch]}
+            return {"val/map_at_r": values[self.epoch]}
 
     values = [float("nan"), 0.1, float("nan"), 0.1]
     trainer = Measured(config, stores=tmp_path / "store")
     found = run(trainer, 4)
-    assert (trainer.best.epoch, found["val/recall_at_1_best"], found["epoch_best"]) == (2, 0.1, 2.0)
+    assert (trainer.best.epoch, found["val/map_at_r_best"], found["epoch_best"]) == (2, 0.1, 2.0)

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dcml_tune.cli.quantities import DIFFERENCES, MOST_COLUMNS, brief, differences
+from dcml_tune.config.measures import title
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.runs.study import first_best
@@ -171,8 +172,9 @@ class LiveTable:
             self.refresh()
             return
         row, metric = self.rows[key], self.options.metric
-        shown = (metric, f"{metric}_best", "train/loss", "test/recall_at_1")
-        text = " ".join(f"{k}={v:.4g}" for k, v in result.items() if k in shown)
+        recall = f"{metric.partition('/')[0]}/recall_at_1"
+        shown = dict.fromkeys((metric, f"{metric}_best", recall, "train/loss", "test/recall_at_1"))
+        text = " ".join(f"{name}={result[name]:.4g}" for name in shown if name in result)
         print(f"{'trial ' if row.role == 'trial' else ''}{key} epoch {int(result['epoch'])}: {text}", flush=True)
 
     def close(self) -> None:
@@ -221,16 +223,17 @@ class LiveTable:
 
     def _title(self) -> str:
         minutes = (time.time() - self._started) / 60
-        known = [("best", self.best), ("untrained", self.untrained)]  # the final stage has no value to compare
+        best = f"best {title(self.options.metric)}"
+        known = [(best, self.best), ("untrained", self.untrained)]  # the final stage has no value to compare
         values = "".join(f"{name} {_percent(value)}, " for name, value in known if value is not None)
         shared = f" ({self.shared} more shared)" if self.shared else ""
-        title = f"{self.options.search}: {values}{self.epochs} epochs{shared}, {minutes:.1f} min"
+        said = f"{self.options.search}: {values}{self.epochs} epochs{shared}, {minutes:.1f} min"
         if self.options.metric.startswith("paper"):
-            title += f" ({PAPER_LABEL})"
+            said += f" ({PAPER_LABEL})"
         here = self.epochs - self._epochs_before
         if here and (left := self._epochs_left()):
-            title += f", {minutes * left / here:.1f} min left unless trials are pruned"
-        return title
+            said += f", {minutes * left / here:.1f} min left unless trials are pruned"
+        return said
 
     def _epochs_left(self) -> int:
         """Return the number of epochs still to run if no further trial is pruned."""

@@ -80,7 +80,7 @@ class Run:
     """Share of the GPU's memory that the trial may use."""
     deterministic: bool = False
     """Whether it takes only algorithms that give the same numbers in each run, also on a GPU."""
-    metric: str = "val/recall_at_1"
+    metric: str = "val/map_at_r"
     """Measure by which the trial's best epoch is chosen."""
     role: Role = "trial"
     """trial: compared on held-out classes. confirm: trained again on other folds. ablate: the winner

@@ -44,9 +44,12 @@ class SearchConfig(BaseModel):
     """how trials are pruned: asha compares, at half and at three quarters of the epochs, trials in the same phase;
     asha-epochs compares all trials at half of the epochs; median and none"""
     metric: list[str] | None = None
-    """metric by which trials are compared, each by its best value so far: recall_at_1 (default), map_at_r, marp or
-    r_precision, with the prefix `val/`, or `paper/` with --protocol paper. Give the flag again for a further metric, such
-    as time/epoch_s: the Pareto-optimal trials are then listed"""
+    """measure of held-out classes by which trials are compared, each by its best value so far: map_at_r (default),
+    recall_at_1 (default with --protocol paper), marp or r_precision, with the prefix `val/`, or `paper/` with --protocol
+    paper. Give the flag again for a further metric, such as time/epoch_s: the Pareto-optimal trials are then listed"""
+    test_metric: Literal["recall_at_1", "map_at_r", "marp", "r_precision"] | None = None
+    """measure by which the winner and its controls are compared on the test classes: recall_at_1 (default), which alone has
+    an interval for new classes, map_at_r, marp or r_precision"""
     space: str | None = None
     """what varies. four (the default): the four settings of the division. wide: whole recipes, loss and rates among them.
     Otherwise a Python file that defines SPACE = SearchSpace(...)"""

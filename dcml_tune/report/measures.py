@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dcml_tune.config.measures import title
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ CHOSEN_ON_TEST = (
 
 _COMPARABLE = re.compile(r"recall_at_\d+|nmi|marp")
 """Published measures whose definition is ours. MAP@R and AMI were not published."""
-
-_TITLES = {"map_at_r": "MAP@R", "marp": "mARP", "r_precision": "R-precision", "nmi": "NMI", "ami": "AMI"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ def _label(model: Evaluated) -> str:
 
 
 def _title(measure: str) -> str:
-    return _TITLES.get(measure, measure.replace("recall_at_", "R@"))
+    return title(measure).replace("recall@", "R@")
 
 
 def _percent(measures: dict[str, float], name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.config.measures import title
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.importance import importance
 from dcml_tune.search.confirmation import CONTROLS, PUBLISHED, Candidate, Confirmation, FoldSeed
@@ -55,6 +56,8 @@ class Ablation:
     """How the importance of settings was computed."""
     left_out: list[str]
     """A line for each setting that was not put back, with the reason."""
+    metric: str
+    """Measure of held-out classes that is compared."""
     unmeasured: str = "no result: its run failed"
     """Why a reversion may have no value."""
 
@@ -102,7 +105,7 @@ class Ablation:
         units = self.reference.units
         missing = len(units) - len(self.values[each.setting])
         lost = f"; {missing} of {len(units)} runs have no result" if missing else ""
-        said = f"{each}: {100 * found['difference']:+.1f} points"
+        said = f"{each}: {100 * found['difference']:+.1f} points of {title(self.metric)}"
         if found["low"] is None:
             return f"{said} ({self._why_no_interval(found['pairs'])}, no interval){lost}"
         low, high = 100 * found["low"], 100 * found["high"]
@@ -150,6 +153,7 @@ def ablate(plan: Plan, stages: StageRunner, confirmation: Confirmation, searcher
         values=_values(confirmation, known, found, results),
         reference=known,
         method=rated.method,
+        metric=confirmation.metric,
         left_out=left_out,
         unmeasured=f"not measured: {over}" if (over := plan.budget.out_of_time()) else Ablation.unmeasured,
     )

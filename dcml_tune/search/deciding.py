@@ -24,6 +24,8 @@ class FinalStage:
     """Candidate -> seed -> what the run retrieved; without it there is no interval for new classes."""
     looks: tuple[int, ...] = ()
     """Number of final seeds at each earlier verdict, the first one first; empty: nobody has seen a verdict."""
+    metric: str = "recall_at_1"
+    """Measure that compares the settings on test classes."""
     difference: float = DIFFERENCE
     """The smallest difference that matters."""
     run_s: float | None = None

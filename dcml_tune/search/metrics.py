@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dcml_tune.config.errors import SettingError, unknown_name
+from dcml_tune.config.measures import MEASURES, chooses
 
 if TYPE_CHECKING:
     from dcml_tune.config.search import SearchConfig
     from dcml_tune.config.trial import TrialConfig
 
-_MEASURES = ("recall_at_1", "map_at_r", "marp", "r_precision")
 _TIMES = ("time/epoch_s", "time/train_s", "time/cluster_s", "time/evaluate_s")
 
 
@@ -18,17 +18,17 @@ def metric_names(asked: list[str] | None, config: TrialConfig) -> list[str]:
     """Return the full names of the metrics by which trials are compared.
 
     Args:
-        asked: names with or without prefix; None: recall_at_1.
+        asked: names with or without prefix; None: the default.
         config: its protocol decides the prefix.
 
     Raises:
         SettingError: if a metric is unknown, the protocol does not measure it, or the first metric is a time.
     """
     found: list[str] = []
-    for metric in asked or [_MEASURES[0]]:
+    for metric in asked or [chooses(config)]:
         prefix, _, name = metric.rpartition("/")
-        if metric not in _TIMES and name not in _MEASURES:
-            raise SettingError(f"--metric {metric}: {unknown_name('measure', name, [*_MEASURES, *_TIMES])}")
+        if metric not in _TIMES and name not in MEASURES:
+            raise SettingError(f"--metric {metric}: {unknown_name('measure', name, [*MEASURES, *_TIMES])}")
         if metric not in _TIMES and prefix not in ("", config.compared_on):
             raise SettingError(
                 f"--metric {metric}: with --protocol {config.protocol} trials are compared by "

@@ -135,6 +135,7 @@ class Plan:
         chosen = {
             "scheduler": scheduler_name(self.metrics, flags, resumes=request.record is not None),
             "gpus_per_trial": resources.gpus_per_trial,
+            "test_metric": flags.test_metric or "recall_at_1",
         }
         self.config = flags = flags.model_copy(update=chosen)
         self.checkpoints = checks.checkpoint_space(request, checked, self.shares)

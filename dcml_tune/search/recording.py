@@ -71,6 +71,7 @@ def final_stage(plan: Plan, runs: Final, hits: Hits) -> FinalStage:
     known = [each for each in seconds if math.isfinite(each)]
     return FinalStage(
         hits=hits,
+        metric=str(plan.config.test_metric),
         looks=plan.later.looks,
         difference=plan.config.difference / 100,
         run_s=fmean(known) if known else None,
@@ -81,7 +82,7 @@ def final_stage(plan: Plan, runs: Final, hits: Hits) -> FinalStage:
 
 
 def untrained_value(metric: str, final: Final) -> float | None:
-    """Return the value of the untrained network on the test classes, by the measure that compares the other runs there.
+    """Return the value of the untrained network on the test classes, by the measure of the held-out classes.
 
     Args:
         metric: by which trials are compared.

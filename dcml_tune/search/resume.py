@@ -127,6 +127,8 @@ def _later_seeds(record: Record, asked: dict[str, Any], command_line: CommandLin
 def _request(record: Record, asked: dict[str, Any], config: SearchConfig, later: LaterSeeds) -> Request:
     """The request that a record and the flags of this process make; an extension adds trials, and may widen the space."""
     flags, dataset = _resumed_flags(asked, config), asked["settings"]["dataset"]
+    flags["metric"] = asked["metrics"]  # the default was another one in earlier versions, and the same on test classes
+    flags["test_metric"] = flags.get("test_metric") or asked["metrics"][0].rpartition("/")[2]
     planned = record.state.planned or flags["num_samples"]
     wider = None
     if config.extend is not None and config.more_final_seeds is None:

@@ -40,13 +40,14 @@ def verdict(
         final: further facts of the final stage.
 
     Returns:
-        `format`, `metric`, `test_metric`, `difference`, `winner`, `lines`, `comparisons`, `not_told_from_winner`, `decides`
-        and `gap`, as the report and MLflow show them.
+        `format`, `metric`, `test_metric`, `difference`, `winner`, `lines`, `comparisons`, `not_told_from_winner`, `decides`,
+        `test_means` (of `test_metric`) and `gap` (of `metric`), as the report and MLflow show them.
     """
     final = final or FinalStage()
-    on_test = test_measure(raced.metric, test)
-    scored = {name: {seed: each[on_test] for seed, each in runs.items()} for name, runs in test.items()}
+    on_test = test_measure(final.metric, test)
+    scored = _scored(test, on_test)
     held_out, tested = Comparison(raced.values), Comparison(scored)
+    same_measure = Comparison(_scored(test, test_measure(raced.metric, test)))
     results, needed = _result(raced.winner.name, tested, scored, final)
     found: dict[str, Any] = {
         "format": FORMAT,
@@ -57,13 +58,28 @@ def verdict(
         "comparisons": [*_selection(raced, held_out), *results],
         "not_told_from_winner": _not_told(raced, held_out),
         "decides": decides(needed, tested, final) if needed else None,
-        "gap": _gap(raced, held_out, tested, untrained),
+        "test_means": {_role(name, raced): tested.mean(name) for name in tested.values},
+        "gap": _gap(raced, held_out, same_measure, untrained),
     }
     return {**found, "lines": lines(found, raced, {HELD_OUT: held_out, TEST: tested})}
 
 
+def _scored(test: Measures, measure: str) -> dict[str, dict[str, float]]:
+    """One measure of the test classes: candidate -> seed -> value."""
+    return {name: {seed: each[measure] for seed, each in runs.items()} for name, runs in test.items()}
+
+
+def _role(name: str, raced: Confirmation) -> str:
+    return "winner" if name == raced.winner.name else name
+
+
 def test_measure(metric: str, test: Measures) -> str:
-    """Return the measure of the test classes that corresponds to the metric by which settings were compared."""
+    """Return the measure of the test classes that corresponds to a metric, such as val/recall_at_1.
+
+    Args:
+        metric: its name, with or without prefix.
+        test: candidate -> seed -> measures of the test classes; those of VehicleID are named after its protocol.
+    """
     name = metric.rpartition("/")[2]
     some: Mapping[str, Any] = next((each for runs in test.values() for each in runs.values()), {})
     official = f"test/official_{name}"  # the protocol of VehicleID
@@ -206,7 +222,7 @@ def _gap(
         validation = searched.get(name) if confirmed is None else confirmed
         test = _mean(tested, name)
         if validation is not None or test is not None:
-            gap.append({"setting": "winner" if name == winner else name, "validation": validation, "test": test})
+            gap.append({"setting": _role(name, raced), "validation": validation, "test": test})
     return [*gap, {"setting": "untrained", **untrained}]
 
 

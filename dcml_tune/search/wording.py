@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dcml_tune.config.measures import title
 from dcml_tune.search.confirmation import CONTROLS, Confirmation, FoldSeed
 from dcml_tune.search.statistics import Comparison
 
@@ -26,14 +27,14 @@ def lines(found: dict[str, Any], raced: Confirmation, measured: Mapping[str, Com
         *_winner_lines(raced, measured[HELD_OUT]),
         *_dropped_lines(raced),
         *raced.failure_lines(),
-        *(_test_line(each, found["difference"]) for each in test),
+        *(_test_line(each, found) for each in test),
         *_about_classes(test),
         *_decides_lines(found["decides"]),
-        *map(_held_out_line, held_out),
+        *(_held_out_line(each, found["metric"]) for each in held_out),
         *_about_selection(held_out),
         *_not_told_lines(found["not_told_from_winner"], raced, measured[HELD_OUT]),
         *_left_out_lines(raced, measured),
-        *_gap_lines(found["gap"]),
+        *_gap_lines(found["gap"], found["metric"]),
     ]
 
 
@@ -48,8 +49,8 @@ def _winner_lines(raced: Confirmation, compared: Comparison) -> list[str]:
         found = [f"{said}, by the search alone: {why}"]
     else:
         found = [
-            f"{said}: {100 * compared.mean(winner):.1f} % of {raced.metric} on further held-out "
-            f"classes ({_amount(compared.values[winner])}), where it was chosen"
+            f"{said}: {title(raced.metric)} {100 * compared.mean(winner):.1f} % on further held-out classes "
+            f"({_amount(compared.values[winner])}), where it was chosen"
         ]
     return [*found, "the search found nothing better than its controls"] if winner in CONTROLS else found
 
@@ -77,9 +78,10 @@ def _dropped_lines(raced: Confirmation) -> list[str]:
 # -- test classes ----------------------------------------------------------------------------------------
 
 
-def _test_line(each: dict[str, Any], difference: float) -> str:
+def _test_line(each: dict[str, Any], found: dict[str, Any]) -> str:
     """The difference on test classes, both intervals and the answer."""
-    said = f"{_points_line(each)} ({_count(each['pairs'], 'seed')})"
+    difference = found["difference"]
+    said = f"{_points_line(each, found['test_metric'])} ({_count(each['pairs'], 'seed')})"
     if each["low"] is None:
         return f"{said}: {_no_interval(each)}"
     said += f", 95 % interval {_interval(each)} for these classes"
@@ -90,8 +92,8 @@ def _test_line(each: dict[str, Any], difference: float) -> str:
     return f"{said}: {_answer(each, difference)} on these classes, {_answer(new, difference)} for new ones"
 
 
-def _points_line(each: dict[str, Any]) -> str:
-    return f"winner - {each['control']}, {each['on']}: {100 * each['difference']:+.1f} points"
+def _points_line(each: dict[str, Any], measure: str) -> str:
+    return f"winner - {each['control']}, {each['on']}: {100 * each['difference']:+.1f} points of {title(measure)}"
 
 
 def _no_interval(each: dict[str, Any]) -> str:
@@ -154,9 +156,9 @@ def _duration(seconds: float) -> str:
 # -- held-out classes ------------------------------------------------------------------------------------
 
 
-def _held_out_line(each: dict[str, Any]) -> str:
+def _held_out_line(each: dict[str, Any], measure: str) -> str:
     """The lead on held-out classes, with its lower end."""
-    said = f"{_points_line(each)} ({_count(each['pairs'], 'fold')})"
+    said = f"{_points_line(each, measure)} ({_count(each['pairs'], 'fold')})"
     if each["low"] is None:
         return f"{said}: {_no_interval(each)}"
     told = "better" if each["found"] == "better" else "not told apart"
@@ -199,10 +201,10 @@ def _left_out_lines(raced: Confirmation, measured: Mapping[str, Comparison]) -> 
     return found
 
 
-def _gap_lines(gap: list[dict[str, Any]]) -> list[str]:
+def _gap_lines(gap: list[dict[str, Any]], measure: str) -> list[str]:
     """How many points each setting loses from held-out to test classes."""
     known = [each for each in gap if each["validation"] is not None and each["test"] is not None]
     if not known:
         return []
     parts = [f"{each['setting']} {100 * (each['validation'] - each['test']):.1f}" for each in known]
-    return [f"from held-out to test classes, points lost: {', '.join(parts)}"]
+    return [f"from held-out to test classes, points of {title(measure)} lost: {', '.join(parts)}"]

@@ -126,7 +126,7 @@ def model_of_run(run_id: str, *, uri: str, target: Path) -> Path:
 
 
 def best_model(
-    uri: str, experiment: str, search: str, metric: str = "val/recall_at_1_best", *, role: str = "trial"
+    uri: str, experiment: str, search: str, metric: str = "val/map_at_r_best", *, role: str = "trial"
 ) -> Any:
     """The logged model of a search with the highest metric; of equal models that of the first trial. It takes one query.
 

@@ -18,6 +18,7 @@ from dcml_tune import data
 from dcml_tune.clustering.partition import drop_singles
 from dcml_tune.clustering.reclustering import recluster
 from dcml_tune.config.errors import SettingError
+from dcml_tune.config.measures import chooses
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import QueryHits
@@ -100,7 +101,7 @@ class Trainer:
         """
         stores = Stores.of(stores)
         self.config = config
-        self.metric = metric or f"{config.compared_on}/recall_at_1"
+        self.metric = metric or chooses(config)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._processes = None
         if ranks != 1:  # they start while this process opens the data

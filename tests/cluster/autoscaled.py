@@ -74,8 +74,8 @@ class Autoscaled:
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
             },
-            **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
-            **dict.fromkeys(_COMMANDS, []),
+            **{key: {} for key in ("auth", "docker", "file_mounts")},
+            **{key: [] for key in _COMMANDS},
             "file_mounts_sync_continuously": False,
             "head_node_type": _HEAD_TYPE,
             "available_node_types": {

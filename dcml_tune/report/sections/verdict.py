@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from dcml_tune.config.measures import title
 from dcml_tune.report.figures import Album, axes
 from dcml_tune.report.page import NOTHING, Figure, Section, Table, percent, points
 from dcml_tune.report.search_data import SearchData
@@ -23,7 +24,7 @@ def verdict(search: SearchData, album: Album) -> Section:
         section.say(line)
     comparisons = search.verdict.get("comparisons", [])
     if comparisons:
-        section.parts += [_comparisons(comparisons), _forest(comparisons, search.verdict["metric"], album)]
+        section.parts += [_comparisons(comparisons), _forest(comparisons, search.verdict, album)]
     if gap := search.verdict.get("gap"):
         section.parts.append(_gap(gap, search.verdict["metric"]))
     return section
@@ -68,7 +69,7 @@ def _interval(each: dict[str, Any]) -> str:
     return f"{points(each['low'])} to {points(each['high'])}"
 
 
-def _forest(comparisons: list[dict[str, Any]], metric: str, album: Album) -> Figure:
+def _forest(comparisons: list[dict[str, Any]], verdict: dict[str, Any], album: Album) -> Figure:
     drawn = axes(height=1.6 + 0.5 * len(comparisons))
     for row, each in enumerate(comparisons):
         middle = 100 * each["difference"]
@@ -81,7 +82,9 @@ def _forest(comparisons: list[dict[str, Any]], metric: str, album: Album) -> Fig
         range(len(comparisons)), [f"{each['control']}, {each['on']} ({each['pairs']})" for each in comparisons]
     )
     drawn.set_ylim(len(comparisons) - 0.5, -0.5)
-    drawn.set_xlabel(f"winner minus control, {metric.rpartition('/')[2]} (points)")
+    test, held_out = title(verdict.get("test_metric") or verdict["metric"]), title(verdict["metric"])
+    measures = test if test == held_out else f"{test} of test classes, {held_out} of held-out classes"
+    drawn.set_xlabel(f"winner minus control (points of {measures})")
     drawn.set_ylabel(f"control ({', '.join(dict.fromkeys(map(_unit, comparisons)))})")
     caption = (
         "Look for bars that do not contain zero: only these show a difference. Thick: 95 % interval over seeds, for these test "
@@ -112,4 +115,4 @@ def _gap(gap: list[dict[str, Any]], metric: str) -> Table:
         less = None if held_out is None or test is None else held_out - test
         rows.append([each["setting"], percent(held_out), percent(test), points(less)])
     columns = ["setting", "held-out classes", "test classes", "gap (points)"]
-    return Table(title=f"From held-out to test classes ({metric})", columns=columns, rows=rows)
+    return Table(title=f"From held-out to test classes ({title(metric)})", columns=columns, rows=rows)
