@@ -3,7 +3,7 @@
     python benchmarks/samplers.py [--repeats 200] [--trials 64] [--at-once 2] [--jobs 2] [--output runs/objective]
 
 The surrogate is a regression by extremely randomised trees on the settings that benchmarks/objective.py has trained. It
-predicts the objective of a search: the best held-out recall@1 with a fifth of the classes held out. The value of a
+predicts the objective of a search: the best held-out MAP@R with a fifth of the classes held out. The value of a
 simulated trial is the prediction plus a random error with the standard deviation of a seed, as measured there. Each
 sampler runs many searches, with several trials at once, after the published point and the starts.
 
@@ -38,7 +38,7 @@ import optuna
 from numpy.typing import NDArray
 from objective import read
 from objective_settings import Settings, draws, wide
-from objective_table import Curves, Record, complete
+from objective_table import FIFTHS, TODAY, Curves, Record, complete
 from optuna.samplers import BaseSampler
 from surrogate import Surrogate, leave_one_out
 
@@ -50,7 +50,7 @@ Truth = Callable[[Settings], float]
 """The true value of the complete settings of a trial."""
 
 STEPS = (8, 16, 32, 64)
-TODAY, GP = "TPE, as a search has it", "GP, 6 random trials"
+TPE, GP = "TPE, as a search has it", "GP, 6 random trials"
 _DRAWS = 2000  # random settings, for the best there is
 
 
@@ -65,7 +65,7 @@ def _gp(seed: int, space: SearchSpace) -> BaseSampler:
 
 
 SAMPLERS: dict[str, Callable[[int, SearchSpace], BaseSampler]] = {
-    TODAY: _of_a_search,
+    TPE: _of_a_search,
     "local": partial(_of_a_search, sampler="local"),
     "TPE, 3 random trials": partial(_of_a_search, startup=3),
     "TPE, 12 random trials": partial(_of_a_search, startup=12),
@@ -161,10 +161,10 @@ def lines(found: Mapping[str, Array], best: float) -> list[str]:
     head = [f"| sampler | {' | '.join(f'{step} trials' for step in steps)} |", f"|---|{'---|' * len(steps)}"]
     head += [f"| {name} | {' | '.join(_mean(each, '') for each in of.T)} |" for name, of in regret.items()]
     for name, of in regret.items():
-        if name != TODAY and TODAY in regret:
-            common = min(len(of), len(regret[TODAY]))
-            cells = [_mean(each, "+") for each in (of[:common] - regret[TODAY][:common]).T]
-            head.append(f"| {name}, less {TODAY} | {' | '.join(cells)} |")
+        if name != TPE and TPE in regret:
+            common = min(len(of), len(regret[TPE]))
+            cells = [_mean(each, "+") for each in (of[:common] - regret[TPE][:common]).T]
+            head.append(f"| {name}, less {TPE} | {' | '.join(cells)} |")
     return head
 
 
@@ -176,10 +176,22 @@ def _mean(values: Array, sign: str) -> str:
 def measured(records: Sequence[Record], curves: Curves) -> tuple[list[Settings], Array, float]:
     """Settings of the table, the mean of the objective over seeds and folds, and the standard deviation of a trial."""
     of = {each["number"]: each["settings"] for each in records}
-    values = curves.objective("recall@1", "0.2", "best")
-    folds = np.split(values, 2, axis=1)
-    noise = np.sqrt(np.mean([fold.var(axis=1, ddof=1) for fold in folds])) if len(curves.seeds) > 1 else 0.0
-    return [of[number] for number in curves.numbers], values.mean(axis=1), float(noise)
+    values = curves.objective(*TODAY).mean(axis=1)
+    return [of[number] for number in curves.numbers], values, seed_noise(records)
+
+
+def seed_noise(records: Sequence[Record]) -> float:
+    """The standard deviation of a trial's value over seeds, of the settings and folds that have several; 0 if none has.
+
+    Args:
+        records: of objective.py.
+    """
+    values: dict[tuple[int, str], list[float]] = {}
+    for each in records:
+        if each["part"] in FIFTHS and not each["failed"]:
+            values.setdefault((each["number"], each["part"]), []).append(max(each["curves"]["val/map_at_r"]))
+    variances = [np.var(of, ddof=1) for of in values.values() if len(of) > 1]
+    return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:

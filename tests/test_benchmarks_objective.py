@@ -207,7 +207,7 @@ def test_a_good_sampler_has_less_regret_than_a_bad_one(program):
 
     kinds = samplers.SAMPLERS
     best, worst = (regret(lambda *_, value=value: _Fixed(value)) for value in (1e-4, 1e-6))
-    random, tpe = regret(kinds["random"]), regret(kinds[samplers.TODAY])
+    random, tpe = regret(kinds["random"]), regret(kinds[samplers.TPE])
     assert best < random < worst
     assert tpe < random
     true, noisy = samplers.replay(kinds["random"](0, None), _Line(), truth, noise=0.0, trials=5, at_once=2, seed=0)
@@ -239,12 +239,12 @@ def test_the_surrogate_knows_what_was_measured(program):
 def test_the_table_of_samplers(program):
     """Regret by the true value of the setting with the best noisy one, and paired differences."""
     samplers, table = program("samplers"), program("objective_table")
-    runs = {samplers.TODAY: np.zeros((3, 2, 8)), "random": np.zeros((2, 2, 8))}
-    runs[samplers.TODAY][:, :, 4] = 0.02
+    runs = {samplers.TPE: np.zeros((3, 2, 8)), "random": np.zeros((2, 2, 8))}
+    runs[samplers.TPE][:, :, 4] = 0.02
     lines = samplers.lines(runs, 0.02)
     assert lines[0] == "| sampler | 8 trials |"
-    assert lines[2:] == [f"| {samplers.TODAY} | 0.00 ± 0.00 |", "| random | 2.00 ± 0.00 |",
-                         f"| random, less {samplers.TODAY} | +2.00 ± 0.00 |"]  # fmt: skip
+    assert lines[2:] == [f"| {samplers.TPE} | 0.00 ± 0.00 |", "| random | 2.00 ± 0.00 |",
+                         f"| random, less {samplers.TPE} | +2.00 ± 0.00 |"]  # fmt: skip
     found = records(table, noise=0.01)
     settings, values, noise = samplers.measured(found, table.complete(found))
     assert (len(settings), len(values)) == (12, 12)
