@@ -18,6 +18,7 @@ GIVEN = {
     "searcher": ["--searcher", "auto"],
     "scheduler": ["--scheduler", "median"],
     "metric": ["--metric", "recall_at_1", "--metric", "time/epoch_s"],
+    "test_metric": ["--test-metric", "map_at_r"],
     "space": ["--space", "wide"],
     "warm_start": ["--warm-start", "earlier"],
     "prior": ["--prior"],
