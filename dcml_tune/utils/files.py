@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_checksummed(path: Path, facts: dict[str, Any]) -> None:
     """Write facts as JSON with a checksum, atomically. Numbers that are not finite become null, as JSON has none."""
+    write_atomic(path, to_checksummed(facts))
+
+
+def to_checksummed(facts: dict[str, Any]) -> bytes:
+    """Return the content of a file that `read_checksummed` reads."""
     facts = _plain(facts)
-    write_atomic(path, json.dumps({**facts, _SEAL: _checksum(facts)}, indent=1).encode())
+    return json.dumps({**facts, _SEAL: _checksum(facts)}, indent=1).encode()
 
 
 def read_checksummed(path: Path, kind: type[Stored] | None = None) -> dict[str, Any]:
@@ -55,8 +61,21 @@ def read_checksummed(path: Path, kind: type[Stored] | None = None) -> dict[str, 
         CorruptFileError: if the file is missing, was changed, or its content is not valid. The message has one line.
         OSError: if the machine is short of memory or file descriptors.
     """
+    return _from_checksummed(lambda: _read(path), path, kind)
+
+
+def from_checksummed(content: bytes, place: str, kind: type[Stored] | None = None) -> dict[str, Any]:
+    """Return the facts in what `to_checksummed` returned; `place` is for messages.
+
+    Raises:
+        CorruptFileError: as `read_checksummed`.
+    """
+    return _from_checksummed(lambda: content, place, kind)
+
+
+def _from_checksummed(read: Callable[[], bytes], path: Path | str, kind: type[Stored] | None) -> dict[str, Any]:
     try:
-        facts = parse(_read(path))
+        facts = parse(read())
         seal = facts.pop(_SEAL)
         same = seal == _checksum(facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -90,6 +109,12 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(directory: Path) -> int:
