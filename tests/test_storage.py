@@ -107,7 +107,7 @@ def test_a_refused_write_is_not_repeated(place, monkeypatch):
         raise PermissionError(errno.EACCES, "Access Denied")
 
     monkeypatch.setattr(type(place._fs), "pipe_file", refused)
-    with pytest.raises(StorageError, match="Access Denied.*give this user the right to read and write there"):
+    with pytest.raises(StorageError, match=r"Access Denied.*give this user the right to read and write there"):
         place.write("x", b"1")
 
 
@@ -234,7 +234,7 @@ def test_a_damaged_object_is_not_taken(files, tmp_path, monkeypatch):
     monkeypatch.setattr("dcml_tune.runs.stored_files._PAUSE_S", 0.0)
     StoredAttempt(files, files.begin()).push(written(tmp_path / "source", state="right"))
     files.storage.write("attempt-00001/state", b"wrong")
-    with pytest.raises(StorageError, match="files of its newest commit are missing .*checksum"):
+    with pytest.raises(StorageError, match=r"files of its newest commit are missing .*checksum"):
         files.pull(tmp_path / "target")
     assert texts(tmp_path / "target") == {}
 
@@ -243,9 +243,7 @@ def test_files_that_are_there_are_not_copied_again(files, tmp_path, monkeypatch)
     """In the directory itself, or beside it, if their content is the same."""
     StoredAttempt(files, files.begin()).push(written(tmp_path / "source", one="1", two="2", three="3"))
     copied, plain = [], Storage.download
-    monkeypatch.setattr(
-        Storage, "download", lambda self, name, file: (copied.append(name), plain(self, name, file))[1]
-    )
+    monkeypatch.setattr(Storage, "download", lambda self, name, file: (copied.append(name), plain(self, name, file))[1])
     target = written(tmp_path / "target", one="1", three="x")
     files.pull(target, beside=written(tmp_path / "beside", two="2", three="y"))
     assert texts(target) == {"one": "1", "two": "2", "three": "3"}

@@ -37,15 +37,22 @@ class CheckpointBudget:
         """Count the model of a trial, by the trial's key."""
         self._kept[key] = model
 
-    def enforce(self) -> None:
-        """Remove the models of the worst trials until the budget is met; of equal trials the first are kept."""
+    def enforce(self) -> list[Path]:
+        """Remove the models of the worst trials until the budget is met; of equal trials the first are kept.
+
+        Returns:
+            The directories of the removed models.
+        """
         if self._most is None:
-            return
+            return []
+        removed = []
         order = sorted(self._kept, key=lambda key: (-(self._kept[key].value or 0.0), by_launch(key)))
         for key in order[self._most :]:
             model = self._kept.pop(key)
             self._forget(key, model.step)
             remove_model(model.directory)
+            removed.append(model.directory)
+        return removed
 
 
 def remove_model(directory: Path) -> None:

@@ -21,10 +21,12 @@ from ray.exceptions import RayTaskError
 from dcml_tune import data
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.runs.stores import Stores
+from dcml_tune.runs.storage import FLAG, Storage, StorageError, storage_fault
+from dcml_tune.runs.stores import Stores, scratch_fault
 from dcml_tune.training.devices import exhausted_memory
 from dcml_tune.training.prefixes import code_identity
 from dcml_tune.utils import tracebacks
+from dcml_tune.utils.files import write_atomic
 from trainables.node_disk import full_disk, missing_bytes, wrong_scratch
 
 _PACKAGES = ("torch", "torchvision", "timm", "ray")
@@ -39,7 +41,9 @@ class Needs:
     """What a node must have. The driver describes its own machine."""
 
     output: str
-    """Absolute path of the directory of all searches, which all nodes share."""
+    """Absolute path of the directory of all searches, which all nodes share unless there is a storage."""
+    storage: str | None = None
+    """Address of --storage; None: there is none."""
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Name and content of a file in it that this driver has written."""
     code: str = field(default_factory=code_identity)
@@ -58,8 +62,23 @@ class Needs:
 
     @property
     def mark(self) -> Path:
-        """The file that shows whether a directory is the same."""
+        """The file that shows whether a directory is the same; with a storage, the object of this name shows it."""
         return Path(self.output) / f".node-check-{self.token}"
+
+    def write_mark(self) -> None:
+        """Write the file or object of this driver."""
+        if self.storage is None:
+            write_atomic(self.mark, self.token.encode())
+        else:
+            Storage(self.storage).write(self.mark.name, self.token.encode())
+
+    def remove_mark(self) -> None:
+        """Remove it."""
+        with suppress(OSError, StorageError):
+            if self.storage is None:
+                self.mark.unlink(missing_ok=True)
+            else:
+                Storage(self.storage, patience_s=0.0).remove([self.mark.name])
 
     def with_gpus(self, gpus: bool) -> Needs:
         """Return the needs of trials that need GPUs, or do not."""
@@ -68,7 +87,7 @@ class Needs:
     @property
     def stores(self) -> Stores:
         """The directories of the image stores."""
-        return Stores.below(Path(self.output), self.scratch)
+        return Stores.below(Path(self.output), self.scratch, self.storage)
 
     def with_images(self, settings: Mapping[str, Any], images: str, store_bytes: Mapping[str, int]) -> Needs:
         """Return the needs of a search whose images are known; see the fields."""
@@ -104,7 +123,8 @@ def examine(needs: dict[str, Any], gpus: float) -> dict[str, Any]:
         The fields of a NodeReport.
     """
     wanted = Needs(**needs)
-    reason = _other_software(wanted) or _other_output(wanted) or full_disk()
+    other = _other_output if wanted.storage is None else _other_storage
+    reason = _other_software(wanted) or other(wanted) or full_disk()
     gpu = None
     if reason is None and wanted.gpus:
         reason, gpu = _gpu(int(gpus))
@@ -176,6 +196,21 @@ def _other_output(needs: Needs) -> str | None:
         own.unlink()
     except OSError as error:
         return f"{needs.output} cannot be written there ({error.strerror}); {remedy}"
+    return None
+
+
+def _other_storage(needs: Needs) -> str | None:
+    """Return why this node cannot use the storage, or has no place for the files of its trials."""
+    assert needs.storage is not None
+    if fault := storage_fault(needs.storage):
+        return f"{FLAG} {needs.storage}: {fault} there"
+    try:
+        if Storage(needs.storage, patience_s=0.0).read(needs.mark.name) != needs.token.encode():
+            raise FileNotFoundError
+    except (FileNotFoundError, StorageError):
+        return f"{FLAG} {needs.storage}: is not the storage of the driver there; give an address that is the same everywhere"
+    if fault := scratch_fault(Path(needs.output), None):
+        return f"--output-dir {needs.output}: {fault} there; all nodes need a directory of this path on their disks"
     return None
 
 

@@ -32,15 +32,16 @@ def wrong_scratch(config: TrialConfig, stores: Stores, missing: Callable[[], int
         stores: directories of the image stores.
         missing: returns the bytes of the image stores that are not there yet.
     """
-    if stores.shared is None:
+    if not stores.on_node:
         return None
     scratch = stores.directory
+    flag = SCRATCH if stores.shared is not None else "--output-dir"
     if fault := scratch_fault(scratch, config.dataset_dir):
-        return f"{SCRATCH} {scratch}: {fault} there; all nodes need the same path"
+        return f"{flag} {scratch}: {fault} there; all nodes need the same path"
     need, free = missing(), free_bytes(scratch)
     if need and need + RESERVE > free:
         return (
-            f"{SCRATCH} {scratch}: the image stores need {readable_size(need)} and {readable_size(free)} are free there; free "
+            f"{flag} {scratch}: the image stores need {readable_size(need)} and {readable_size(free)} are free there; free "
             "some space"
         )
     return None

@@ -9,14 +9,12 @@ import atexit
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dcml_tune.utils.files import write_atomic
 from trainables import node_check
 from trainables.cluster import alive_nodes
 from trainables.node_check import Needs, NodeReport
@@ -98,13 +96,12 @@ class NodePool:
         self._states: dict[str, _State] = {}
         self._looked, self._announces = 0.0, False
         self._untold: list[str] | None = []
-        write_atomic(needs.mark, needs.token.encode())
+        needs.write_mark()
         atexit.register(self.close)
 
     def close(self) -> None:
         """Remove the file of this driver; called when its process ends."""
-        with suppress(OSError):
-            self.needs.mark.unlink(missing_ok=True)
+        self.needs.remove_mark()
 
     def tell(self) -> None:
         """Print which nodes were left out; until now, all of them may have been, which is a line of its own."""

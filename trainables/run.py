@@ -61,6 +61,11 @@ class Run:
     None: it saves no state."""
     attempt: int = 0
     """Number of this start of the trial, which the driver gives (`dcml_tune.runs.attempts`); 0: the process takes the next."""
+    storage: str | None = None
+    """Address of the storage that has the trial's files, where nodes share no directory; None: `directory` has them."""
+    reported: int | None = None
+    """Number of its first epochs whose reports the driver has. With a storage the reports of all saved epochs after these
+    are repeated when the trial goes on; None: only the last one is."""
     images: str | None = None
     """Fingerprint of the content of the images that the search began with; None: they are not compared."""
     on_cluster: bool = False
@@ -108,7 +113,8 @@ class Run:
     @property
     def places(self) -> Stores:
         """Both directories of the image stores."""
-        return Stores(Path(self.stores), None if self.shared_stores is None else Path(self.shared_stores))
+        shared = None if self.shared_stores is None else Path(self.shared_stores)
+        return Stores(Path(self.stores), shared, self.storage)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
@@ -135,11 +141,11 @@ def unpack(config: Mapping[str, Any]) -> tuple[dict[str, Any], Run]:
     return settings, Run(**{**run, **lists})
 
 
-def with_attempt(config: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return a packed dictionary with the number of this start of the trial."""
+def with_attempt(config: dict[str, Any], number: int, reported: int | None = None) -> dict[str, Any]:
+    """Return a packed dictionary with the number of this start of the trial, and `Run.reported`."""
     if _WHOLE in config:
-        return {**config, _WHOLE: with_attempt(config[_WHOLE], number)}
-    return {**config, _RUN: {**config[_RUN], "attempt": number}}
+        return {**config, _WHOLE: with_attempt(config[_WHOLE], number, reported)}
+    return {**config, _RUN: {**config[_RUN], "attempt": number, "reported": reported}}
 
 
 def run_of(config: Mapping[str, Any]) -> Run:

@@ -255,7 +255,8 @@ class OptunaSearcher(Searcher):
             trial = self.study.ask()
             self._ids[trial_id] = trial._trial_id
             if KEY in trial.user_attrs:  # it was interrupted, and has its settings
-                return self._packed(trial.user_attrs[KEY], trial.params)
+                known = self.study._storage.get_trial(trial._trial_id).intermediate_values
+                return self._packed(trial.user_attrs[KEY], trial.params, reported=max(known, default=0))
             try:
                 sampled = self.space.suggest(trial, self.launching.infeasible_reason)
             except SettingError as error:
@@ -317,9 +318,10 @@ class OptunaSearcher(Searcher):
 
     # -- one trial -------------------------------------------------------------------------------------
 
-    def _packed(self, key: str, sampled: dict[str, Any]) -> dict[str, Any]:
+    def _packed(self, key: str, sampled: dict[str, Any], reported: int = 0) -> dict[str, Any]:
         trials = self.launching.trials
-        run = replace(self.launching.run, key=key, directory=None if trials is None else str(trials / key))
+        directory = None if trials is None else str(trials / key)
+        run = replace(self.launching.run, key=key, directory=directory, reported=reported)
         settings = self.space.whole(sampled)
         if (prefixes := self.launching.prefixes) is not None:
             local = self.sampling.sampler == "local"

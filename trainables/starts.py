@@ -8,32 +8,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ray.tune.execution import tune_controller
 
-from dcml_tune.runs.attempts import next_attempt
+from dcml_tune.runs.storage import StorageError
+from dcml_tune.runs.trial_files import TrialFiles
 from dcml_tune.utils.signals import SearchStopped
-from trainables.run import run_of, with_attempt
+from trainables.run import Run, run_of, with_attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starts:
+    """What the driver does before each start of a trial."""
+
+    check: Callable[[], None] = lambda: None
+    """Raises if another driver runs the search now."""
+    files: TrialFiles = field(default_factory=TrialFiles)
+    """Numbers the starts."""
+    recorded: Callable[[str], int] = lambda key: 0
+    """Returns the number of epochs of a trial that the tracker has."""
+
+    def reported(self, run: Run, last: dict[str, Any] | None) -> int | None:
+        """Return `Run.reported`.
+
+        Args:
+            run: of the trial; the searcher has set what the study has.
+            last: the last report to this process, which the study and the tracker have; None: there is none.
+        """
+        if run.storage is None:
+            return None
+        if last and "epoch" in last:
+            return int(last["epoch"])
+        recorded = self.recorded(run.key)
+        return recorded if run.reported is None else min(recorded, run.reported)
 
 
 @contextmanager
-def numbered_starts(check: Callable[[], None]) -> Iterator[None]:
-    """Number the starts of trials in this block.
-
-    Args:
-        check: called before each; raises if another driver runs the search now.
-    """
+def numbered_starts(starts: Starts) -> Iterator[None]:
+    """Number the starts of trials in this block."""
     module: Any = tune_controller
     arguments_of = module._get_trainable_kwargs
 
     def numbered(trial: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = arguments_of(trial)
-        directory = run_of(trial.config).directory
-        if directory is not None:
-            check()
-            arguments["config"] = with_attempt(arguments["config"], _next(Path(directory)))
+        run = run_of(trial.config)
+        if run.directory is not None:
+            starts.check()
+            number = _next(starts.files, Path(run.directory))
+            arguments["config"] = with_attempt(arguments["config"], number, starts.reported(run, trial.last_result))
         return arguments
 
     module._get_trainable_kwargs = numbered
@@ -43,8 +68,10 @@ def numbered_starts(check: Callable[[], None]) -> Iterator[None]:
         module._get_trainable_kwargs = arguments_of
 
 
-def _next(directory: Path) -> int:
+def _next(files: TrialFiles, directory: Path) -> int:
     try:
-        return next_attempt(directory)
+        return files.next_attempt(directory)
     except OSError as error:
         raise SearchStopped(f"{error.filename or directory} cannot be written ({error.strerror})") from None
+    except StorageError as error:
+        raise SearchStopped(str(error)) from None

@@ -15,8 +15,8 @@ from ray.tune import Callback
 
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import best_model
-from dcml_tune.runs.attempts import files_of, settle
 from dcml_tune.runs.study import first_best
+from dcml_tune.runs.trial_files import TrialFiles
 from dcml_tune.tracking import Tracker
 from dcml_tune.training import divisions
 from dcml_tune.training.saving import remove_state
@@ -54,6 +54,8 @@ class Hooks:
     """Takes the number of epochs of all trials; returns why all trials end now, or None."""
     on_report: Callable[[Progress], None] = lambda progress: None
     """Called after each report."""
+    on_change: Callable[[], None] = lambda: None
+    """Called when a trial has started or ended."""
     on_failure: Callable[[str, str], None] = lambda key, reason: None
     """Called with key and reason of a failed trial, where only the driver knows the reason."""
 
@@ -74,6 +76,7 @@ class Progress(Callback):
         tags: dict[str, str],
         keep_models: int | None = None,
         nodes: NodePool | None = None,
+        files: TrialFiles | None = None,
         earlier: Earlier | None = None,
         hooks: Hooks | None = None,
     ) -> None:
@@ -86,6 +89,7 @@ class Progress(Callback):
             tags: tags of every run in MLflow.
             keep_models: maximum number of models of ended trials that are kept, those of the best; None: all.
             nodes: of the cluster that was joined; None: a local one.
+            files: gets the files of trials.
             earlier: what earlier processes have left.
             hooks: what else happens when trials report.
         """
@@ -94,13 +98,14 @@ class Progress(Callback):
         self.nodes = nodes
         self.search, self.metric, self.planned = table.search, table.metric, table.planned
         self.live = LiveTable(table, earlier.known, earlier.untrained)
+        self.files = files or TrialFiles()
         self._budget = CheckpointBudget(keep_models, lambda key, step: self.tracker.forget_model(self.key(key), step))
         self._results: dict[str, dict[str, Any]] = {}
         self.settle(earlier.known, earlier.trials)
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its callbacks to disk; files, threads and functions stay in this process."""
-        away = ("tracker", "guard", "hooks", "nodes", "_budget")
+        away = ("tracker", "guard", "hooks", "nodes", "files", "_budget")
         return {name: None if name in away else value for name, value in self.__dict__.items()}
 
     @property
@@ -141,6 +146,7 @@ class Progress(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start the trial's run in MLflow."""
         self._guarded(self._start, trial)
+        self._guarded(self.hooks.on_change)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -230,7 +236,8 @@ class Progress(Callback):
         values = {n: v for n, v in result.items() if n.startswith(_MEASURES) and isinstance(v, int | float)}
         self.tracker.metrics(key, int(result["epoch"]), values, when)
         if DIVISION in result and run.directory is not None:
-            for file in divisions.files(files_of(Path(run.directory)), result[DIVISION]):
+            place = self.files.current(Path(run.directory), result[DIVISION])
+            for file in divisions.files(place, result[DIVISION]):
                 self.tracker.artifact(key, file, "divisions")
         self._take_epoch(self.rows[run.key], result)
         self.live.show_epoch(run.key, result)
@@ -300,11 +307,13 @@ class Progress(Callback):
         self.tracker.end(self.key(run.key), _STATUS[row.state], reason=row.reason)
         self.live.refresh()
         self.hooks.on_report(self)
+        self.hooks.on_change()
 
     def _keep_model(self, name: str, row: TrialRow, directory: Path, result: dict[str, Any]) -> None:
         """Log the best model of an ended trial, and remove the state that only a resume needs."""
-        settle(directory)
+        self.files.collect(directory)
         remove_state(directory)
+        self.files.keep(directory)
         best = best_model(directory)
         if best is None or row.state == "failed":
             return
@@ -315,7 +324,8 @@ class Progress(Callback):
         self.tracker.model(self.key(name), best, name=f"{row.role}-{name}", step=row.epoch, metrics=measures)
         if row.role == "trial":
             self._budget.add(name, KeptModel(directory=best, step=row.epoch, value=row.best))
-            self._budget.enforce()
+            for removed in self._budget.enforce():
+                self.files.keep(removed.parent)
 
     def _guarded(self, hook: Any, *arguments: Any) -> None:
         try:

@@ -20,6 +20,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import HITS_FILE
 from dcml_tune.runs.results import read_result, with_numbers
+from dcml_tune.runs.storage import StorageError
 from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory, set_arithmetic, set_threads
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.training.trial_data import TrialData
@@ -41,7 +42,8 @@ from trainables.run import (
     unpack,
 )
 from trainables.sharing import Sharing
-from trainables.trial_lock import take
+from trainables.stored_trial import StoredOwnership, take_stored
+from trainables.trial_lock import Ownership, take
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class DivideAndConquer(tune.Trainable):
         settings, self.run = unpack(config)
         self.directory: Path | None = None
         self._again: deque[dict[str, Any]] = deque()
+        self._reports: list[dict[str, Any]] = []
         self._sharing: Sharing | None = None
         self._joins = False
         self._refused: str | None = None
@@ -109,12 +112,17 @@ class DivideAndConquer(tune.Trainable):
                 raise
             reason = f"{error.filename or self.directory} cannot be written ({error.strerror}); free some space there"
             return {**self._worst(), STOP_SEARCH: reason}
+        except StorageError as error:
+            if self.run.on_cluster:
+                raise NodeFaultError(str(error)) from None
+            return {**self._worst(), STOP_SEARCH: str(error)}
 
     def _repeated(self) -> dict[str, Any]:
         """Return a result that was saved with the state; a process may have ended before it wrote the file of its result."""
         result = self._again.popleft()
         if self.directory is not None and not (self.directory / RESULT_FILE).exists():
             self._write_result(result)
+            self._ownership.push()
         return result
 
     def _begin(self, config: TrialConfig) -> None:
@@ -131,14 +139,22 @@ class DivideAndConquer(tune.Trainable):
         if self.trainer.is_saved(self.directory):
             try:
                 facts = self.trainer.load(self.directory)
-                result = _result_of(facts, self.directory)
-                self._again.extend(self._sharing.resume(facts) or [result])
+                result = _result_of(facts.get("result", {}), self.directory)
+                self._reports = [_result_of(each, self.directory) for each in facts.get("reports", [])]
+                taken_over = self._sharing.resume(facts)
+                self._again.extend(self._not_reported() or taken_over or [result])
                 self._joins = False
             except CheckpointError as error:
                 self._note = f"starts again from its first epoch: {error}"
                 self.trainer.close()
                 self.trainer = self.make_trainer(config)
                 self._sharing = Sharing(self.run, self.trainer)
+
+    def _not_reported(self) -> list[dict[str, Any]]:
+        """Return the saved results that the driver may lack: it may run on another machine, with an older study."""
+        return (
+            [] if self.run.reported is None else [each for each in self._reports if each["epoch"] > self.run.reported]
+        )
 
     def _blame_node(self, settings: dict[str, Any]) -> None:
         """Raise if a trial was refused for what this node has lost since it was checked: the images, or room for them."""
@@ -154,6 +170,9 @@ class DivideAndConquer(tune.Trainable):
         """Take over the first epochs from another trial, if there are such."""
         assert self._sharing is not None
         self._again.extend(self._sharing.join(self._before()))
+        if self._again and self.run.storage is not None:
+            self._reports = list(self._again)
+            self._ownership.push()
 
     def _guarded(self, work: Any) -> Any:
         """Run a function; an error that a retry would only repeat becomes the reason why the trial fails."""
@@ -209,14 +228,19 @@ class DivideAndConquer(tune.Trainable):
         if self.run.role != "untrained":
             self._save_epoch(self.directory, result)
         self._write_result(result)
+        self._ownership.push()
         return result
 
     def _save_epoch(self, directory: Path, result: dict[str, Any]) -> None:
         """Save the state where it is due; the best model is saved after each epoch, because each may be the last one."""
         sharing = self._sharing
+        if self.run.storage is not None:
+            self._reports.append(result)
         is_due = self.trainer.epoch % self.run.save_every == 0 or result.get("done")
         if is_due or (sharing is not None and sharing.offers):
             facts = sharing.facts() if sharing is not None else {}
+            if self.run.storage is not None:
+                facts["reports"] = self._reports
             self.trainer.save(directory, result=result, **facts)
         else:
             self.trainer.save(directory, models_only=True)
@@ -242,12 +266,25 @@ class DivideAndConquer(tune.Trainable):
 
     def _take(self, directory: Path) -> None:
         """Become the only process whose files of this trial count; they have a directory of their own."""
+        if self.run.storage is not None:
+            self._take_stored(directory, self.run.storage)
+            return
         if not directory.parent.is_dir():
             raise NodeFaultError(
                 f"{directory.parent} does not exist there; --output-dir must be on storage that all nodes share"
             )
-        self._ownership = take(directory, self.run.attempt)
-        self.directory = self._ownership.files
+        self._own(take(directory, self.run.attempt))
+
+    def _take_stored(self, directory: Path, storage: str) -> None:
+        try:
+            self._own(take_stored(directory, self.run.attempt, storage))
+        except StorageError as error:
+            if self.run.on_cluster:
+                raise NodeFaultError(str(error)) from None
+            raise
+
+    def _own(self, ownership: Ownership | StoredOwnership) -> None:
+        self._ownership, self.directory = ownership, ownership.files
         self.run = replace(self.run, directory=str(self.directory))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -279,9 +316,9 @@ class DivideAndConquer(tune.Trainable):
 
 
 def _result_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Return the result that was saved with the state of a trainer."""
+    """Return a result that was saved with the state of a trainer."""
     try:
-        return with_numbers(facts.get("result", {}))
+        return with_numbers(facts)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {directory}: its result is not valid ({error}); take another") from None
 

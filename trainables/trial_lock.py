@@ -57,6 +57,9 @@ class Ownership:
         """Whether the driver has ended the trial, so that nothing more is saved. Ends a process that was replaced."""
         return (known := self._end_if_replaced()) is not None and known.settled >= self._number
 
+    def push(self) -> None:
+        """Do nothing: the files lie on storage that all nodes share."""
+
     def release(self) -> None:
         """Release the files."""
         self._released.set()

@@ -16,7 +16,7 @@ from trainables.node_watch import NodeWatch
 from trainables.placement import placed_on
 from trainables.resources import Shares
 from trainables.run import run_of
-from trainables.starts import numbered_starts
+from trainables.starts import Starts, numbered_starts
 from trainables.stopper import StopWhen
 from trainables.trainable import DivideAndConquer
 
@@ -48,7 +48,7 @@ def run_trials(
     why_over: Callable[[], str | None] = lambda: None,
     param_space: dict[str, Any] | None = None,
     nodes: ClusterRun | None = None,
-    check: Callable[[], None] = lambda: None,
+    starts: Starts | None = None,
     **tuning: Any,
 ) -> None:
     """Run the trials of a stage until all have ended.
@@ -63,7 +63,7 @@ def run_trials(
         why_over: returns why all trials end now, or None.
         param_space: Ray's search space, where there is no searcher; see `trainables.run.pack_list`.
         nodes: the cluster that was joined; None: a local one.
-        check: called before each start of a trial; raises if another driver runs the search now.
+        starts: what is done before each start of a trial.
         tuning: further arguments of Ray's TuneConfig.
     """
     concurrent: int | None = shares.concurrent or None
@@ -83,7 +83,7 @@ def run_trials(
         ),
         run_config=_run_config(directory, callbacks, StopWhen(why_over)),
     )
-    with numbered_starts(check), placed_on(nodes.pool if nodes is not None else None), signals_wait():
+    with numbered_starts(starts or Starts()), placed_on(nodes.pool if nodes is not None else None), signals_wait():
         tuner.fit()
 
 

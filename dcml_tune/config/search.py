@@ -113,6 +113,9 @@ class SearchConfig(BaseModel):
     scratch: str | None = None
     """directory on each machine's own disk for the image stores, such as /local/dcml; it is created if it does not exist. Default:
     OUTPUT/store. It does not change the results"""
+    storage: str | None = None
+    """address such as s3://BUCKET/PREFIX, or file:///PATH, that keeps the search where nodes share no directory: --output-dir is
+    then on each node's own disk, and the same command resumes on another machine with an empty one"""
     name: str | None = None
     """name of the search; default: data set and time"""
     resume: str | None = None

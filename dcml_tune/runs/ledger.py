@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dcml_tune.runs.paths import LEDGER
+from dcml_tune.runs.storage import Storage
+from dcml_tune.utils.files import write_atomic
 from dcml_tune.utils.locks import SharedLock
 from dcml_tune.utils.stored import Count, Stored, checked, parse
 
+log = logging.getLogger(__name__)
+
 NAME = LEDGER
 """Name of the file in the output directory."""
+
+
+_FOLDER = "test-ledger"
+"""In a storage: one object for each line."""
+
+_THREADS = 8
 
 
 class Entry(Stored):
@@ -33,6 +46,54 @@ class Entry(Stored):
     before: Count
     previous: str
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The ledger of an output directory and, with --storage, of a storage."""
+
+    file: Path
+    storage: str | None = None
+    """Address of the storage that all nodes share; `file` is then a copy."""
+
+    def enter(self, *, run: str, dataset: str, test_set: str, note: str = "") -> int:
+        """Append a line; see the function `enter`. In a storage each line is an object, which is created once."""
+        if self.storage is None:
+            return enter(self.file, run=run, dataset=dataset, test_set=test_set, note=note)
+        storage = Storage(self.storage)
+        while True:
+            lines = _stored(storage)
+            entry, before = _entry(lines, run=run, dataset=dataset, test_set=test_set, note=note)
+            if storage.create(f"{_FOLDER}/{len(lines) + 1:08d}.json", entry):
+                _copy(self.file, [*lines, entry])
+                return before
+
+
+def pull(file: Path, storage: Storage) -> None:
+    """Make the file of a ledger that of a storage; a storage without one gets the lines of the file.
+
+    A file that has other lines is left as it is.
+    """
+    lines, known = _stored(storage), file.read_bytes().splitlines() if file.exists() else []
+    if not lines:
+        for number, line in enumerate(known, 1):
+            storage.create(f"{_FOLDER}/{number:08d}.json", line)
+    _copy(file, lines)
+
+
+def _stored(storage: Storage) -> list[bytes]:
+    names = sorted(storage.sizes(_FOLDER))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(storage.read, names))
+
+
+def _copy(file: Path, lines: list[bytes]) -> None:
+    with SharedLock(Path(f"{file}.lock")):
+        known = file.read_bytes().splitlines() if file.exists() else []
+        if known == lines[: len(known)]:
+            write_atomic(file, b"".join(line + b"\n" for line in lines))
+        elif lines != known[: len(lines)]:
+            log.warning("%s has other lines than the ledger of the storage, and is left as it is", file)
 
 
 def enter(file: Path, *, run: str, dataset: str, test_set: str, note: str = "") -> int:
@@ -54,21 +115,27 @@ def enter(file: Path, *, run: str, dataset: str, test_set: str, note: str = "") 
     with SharedLock(Path(f"{file}.lock")):
         text = file.read_bytes() if file.exists() else b""
         lines = text.splitlines()
-        before: int = sum(_read(line).get("test_set") == test_set for line in lines)
-        entry = {
-            "when": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "run": run,
-            "dataset": dataset,
-            "test_set": test_set,
-            "before": before,
-            "previous": _digest(lines[-1] if lines else b""),
-        } | ({"note": note} if note else {})
+        entry, before = _entry(lines, run=run, dataset=dataset, test_set=test_set, note=note)
         torn = b"" if text.endswith(b"\n") or not text else b"\n"  # ends a line that a power failure cut off
         with file.open("ab") as out:
-            out.write(torn + json.dumps(entry).encode() + b"\n")
+            out.write(torn + entry + b"\n")
             out.flush()
             os.fsync(out.fileno())
     return before
+
+
+def _entry(lines: list[bytes], *, run: str, dataset: str, test_set: str, note: str) -> tuple[bytes, int]:
+    """Return the next line, and how often the test classes were scored before."""
+    before: int = sum(_read(line).get("test_set") == test_set for line in lines)
+    entry = {
+        "when": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "run": run,
+        "dataset": dataset,
+        "test_set": test_set,
+        "before": before,
+        "previous": _digest(lines[-1] if lines else b""),
+    } | ({"note": note} if note else {})
+    return json.dumps(entry).encode(), before
 
 
 def broken(file: Path) -> list[int]:

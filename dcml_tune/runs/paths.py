@@ -21,6 +21,9 @@ STUDY, TRIALS, PREFIXES, SPOOL, VERDICT = "optuna.db", "trials", "prefixes", "tr
 """In the directory of a search: the study, the trials, the states that trials share, what was not yet sent to MLflow, the
 verdict."""
 
+LOCAL = "local"
+"""In the directory of a search with --storage: the files of the trials that run on this node."""
+
 CHECKPOINT = "checkpoint"
 """In the directory of a run of train: its model."""
 
@@ -71,8 +74,8 @@ def output_directory(text: str) -> Path:
     """
     if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
         raise SettingError(
-            f"--output-dir {text}: searches are written to a directory, not to an address; give a directory on storage that all "
-            "nodes share, or mount the bucket there"
+            f"--output-dir {text}: searches are written to a directory, not to an address; give --storage {text} to keep them "
+            "there, and a directory on each node's own disk here"
         )
     output = absolute("--output-dir", text)
     if length := _too_long(output):

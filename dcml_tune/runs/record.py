@@ -23,6 +23,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.storage import StorageError
+from dcml_tune.runs.stored_lock import StoredLock
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
 from dcml_tune.utils.locks import HeldError, LockLostError, SharedLock
 from dcml_tune.utils.stored import Count, Duration, Finite, Moment, Scalar, Stored, checked, printable
@@ -48,6 +50,7 @@ class Flags(Stored):
     num_samples: Positive
     tracking_uri: str | None
     study_uri: str | None = None
+    storage: str | None = None
     space: str | None = None
     searcher: str = "optuna"
     scheduler: str = "asha"
@@ -164,14 +167,19 @@ class Record:
         state: content of state.json.
     """
 
-    def __init__(self, directory: Path, asked: dict[str, Any], state: State) -> None:
+    def __init__(self, directory: Path, asked: dict[str, Any], state: State, lock: StoredLock | None = None) -> None:
         """See `create` and `open`."""
         self.directory, self.asked, self.state = directory, asked, state
-        self._lock = SharedLock(directory / _LOCK)
+        self._lock = lock or SharedLock(directory / _LOCK)
 
     @classmethod
-    def create(cls, directory: Path, asked: dict[str, Any]) -> Record:
+    def create(cls, directory: Path, asked: dict[str, Any], lock: StoredLock | None = None) -> Record:
         """Create the directory and the record of a new search, and hold its lock.
+
+        Args:
+            directory: of the search; its parent exists.
+            asked: content of search.json.
+            lock: of a search with --storage.
 
         Raises:
             SearchRunningError: if another process has created it since the caller called `refuse_existing`.
@@ -180,7 +188,7 @@ class Record:
             directory.mkdir()
         except FileExistsError:
             refuse_existing(directory, SearchRunningError)
-        record = cls(directory, {"format": FORMAT, **asked}, State())
+        record = cls(directory, {"format": FORMAT, **asked}, State(), lock)
         record.hold()
         if is_search(directory):  # another process was quicker, and has ended
             record.release()
@@ -189,8 +197,12 @@ class Record:
         return record
 
     @classmethod
-    def open(cls, directory: Path) -> Record:
+    def open(cls, directory: Path, lock: StoredLock | None = None) -> Record:
         """Read the record of an existing search.
+
+        Args:
+            directory: of the search.
+            lock: of a search with --storage, held by this process.
 
         Raises:
             SettingError: if there is no record, it is damaged or was changed, or the search was renamed.
@@ -225,7 +237,12 @@ class Record:
                 f"--resume {directory.name}: this search began as {began_as}, the name that its study and its runs in MLflow "
                 f"have; rename {directory} back"
             )
-        return cls(directory, asked, _state(directory))
+        return cls(directory, asked, _state(directory), lock)
+
+    @property
+    def stored_lock(self) -> StoredLock | None:
+        """The lock of a search with --storage; None: it has none."""
+        return self._lock if isinstance(self._lock, StoredLock) else None
 
     @property
     def name(self) -> str:
@@ -255,6 +272,8 @@ class Record:
                 f"search {self.name}: {error.holder or self.state.owner} runs it; wait for its end, or start another with "
                 "another --name"
             ) from None
+        except StorageError as error:
+            raise SettingError(str(error)) from None
 
     def check_held(self) -> None:
         """Make sure that this process still runs the search, before it writes what another one would read.

@@ -12,7 +12,8 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,8 +39,33 @@ _OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "o
 """Stores without directories: to create one would create a bucket."""
 
 _NOT_SHARED = frozenset({"memory", "data", "zip", "tar", "http", "https", "github", "git"})
-_OF_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "requests", "urllib3", "paramiko", "fsspec")
+_OF_LIBRARIES = (
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "gcsfs",
+    "google",
+    "azure",
+    "requests",
+    "urllib3",
+    "paramiko",
+    "fsspec",
+)
 _MAY_NOT_PASS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+_limit_s: float | None = None
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Limit the repeats of calls in the block, in all threads, because the process is about to end."""
+    global _limit_s
+    before, _limit_s = _limit_s, seconds
+    try:
+        yield
+    finally:
+        _limit_s = before
 
 
 class StorageError(Exception):
@@ -157,10 +183,8 @@ class Storage:
         for name in names:
 
             def remove(path: str = self._path(name)) -> None:
-                try:
+                with suppress(FileNotFoundError):
                     self._fs.rm_file(path)
-                except FileNotFoundError:
-                    pass
 
             self._call(remove, f"{name} cannot be removed")
 
@@ -198,9 +222,10 @@ class Storage:
             return write()
 
     def _call(self, call: Callable[[], T], what: str) -> T:
-        patience = PATIENCE_S if self._patience_s is None else self._patience_s
-        end, pause, waits = time.monotonic() + patience, _AGAIN_S, False
+        start, pause, waits = time.monotonic(), _AGAIN_S, False
         while True:
+            patience = PATIENCE_S if self._patience_s is None else self._patience_s
+            patience = patience if _limit_s is None else min(patience, _limit_s)
             try:
                 done = call()
             except (FileNotFoundError, FileExistsError, NotImplementedError, TypeError, ValueError):
@@ -210,7 +235,7 @@ class Storage:
                     raise
                 if not _is_of_storage(error):
                     raise
-                if isinstance(error, _MAY_NOT_PASS) or time.monotonic() >= end:
+                if isinstance(error, _MAY_NOT_PASS) or time.monotonic() - start >= patience:
                     raise StorageError(self._complaint(what, error, patience)) from error
                 if not waits:
                     log.warning("%s", f"{FLAG} {self.address}: {what} ({_reason(error)}); it is tried again")
@@ -290,7 +315,9 @@ def well_formed(text: str) -> str:
     match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(.*)", text, re.IGNORECASE | re.DOTALL)
     if match is None:
         absolute = f"file://{text}" if text.startswith("/") else "file:///PATH"
-        raise SettingError(f"{FLAG} {text or repr(text)}: is no address; give s3://BUCKET/PREFIX, or {absolute} for a directory")
+        raise SettingError(
+            f"{FLAG} {text or repr(text)}: is no address; give s3://BUCKET/PREFIX, or {absolute} for a directory"
+        )
     scheme, rest = match[1].lower(), match[2].rstrip("/")
     if ":" in rest.partition("@")[0] and "@" in rest.partition("/")[0]:
         shown = f"{scheme}://***@{rest.partition('@')[2]}"

@@ -28,6 +28,7 @@ from dcml_tune.utils.stored import Count, Stored
 _STEM, _BEGUN, _COMMIT = "attempt-", "begun.json", "commit-"
 _TRIES, _PAUSE_S = 20, 0.5
 _THREADS = 8
+_NOT_STORED = frozenset({"lock", "lock.lease", "error.txt"})
 
 
 class _Begun(Stored):
@@ -154,24 +155,28 @@ class StoredFiles:
         Raises:
             StorageError: if its files are not there.
         """
-        for left in range(_TRIES - 1, -1, -1):
-            commit = self.newest()
-            if commit is None:
-                return None
-            try:
-                self._copy(commit, directory, {name for name in commit.files if wanted(name)}, beside)
-                break
-            except (FileNotFoundError, CorruptFileError) as error:  # a newer commit has replaced it
-                if not left:
-                    raise StorageError(f"{self.storage.address}: files of its newest commit are missing ({error})") from None
-                time.sleep(_PAUSE_S)
-        if exact:
+        commit = self._copied(directory, wanted, beside)
+        if commit is not None and exact:
             for name, path in files_below(directory):
                 if name not in commit.files or not wanted(name):
                     path.unlink(missing_ok=True)
                     with suppress(OSError):
                         path.parent.rmdir()  # only if it is empty now
         return commit
+
+    def _copied(self, directory: Path, wanted: Callable[[str], bool], beside: Path | None) -> Commit | None:
+        reason = ""
+        for _ in range(_TRIES):
+            commit = self.newest()
+            if commit is None:
+                return None
+            try:
+                self._copy(commit, directory, {name for name in commit.files if wanted(name)}, beside)
+                return commit
+            except (FileNotFoundError, CorruptFileError) as error:  # a newer commit has replaced it
+                reason = str(error)
+                time.sleep(_PAUSE_S)
+        raise StorageError(f"{self.storage.address}: files of its newest commit are missing ({reason})")
 
     def _copy(self, commit: Commit, directory: Path, names: set[str], beside: Path | None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -281,10 +286,14 @@ class StoredAttempt:
 
 
 def files_below(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of each file below a directory; temporary ones, which begin with a dot, are left out."""
+    """Yield name and path of each file below a directory, without locks, error texts and temporary files."""
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory)
-        if not any(part.startswith(".") for part in name.parts) and path.is_file():
+        if (
+            not any(part.startswith(".") for part in name.parts)
+            and name.as_posix() not in _NOT_STORED
+            and path.is_file()
+        ):
             yield name.as_posix(), path
 
 

@@ -33,6 +33,8 @@ class Stores:
     shared: Path | None = None
     """OUTPUT/store, if `directory` is another one. Image stores that are there are copied instead of built, where that takes
     less time. Hashes of files are read and written there, too."""
+    storage: str | None = None
+    """Address of --storage. Then nodes share no directory, and `shared` is on the node's own disk, too."""
 
     @classmethod
     def of(cls, place: Path | str | Stores) -> Stores:
@@ -40,10 +42,17 @@ class Stores:
         return place if isinstance(place, Stores) else cls(Path(place))
 
     @classmethod
-    def below(cls, output: Path, scratch: str | None) -> Stores:
-        """Return the directories of an output directory and of --scratch, which may be None."""
+    def below(cls, output: Path, scratch: str | None, storage: str | None = None) -> Stores:
+        """Return the directories of an output directory, of --scratch and of --storage, which may be None."""
         shared = output / STORES
-        return cls(shared) if scratch is None or Path(scratch) == shared else cls(Path(scratch), shared)
+        if scratch is None or Path(scratch) == shared:
+            return cls(shared, storage=storage)
+        return cls(Path(scratch), shared, storage)
+
+    @property
+    def on_node(self) -> bool:
+        """Whether the image stores are on each node's own disk."""
+        return self.shared is not None or self.storage is not None
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -52,7 +61,7 @@ class Stores:
 
     @property
     def common(self) -> Path:
-        """The directory that all nodes share: small results that all trials use are kept there."""
+        """The directory that all nodes share, or all trials of a node: small results that trials use are kept there."""
         return self.all[-1]
 
     def make_common(self) -> Path:

@@ -257,9 +257,10 @@ def after_rollback(read: Callable[[], T], file: Path) -> T:
     return read()
 
 
-def copy_study(file: Path) -> None:
-    """Copy the file of a study to `copy_of(file)`, atomically."""
-    fresh = file.with_suffix(".db.new")
+def copy_study(file: Path, target: Path | None = None) -> None:
+    """Copy the file of a study, atomically; by default to `copy_of(file)`."""
+    target = target or copy_of(file)
+    fresh = target.with_name(f"{target.name}.new") if target.parent != file.parent else file.with_suffix(".db.new")
 
     def copy() -> None:
         fresh.unlink(missing_ok=True)
@@ -267,12 +268,12 @@ def copy_study(file: Path) -> None:
             # Take a read lock first: the backup would wait for one without end, and without handling signals.
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            with closing(sqlite3.connect(fresh)) as target:
-                source.backup(target)
+            with closing(sqlite3.connect(fresh)) as copied:
+                source.backup(copied)
 
     try:
         patiently(copy, file)
-        os.replace(fresh, copy_of(file))
+        os.replace(fresh, target)
     finally:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)

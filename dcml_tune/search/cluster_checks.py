@@ -36,7 +36,11 @@ def join_cluster(flags: SearchConfig, address: str, output: Path, *, trials: int
     check_concurrent(flags.max_concurrent)
     dashboard, wait_s = connect(address), seconds(flags.wait_for_nodes)
     pool = join_nodes(
-        address, Needs(output=str(output), scratch=flags.scratch), gpus_per_trial=asked, wait_s=wait_s, say=_say
+        address,
+        Needs(output=str(output), storage=flags.storage, scratch=flags.scratch),
+        gpus_per_trial=asked,
+        wait_s=wait_s,
+        say=_say,
     )
     pool.shares = share_nodes(
         [*pool.fit(), *pool.checking()],

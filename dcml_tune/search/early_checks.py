@@ -9,6 +9,8 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.paths import new_directory, output_directory
 from dcml_tune.runs.record import refuse_existing
+from dcml_tune.runs.storage import Storage, checked_address
+from dcml_tune.runs.stored_record import refuse_stored
 
 if TYPE_CHECKING:
     from dcml_tune.search.flags import CommandLine
@@ -29,6 +31,10 @@ def checked_settings(command_line: CommandLine) -> dict[str, Any]:
     output = output_directory(config.output_dir)
     if config.name is not None:
         refuse_existing(new_directory(output, config.name))
+    if config.storage is not None:
+        address = checked_address(config.storage)
+        if config.name is not None:
+            refuse_stored(Storage(address), config.name)
     settings = command_line.checked_settings()
     of_data = {name: value for name, value in settings.items() if name in OF_DATA}
     data.load(TrialConfig(dataset=config.dataset, **of_data))

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from dcml_tune.cli.parser import Parser, add_settings, given_settings
 from dcml_tune.cli.quantities import as_text, gpus_per_trial, real, seconds, size, whole
 from dcml_tune.config.search import SearchConfig
+from dcml_tune.runs.storage import well_formed
 from dcml_tune.runs.study_server import checked_address
 from dcml_tune.tracking.uris import add_flag
 
@@ -71,8 +72,9 @@ def parser() -> Parser:
         about = " ".join((field.description or "").split()).replace("%", "%%")
         if name == "tracking_uri":
             add_flag(made, about)
-        elif name == "study_uri":
-            made.add_argument("--study-uri", action=_StudyUri, default=SUPPRESS, help=about)
+        elif name in _ADDRESSES:
+            flag = f"--{name.replace('_', '-')}"
+            made.add_argument(flag, action=_Address, default=SUPPRESS, help=about)
         else:
             flag = name if name == "dataset" else f"--{name.replace('_', '-')}"
             default = field.default if field.default else SUPPRESS  # help shows no default that is None or False
@@ -81,11 +83,14 @@ def parser() -> Parser:
     return made
 
 
-class _StudyUri(Action):
+_ADDRESSES = {"study_uri": checked_address, "storage": well_formed}
+
+
+class _Address(Action):
     """An action instead of a `type`: argparse would print the address, with its password, in its own error message."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, flag: Any = None) -> None:
-        setattr(namespace, self.dest, checked_address(str(values)))
+        setattr(namespace, self.dest, _ADDRESSES[self.dest](str(values)))
 
 
 def _options(name: str, field: FieldInfo) -> dict[str, Any]:

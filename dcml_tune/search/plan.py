@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcml_tune.cli.quantities import seconds
 from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
-from dcml_tune.runs.paths import TRIALS, absolute, new_directory, writable
-from dcml_tune.runs.record import Record, refuse_existing
+from dcml_tune.runs.paths import TRIALS, absolute, new_directory, sqlite_file, writable
+from dcml_tune.runs.record import Record, SearchRunningError, refuse_existing
+from dcml_tune.runs.storage import Storage
+from dcml_tune.runs.stored_lock import StoredLock
+from dcml_tune.runs.stored_record import RecordPusher, refuse_stored
 from dcml_tune.runs.stores import scratch_directory
 from dcml_tune.runs.study_place import new_place, recorded_place
+from dcml_tune.runs.trial_files import StoredTrialFiles, TrialFiles
 from dcml_tune.search import checks
 from dcml_tune.search.budget import Budget
 from dcml_tune.search.cluster_checks import check_images_of_nodes
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
     from dcml_tune.search.flags import CommandLine
+
+
+LOCAL_MLFLOW = "MLflow's database stays on this machine, also with --storage; give --tracking-uri the address of a server to keep its files"
 
 
 def given_plan(command_line: CommandLine, settings: dict[str, Any] | None = None) -> Plan:
@@ -90,6 +97,7 @@ class Plan:
         cluster: the cluster that was joined, with its nodes; None: one is started on this machine.
         measured: the measurement behind `--gpus-per-trial auto`, in words, or None.
         planned: number of trials.
+        trial_files: gets the files of trials.
         runs: makes the dictionaries of trials and of later runs.
         controls: names of the settings that the winner is compared with.
         units: folds and seeds of the confirmation; empty if nothing is confirmed.
@@ -161,6 +169,7 @@ class Plan:
             search=self.name,
             output=self.output,
             scratch=flags.scratch,
+            storage=flags.storage,
             shares=self.shares,
             metric=self.metric,
             varied=tuple(self.space.domains),
@@ -173,6 +182,11 @@ class Plan:
             deterministic=flags.deterministic,
             wait_s=self.trial_timeout / 2 if self.trial_timeout else None,  # a trial that waits reports nothing
         )
+        self.trial_files = TrialFiles()
+        if flags.storage is not None:
+            self.trial_files = StoredTrialFiles(Storage(flags.storage), self.name)
+            if sqlite_file(self.uri) is not None:
+                self.lines.append(LOCAL_MLFLOW)
         if flags.ablate and not self.ablates:
             self.lines.append("nothing is put back: --protocol paper holds no classes out")
         if flags.prior:
@@ -228,7 +242,7 @@ class Plan:
         if self.record is None:
             if self.study.file is None:
                 known["study"] = self.study.name
-            self.record = Record.create(self.directory, {**self._asked(), **known})
+            self.record = self._create({**self._asked(), **known})
         else:
             changes = {**self.changes, **known}
             if self.request.wider is not None:
@@ -237,7 +251,25 @@ class Plan:
         self.record.begin(planned=self.planned)
         tracebacks.keep_in(self.directory)
         self.trials.mkdir(exist_ok=True)
+        self.trial_files.get_all(self.trials)
         return self.record
+
+    def _create(self, asked: dict[str, Any]) -> Record:
+        if self.config.storage is None:
+            return Record.create(self.directory, asked)
+        storage = Storage(self.config.storage)
+        lock = StoredLock(self.directory, storage)
+        record = Record.create(self.directory, asked, lock)
+        refuse_stored(storage, self.name, SearchRunningError)  # another process was quicker, and has ended
+        lock.has_record()
+        return record
+
+    def pusher(self, record: Record) -> RecordPusher | None:
+        """Return what keeps the record in the storage while this process runs the search; None without --storage."""
+        lock, files = record.stored_lock, self.trial_files
+        if lock is None or not isinstance(files, StoredTrialFiles):
+            return None
+        return RecordPusher(lock, self.directory, self.study.file, files.remove_rest)
 
     def check_held(self) -> None:
         """Make sure that no other process runs the search by now; see `Record.check_held`."""

@@ -98,7 +98,7 @@ class Request:
     @property
     def stores(self) -> Stores:
         """Directories of the image stores."""
-        return Stores.below(self.output, self.config.scratch)
+        return Stores.below(self.output, self.config.scratch, self.config.storage)
 
     def with_searcher(self, space: SearchSpace) -> Request:
         """The request with the searcher that `--searcher auto` means.

@@ -60,8 +60,10 @@ def resume_command(record: Record) -> str:
 def end_abandoned(record: Record) -> None:
     """End the MLflow runs of a search whose process no longer exists; a resume reopens them.
 
-    A search that another process runs is left alone. Errors are logged.
+    A search that another process runs is left alone, and one with --storage, which another machine may run. Errors are logged.
     """
+    if record.asked["flags"].get("storage") is not None:
+        return
     try:
         record.hold(waits=False)
     except SettingError:

@@ -62,11 +62,15 @@ class SearchRunner:
         if dashboard:
             print(f"  Ray dashboard: http://{dashboard} (log in with the output of: ray get-auth-token)", flush=True)
         self.record = plan.begin()
+        self.pusher = plan.pusher(self.record)
         self.tracker = Tracker.open(plan.output, plan.name, uri=plan.uri, check=self.record.check_held)
         tags = environment_tags(plan.identity.compared, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
         tags |= {"dcml.protocol": plan.base.protocol, **plan.shares.tags()}
         tags |= {"dcml.deterministic": "yes"} if plan.config.deterministic else {}
         self.stages = StageRunner(plan, self.record, self.tracker, tags, self.trainable)
+        if self.pusher is not None:
+            self.pusher.push()
+            self.stages.on_change = self.pusher.want
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=tags)
         try:
             return self._run_stages()
@@ -130,6 +134,8 @@ class SearchRunner:
         if page is not None:
             self.tracker.artifact(plan.name, page.parent, "report")
         undelivered = self.tracker.close(_DELIVER_S["end"])
+        if self.pusher is not None:
+            self.pusher.close(knows_ends=True)
         print_outcome(plan, outcome, found, self.tracker)
         if page is not None:
             print(f"open the report: {page.as_uri()}")
@@ -150,6 +156,8 @@ class SearchRunner:
         undelivered = self.tracker.close(_DELIVER_S["interrupted"])
         with suppress(OSError):  # a full disk: the status `running` with a free lock means the same
             self.record.update(status="interrupted", reason=reason, elapsed_s=self.stages.elapsed())
+        if self.pusher is not None:
+            self.pusher.close(knows_ends=False)
         print_interruption(self.record, reason)
         print_undelivered(self.plan, undelivered)
         return EXIT_INCOMPLETE

@@ -6,10 +6,12 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trainables.live_table import TableOptions
 from trainables.run import pack_list, run_of
+from trainables.starts import Starts
 from trainables.tracking_callback import Earlier, Hooks, Progress
 from trainables.tuner import run_trials
 
@@ -26,6 +28,7 @@ class StageRunner:
 
     Attributes:
         progress: callback of the newest stage; None before the first one.
+        on_change: called when a trial has started or ended.
         missing: keys of runs without a result, although no budget ended their stage.
     """
 
@@ -42,6 +45,7 @@ class StageRunner:
             trainable: the class that trains.
         """
         self.plan, self.record, self.tracker, self.tags, self.trainable = plan, record, tracker, tags, trainable
+        self.on_change: Callable[[], None] = lambda: None
         self.progress: Progress | None = None
         self.missing: list[str] = []
         self._stages = 0
@@ -108,9 +112,10 @@ class StageRunner:
                 directory=plan.directory / "ray" / name,
                 callbacks=[self._guard, progress],
                 nodes=plan.cluster,
-                check=plan.check_held,
+                starts=self._starts(),
                 **tuning,
             )
+            plan.trial_files.end_stage(plan.output)
             then()
             if not keeps_prefixes:
                 self.remove_prefixes()  # not after an interruption: a resume goes on with them
@@ -119,6 +124,14 @@ class StageRunner:
             self._before, self._started = self.elapsed(), None
             with suppress(OSError):  # a full disk
                 self.record.update(elapsed_s=self._before)
+
+    def _starts(self) -> Starts:
+        plan = self.plan
+
+        def recorded(key: str) -> int:
+            return self.tracker.last_step(f"{plan.name}/{key}")
+
+        return Starts(check=plan.check_held, files=plan.trial_files, recorded=recorded)
 
     def remove_prefixes(self) -> None:
         """Remove the states that the trials of a stage shared."""
@@ -145,8 +158,9 @@ class StageRunner:
             tags=self.tags,
             keep_models=plan.keep_models,
             nodes=plan.cluster.pool if plan.cluster is not None else None,
+            files=plan.trial_files,
             earlier=earlier,
-            hooks=hooks,
+            hooks=replace(hooks or Hooks(), on_change=self.on_change),
         )
 
     def record_progress(self, progress: Progress) -> None:

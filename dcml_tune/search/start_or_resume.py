@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import new_directory, output_directory
 from dcml_tune.runs.record import is_search
+from dcml_tune.runs.storage import Storage, checked_address
+from dcml_tune.runs.stored_record import is_stored
 
 if TYPE_CHECKING:
     from dcml_tune.config.search import SearchConfig
@@ -40,7 +42,10 @@ def new_or_resumed(command_line: CommandLine) -> CommandLine:
     config = command_line.config
     name = config.start_or_resume or ""
     directory = new_directory(output_directory(config.output_dir), name, flag=_FLAG)
-    if is_search(directory):
+    is_known = is_search(directory)
+    if not is_known and config.storage is not None:
+        is_known = is_stored(Storage(checked_address(config.storage)), name)
+    if is_known:
         return replace(command_line, config=config.model_copy(update={"resume": name}))
     with suppress(OSError):
         directory.rmdir()  # only if it is empty: then a process was killed right after it had created it

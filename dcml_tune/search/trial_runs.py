@@ -49,6 +49,8 @@ class TrialRuns:
     """Number of final runs of each setting that keep the seeds of earlier versions, from that of the trials on."""
     scratch: str | None = None
     """Directory of the image stores on the disk of each node; None: they are in the output directory."""
+    storage: str | None = None
+    """Address of the storage that has the files of trials; None: all nodes share the output directory."""
     images: str | None = None
     """Fingerprint of the content of the images."""
     shares_epochs: bool = True
@@ -74,9 +76,10 @@ class TrialRuns:
 
     def run(self, **changes: Any) -> Run:
         """Return how the trials of this search are run."""
-        stores = Stores.below(self.output, self.scratch)
+        stores = Stores.below(self.output, self.scratch, self.storage)
         return Run(
             search=self.search,
+            storage=self.storage,
             images=self.images,
             on_cluster=self.on_cluster,
             stores=str(stores.directory),

@@ -106,6 +106,11 @@ class Outbox:
             known = self._points.get((key, step), frozenset())
             return {name: value for name, value in values.items() if self._point(key, name, value) not in known}
 
+    def last_step(self, key: str) -> int:
+        """The last step of a run with recorded metrics; 0 if there is none."""
+        with self._lock:
+            return max((step for run, step in self._points if run == key), default=0)
+
     def _point(self, key: str, name: str, value: float) -> Any:
         """Identity of a point within its step: its name; for the run of a search, its name and value."""
         return (name, value) if key in self._searches else name

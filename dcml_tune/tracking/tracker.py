@@ -248,6 +248,10 @@ class Tracker:
         """The last recorded `dcml.state` of a run, also by an earlier process; None if it was never started."""
         return self._outbox.states.get(safe_key(key))
 
+    def last_step(self, key: str) -> int:
+        """The last step of a run with recorded metrics, also by an earlier process; 0 if there is none."""
+        return self._outbox.last_step(safe_key(key))
+
     def close(self, timeout: float = 60.0) -> int:
         """Wait at most `timeout` seconds for the delivery; returns how many records remain on disk.
 

@@ -19,7 +19,7 @@ from dcml_tune.metrics.protocols import EmbeddedOnce, official_measures
 from dcml_tune.metrics.retrieval import retrieve
 from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.runs.hits import QueryHits
-from dcml_tune.runs.ledger import enter
+from dcml_tune.runs.ledger import Ledger
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.trial_data import Indices, TrialData
@@ -41,8 +41,8 @@ class Evaluator:
     model: MaskedEmbedder
     config: TrialConfig
     data: TrialData
-    ledger: Path
-    """File of the ledger of the test classes."""
+    ledger: Ledger
+    """The ledger of the test classes."""
     name: str
     """Name of the run in the ledger."""
     note: str = ""
@@ -133,11 +133,11 @@ class Evaluator:
             penultimate: measure penultimate features instead of the embedding (for the untrained network).
 
         Raises:
-            OSError: if the ledger cannot be written; then no test image was scored.
+            OSError, StorageError: if the ledger cannot be written; then no test image was scored.
         """
         dataset = self.data.dataset
-        self.test_scored_before = enter(
-            self.ledger, run=self.name, dataset=dataset.name, test_set=dataset.test_fingerprint, note=self.note
+        self.test_scored_before = self.ledger.enter(
+            run=self.name, dataset=dataset.name, test_set=dataset.test_fingerprint, note=self.note
         )
         measures: dict[str, float] = {}
         embedded = EmbeddedOnce(lambda images: self._embed_list(images, penultimate))

@@ -23,6 +23,7 @@ from torch import Tensor
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import BEST, MaskedEmbedder, check_weights
+from dcml_tune.runs.trial_files import STATE
 from dcml_tune.training.averaging import check_kept
 from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState, to_array, under
 from dcml_tune.training.step import TrainStep
@@ -32,7 +33,6 @@ from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.files import CorruptFileError, read_checksummed
 from dcml_tune.utils.stored import Count, Finite, Scalar, Stored, printable
 
-_STATE = "trainer"
 _EPOCH = "epoch"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _FREE = ("num_workers", "dataset_dir", "skip_unreadable")  # settings that may change when a trial is resumed
@@ -95,7 +95,7 @@ def save_best_model(
 def remove_old_models(directory: Path, best: BestEpoch | None) -> None:
     """Remove the best models of all epochs but the best one and that of the newest saved state."""
     of_state = None
-    for number in checkpoint.numbers(directory, _STATE)[:1]:
+    for number in checkpoint.numbers(directory, STATE)[:1]:
         with suppress(CorruptFileError):
             facts = read_checksummed(directory / f"{state_name(number)}.json")
             of_state = (facts.get("best") or {}).get("epoch")
@@ -121,8 +121,8 @@ def save_state(directory: Path, state: TrainerState, facts: dict[str, Any]) -> N
         "config": state.config,
         "facts": facts,
     }
-    checkpoint.write(directory, checkpoint.numbered(_STATE, state.epoch), _tensors(state), about)
-    checkpoint.keep_only(directory, _STATE, state.epoch)
+    checkpoint.write(directory, checkpoint.numbered(STATE, state.epoch), _tensors(state), about)
+    checkpoint.keep_only(directory, STATE, state.epoch)
     checkpoint.keep_only(directory, BEST, best.epoch if best else None)
 
 
@@ -160,7 +160,7 @@ def load_state(
         CheckpointError: if no valid state is there, or it does not fit the train step.
         SettingError: if the state has another configuration.
     """
-    tensors, about = checkpoint.newest(directory, _STATE, _StateFacts)
+    tensors, about = checkpoint.newest(directory, STATE, _StateFacts)
     best = None if trained_only else about["best"]
     if trained_only:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(("kept/", "best"))}
@@ -194,7 +194,7 @@ def saved_config(directory: Path) -> tuple[TrialConfig, dict[str, Any]]:
     Raises:
         CheckpointError: if no valid state is there, or this version does not know its settings.
     """
-    about = checkpoint.newest(directory, _STATE, _StateFacts)[1]
+    about = checkpoint.newest(directory, STATE, _StateFacts)[1]
     try:
         return TrialConfig(**about["config"]), about["facts"]
     except SettingError as error:
@@ -203,17 +203,17 @@ def saved_config(directory: Path) -> tuple[TrialConfig, dict[str, Any]]:
 
 def state_name(epoch: int) -> str:
     """Return the name of the files of a state, without suffix."""
-    return checkpoint.numbered(_STATE, epoch)
+    return checkpoint.numbered(STATE, epoch)
 
 
 def has_state(directory: Path) -> bool:
     """Return whether a state was saved in a directory, valid or not."""
-    return bool(checkpoint.numbers(directory, _STATE))
+    return bool(checkpoint.numbers(directory, STATE))
 
 
 def remove_state(directory: Path) -> None:
     """Remove the state that only a resume needs; the best model stays."""
-    checkpoint.keep_only(directory, _STATE)
+    checkpoint.keep_only(directory, STATE)
 
 
 # -- checks --------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import QueryHits
 from dcml_tune.runs.ledger import NAME as LEDGER
+from dcml_tune.runs.ledger import Ledger
 from dcml_tune.runs.stores import Stores
 from dcml_tune.training import saving
 from dcml_tune.training.averaging import MeasuredWeights
@@ -115,7 +116,7 @@ class Trainer:
             model=self.model,
             config=config,
             data=self.data,
-            ledger=Path(ledger or stores.common.absolute().parent / LEDGER),
+            ledger=Ledger(file=Path(ledger or stores.common.absolute().parent / LEDGER), storage=stores.storage),
             name=name,
             note=note,
             ranks=self.ranks,
