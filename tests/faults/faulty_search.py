@@ -21,7 +21,9 @@ from pathlib import Path
 import torch
 
 from dcml_tune.cli.parser import run_command
-from dcml_tune.runs import record, study_file
+from dcml_tune.runs import record, stored_record, study_file
+from dcml_tune.runs.stored_lock import StoredLock
+from dcml_tune.search import plan
 from dcml_tune.search.__main__ import main
 from dcml_tune.utils.files import read_checksummed, write_checksummed
 from dcml_tune.utils.locks import SharedLock
@@ -188,6 +190,8 @@ if __name__ == "__main__":
     if os.environ.get("DCML_TEST_LEASE"):
         lease_s = float(os.environ["DCML_TEST_LEASE"])
         record.SharedLock = partial(SharedLock, lease_s=lease_s, heartbeat_s=lease_s / 6)
+        for module in (plan, stored_record):
+            module.StoredLock = partial(StoredLock, lease_s=lease_s, heartbeat_s=lease_s / 6)
     if os.environ.get("DCML_TEST_BUG"):
         OptunaSearcher.on_trial_complete = has_a_bug
     run_command(lambda argv: main(argv, Faulty))

@@ -1,0 +1,48 @@
+"""A search with --storage whose output directory is lost with its machine."""
+
+import shutil
+
+import pytest
+
+ONE = ("--num-samples", 2, "--max-concurrent", 1, "--scheduler", "none", "--start-or-resume", "s")
+
+
+@pytest.fixture
+def stored(cheap, tmp_path):
+    """The flags of a search of two trials, one after the other, and its storage."""
+    cheap.environment["DCML_TEST_LEASE"] = "6"
+    return (*ONE, "--storage", f"file://{tmp_path}/bucket")
+
+
+def test_a_search_goes_on_in_an_empty_directory(cheap, stored):
+    """The driver and its directory are gone: the same command goes on from the storage, and no reported epoch is lost."""
+    cheap.faults({"trial": "000", "epoch": 2, "kind": "kill"}, {"trial": "001", "epoch": 3, "kind": "hang"})
+    process = cheap.start(*stored)
+    cheap.wait_for_hang("001", process)
+    process.kill()
+    process.wait()
+    shutil.rmtree(cheap.output)
+    status, said = cheap.search(*stored)
+    assert status == 0, said
+    assert "waiting up to 6 s for a sign of life from it" in said
+    cheap.assert_sound(2)
+    assert cheap.lost() == []
+    assert cheap.trained() == [f"{trial} {epoch}" for trial in ("000", "001") for epoch in range(1, 5)]
+    shutil.rmtree(cheap.output)
+    status, said = cheap.search(*stored)
+    assert (status, said.strip()) == (0, "search s is complete, 2 of 2 trials: nothing is left to run")
+
+
+def test_a_second_driver_is_refused(cheap, stored, tmp_path):
+    """On another machine, whose directory is empty: exit code 4, with the name of the process that runs the search."""
+    cheap.faults({"trial": "000", "epoch": 1, "kind": "hang"})
+    process = cheap.start(*stored)
+    cheap.wait_for_hang("000", process)
+    first, cheap.output = cheap.output, tmp_path / "other"
+    status, said = cheap.search(*stored)
+    assert status == 4, said
+    assert f"search s: process {process.pid} on " in said
+    status, said = cheap.search("--num-samples", 2, "--storage", stored[-1])
+    assert status == 2, said
+    assert f"--name s: {stored[-1]}/s exists; go on with it by --start-or-resume s" in said
+    cheap.output = first
