@@ -1,5 +1,7 @@
 """--start-or-resume: the same command may be run any number of times."""
 
+import shutil
+
 import pytest
 
 from dcml_tune.config.errors import SettingError
@@ -70,8 +72,8 @@ def begun(words):
 
 
 def test_each_flag_that_is_recorded_is_tested():
-    """A new flag must survive the second run of its command. tests/test_study_server.py does that of --study-uri."""
-    assert SearchConfig.model_fields.keys() - {"dataset", "repeat_trial", "study_uri", *MAY_CHANGE} == {
+    """A new flag must survive the second run of its command. The tests of --study-uri and --storage are elsewhere."""
+    assert SearchConfig.model_fields.keys() - {"dataset", "repeat_trial", "study_uri", "storage", *MAY_CHANGE} == {
         name for name in GIVEN if " " not in name
     }
 
@@ -166,3 +168,21 @@ def test_what_a_kill_at_the_start_leaves_is_no_search(words, tmp_path):
     (directory / "mine.txt").touch()
     with pytest.raises(SettingError, match="exists; choose another name"):
         main(words)
+
+
+def test_a_search_in_a_storage_goes_on_on_another_machine(words, tmp_path):
+    """By the same command, in an empty directory; another storage is refused there."""
+    address = f"file://{tmp_path}/bucket"
+    words = [*words, "--storage", address]
+    plan = given_plan(new_or_resumed(read_command_line(words)))
+    record = plan.begin()
+    plan.searcher()
+    plan.pusher(record).close(knows_ends=True)
+    record.release()
+    shutil.rmtree(tmp_path / "runs")
+    again = resumed_plan(new_or_resumed(read_command_line(words)))
+    again.record.release()
+    assert (again.config.storage, again.name, again.record.state.processes) == (address, "s", 1)
+    assert again.runs.run().storage == address
+    with pytest.raises(SettingError, match=f"--storage {address}2: search s began with {address}"):
+        resumed_plan(new_or_resumed(read_command_line([*words[:-1], f"{address}2"])))

@@ -198,6 +198,8 @@ class RecordPusher:
         while not self._ends.is_set():
             self._wanted.wait(EVERY_S)
             self._wanted.clear()
+            if self._ends.is_set():
+                return
             try:
                 self.push()
                 if self._failed:

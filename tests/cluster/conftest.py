@@ -63,7 +63,11 @@ class Nodes:
         self._added.remove(node)
 
     def add_in_namespace(self, before, *, cpus=1, host="othernode"):
-        """Add a node with mounts and a host name of its own; `before` is run there by a shell before it starts."""
+        """Add a node with mounts and a host name of its own; `before` is run there by a shell before it starts.
+
+        Returns:
+            What `kill_in_namespace` takes.
+        """
         directory = Path(tempfile.mkdtemp(prefix="dcml-", dir="/tmp"))  # paths of sockets must be short
         start = (
             f"{shutil.which('ray', path=os.path.dirname(sys.executable))} start --address={self.address} --block "
@@ -78,14 +82,19 @@ class Nodes:
             env=self.environment,
             start_new_session=True,
         )
+        return directory
+
+    def kill_in_namespace(self, directory):
+        """End all processes of a node with mounts of its own."""
+        process = self._namespaces.pop(directory)
+        process.kill()
+        process.wait(60)
+        shutil.rmtree(directory, ignore_errors=True)
 
     def remove_all(self):
         """End all nodes but the head."""
-        for directory, process in self._namespaces.items():
-            process.kill()  # and with it all that it has started
-            process.wait(60)
-            shutil.rmtree(directory, ignore_errors=True)
-        self._namespaces.clear()
+        for directory in list(self._namespaces):
+            self.kill_in_namespace(directory)
         for node in self._added:
             self._ask("remove", node)
         self._added.clear()
