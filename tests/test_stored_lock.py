@@ -53,7 +53,7 @@ def test_a_second_driver_on_another_machine_is_refused(machine):
     first, second = machine("a"), machine("b")
     first.acquire()
     first.acquire()
-    with pytest.raises(HeldError, match="process .* on "):
+    with pytest.raises(HeldError, match=r"process .* on "):
         second.acquire()
     waits = []
     with pytest.raises(HeldError):
@@ -77,7 +77,7 @@ def test_a_driver_that_died_is_replaced_after_a_while(machine):
     second.acquire(lambda holder: None)
     assert LEASE_S <= time.monotonic() - begun < 10 * LEASE_S
     first._seen_s = time.monotonic() - 2 * LEASE_S
-    with pytest.raises(LockLostError, match="process .* has taken it over"):
+    with pytest.raises(LockLostError, match=r"process .* has taken it over"):
         first.check()
     first.release()
     second.check()
@@ -198,10 +198,12 @@ def test_a_driver_that_lost_the_search_pushes_nothing_more(begun, storage, machi
 
 def test_a_name_that_the_storage_has_is_refused(begun, storage, tmp_path):
     """For a new search; and a search that nobody has cannot be resumed."""
-    with pytest.raises(SettingError, match="--name s: file://.*/bucket/s exists; go on with it by --start-or-resume s"):
+    with pytest.raises(
+        SettingError, match=r"--name s: file://.*/bucket/s exists; go on with it by --start-or-resume s"
+    ):
         refuse_stored(storage, "s")
     (tmp_path / "c").mkdir()
-    with pytest.raises(SettingError, match="--resume t: neither .* nor .*/bucket/t holds a search"):
+    with pytest.raises(SettingError, match=r"--resume t: neither .* nor .*/bucket/t holds a search"):
         open_stored(tmp_path / "c" / "t", storage)
 
 
@@ -209,5 +211,5 @@ def test_a_search_that_runs_is_not_opened_elsewhere(begun, storage, tmp_path, mo
     """Exit code 4, with the process that runs it."""
     monkeypatch.setattr(stored_record, "StoredLock", partial(StoredLock, lease_s=LEASE_S, heartbeat_s=BEAT_S))
     (tmp_path / "c").mkdir()
-    with pytest.raises(SearchRunningError, match="search s: process .* runs it"):
+    with pytest.raises(SearchRunningError, match=r"search s: process .* runs it"):
         open_stored(tmp_path / "c" / "s", storage)

@@ -95,6 +95,22 @@ def test_epochs_that_the_driver_lacks_are_reported_again(config):
         trial.stop()
 
 
+def test_a_new_trial_does_not_take_the_files_of_another_one(config, files, tmp_path):
+    """Of one with its key that a driver sampled just before it was killed; but a second start of it takes its own."""
+    old = DivideAndConquer(config("a"))
+    old.train()
+    starts, run = Starts(files=files), dataclasses.replace(old.run, is_new=True)
+    directory = tmp_path / "a" / "s" / "trials" / "000"
+    starts.next_attempt(run, directory)
+    assert files.files(directory).newest().files == {}
+    other = DivideAndConquer({**config("b"), "base_lr": 1e-4})
+    assert other.train()["epoch"] == 1
+    starts.next_attempt(run, directory)
+    assert files.files(directory).newest().files != {}
+    old.stop()
+    other.stop()
+
+
 @pytest.mark.parametrize(
     ("run", "last", "expected"),
     [
@@ -172,7 +188,7 @@ def test_a_storage_that_is_away_ends_no_trial(config, monkeypatch, on_cluster):
 
     monkeypatch.setattr("dcml_tune.runs.stored_files.StoredAttempt.push", away)
     if on_cluster:
-        with pytest.raises(NodeFaultError, match="is away"):
+        with pytest.raises(NodeFaultError, match=r"is away"):
             trial.train()
     else:
         assert trial.train()[STOP_SEARCH] == "--storage x: is away"
@@ -192,7 +208,9 @@ def test_one_ledger_of_all_nodes(tmp_path, address):
     driver = tmp_path / "c" / LEDGER
     driver.parent.mkdir()
     ledger.pull(driver, Storage(address))
-    assert [json.loads(line)["run"] for line in driver.read_text().splitlines()] == [f"s/{number}" for number in range(4)]
+    assert [json.loads(line)["run"] for line in driver.read_text().splitlines()] == [
+        f"s/{number}" for number in range(4)
+    ]
     assert ledger.broken(driver) == []
 
 
@@ -243,5 +261,5 @@ def test_image_stores_are_on_the_disk_of_each_node(tmp_path):
 
 def test_an_address_as_output_directory_names_the_flag():
     """--storage takes it."""
-    with pytest.raises(SettingError, match="--output-dir s3://b/x: .* give --storage s3://b/x to keep them there"):
+    with pytest.raises(SettingError, match=r"--output-dir s3://b/x: .* give --storage s3://b/x to keep them there"):
         output_directory("s3://b/x")

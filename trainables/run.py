@@ -66,6 +66,9 @@ class Run:
     reported: int | None = None
     """Number of its first epochs whose reports the driver has. With a storage the reports of all saved epochs after these
     are repeated when the trial goes on; None: only the last one is."""
+    is_new: bool = False
+    """Whether the study has just got this trial. What a storage has of its key is then of another one: a driver that was killed may
+    have sampled it after the last copy of the study."""
     images: str | None = None
     """Fingerprint of the content of the images that the search began with; None: they are not compared."""
     on_cluster: bool = False

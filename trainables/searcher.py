@@ -270,7 +270,7 @@ class OptunaSearcher(Searcher):
             trial.set_user_attr(KEY, key)
             self._launched += 1
             self._guarded(keep_copy, self.options.storage)
-            return self._packed(key, sampled)
+            return self._packed(key, sampled, is_new=True)
         log.error("%d draws gave no feasible combination of settings; the last: %s", _DRAWS, reason)
         return None
 
@@ -318,10 +318,10 @@ class OptunaSearcher(Searcher):
 
     # -- one trial -------------------------------------------------------------------------------------
 
-    def _packed(self, key: str, sampled: dict[str, Any], reported: int = 0) -> dict[str, Any]:
+    def _packed(self, key: str, sampled: dict[str, Any], *, reported: int = 0, is_new: bool = False) -> dict[str, Any]:
         trials = self.launching.trials
         directory = None if trials is None else str(trials / key)
-        run = replace(self.launching.run, key=key, directory=directory, reported=reported)
+        run = replace(self.launching.run, key=key, directory=directory, reported=reported, is_new=is_new)
         settings = self.space.whole(sampled)
         if (prefixes := self.launching.prefixes) is not None:
             local = self.sampling.sampler == "local"

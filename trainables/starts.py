@@ -28,8 +28,21 @@ class Starts:
     """Raises if another driver runs the search now."""
     files: TrialFiles = field(default_factory=TrialFiles)
     """Numbers the starts."""
+    started: set[str] = field(default_factory=set)
+    """Keys of the trials that this process has started."""
     recorded: Callable[[str], int] = lambda key: 0
     """Returns the number of epochs of a trial that the tracker has."""
+
+    def next_attempt(self, run: Run, directory: Path) -> int:
+        """Return the number of the next start of a trial."""
+        is_new = run.is_new and run.key not in self.started
+        self.started.add(run.key)
+        try:
+            return self.files.next_attempt(directory, is_new=is_new)
+        except OSError as error:
+            raise SearchStopped(f"{error.filename or directory} cannot be written ({error.strerror})") from None
+        except StorageError as error:
+            raise SearchStopped(str(error)) from None
 
     def reported(self, run: Run, last: dict[str, Any] | None) -> int | None:
         """Return `Run.reported`.
@@ -57,7 +70,7 @@ def numbered_starts(starts: Starts) -> Iterator[None]:
         run = run_of(trial.config)
         if run.directory is not None:
             starts.check()
-            number = _next(starts.files, Path(run.directory))
+            number = starts.next_attempt(run, Path(run.directory))
             arguments["config"] = with_attempt(arguments["config"], number, starts.reported(run, trial.last_result))
         return arguments
 
@@ -66,12 +79,3 @@ def numbered_starts(starts: Starts) -> Iterator[None]:
         yield
     finally:
         module._get_trainable_kwargs = arguments_of
-
-
-def _next(files: TrialFiles, directory: Path) -> int:
-    try:
-        return files.next_attempt(directory)
-    except OSError as error:
-        raise SearchStopped(f"{error.filename or directory} cannot be written ({error.strerror})") from None
-    except StorageError as error:
-        raise SearchStopped(str(error)) from None

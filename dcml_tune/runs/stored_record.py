@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 60.0
 """Longest time between two pushes while trials run, in seconds."""
 
-AT_LEAST_S = 10.0
+AT_LEAST_S = 5.0
 """Shortest time between the ends of two pushes, unless the search ends."""
 
 LAST_S = 20.0

@@ -33,8 +33,13 @@ class TrialFiles:
     def get_all(self, trials: Path) -> None:
         """Get what earlier drivers have of the trials of a search into their directories."""
 
-    def next_attempt(self, directory: Path) -> int:
-        """Return the number of a new attempt of a trial; from now on no other one counts."""
+    def next_attempt(self, directory: Path, *, is_new: bool = False) -> int:
+        """Return the number of a new attempt of a trial; from now on no other one counts.
+
+        Args:
+            directory: of the trial.
+            is_new: whether what a storage has of its key is of another trial.
+        """
         return next_attempt(directory)
 
     def current(self, directory: Path, stem: str) -> Path:
@@ -66,9 +71,12 @@ class StoredTrialFiles(TrialFiles):
         """Return the files of a trial, given its directory."""
         return StoredFiles(self._place.child(directory.name))
 
-    def next_attempt(self, directory: Path) -> int:
+    def next_attempt(self, directory: Path, *, is_new: bool = False) -> int:
         """Return the number of a new attempt of a trial; from now on no other one counts."""
-        return self.files(directory).begin()
+        files = self.files(directory)
+        if is_new and files.newest() is not None:
+            files.take_over(files.begin(ended=True), set())
+        return files.begin()
 
     def current(self, directory: Path, stem: str) -> Path:
         """Pull the files with this stem of a trial that may run; returns the directory."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dcml_tune.cli.parser import run_command
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import TRIALS, named_directory, output_directory
+from dcml_tune.runs.storage import StorageError
 from dcml_tune.search.flags import CommandLine, read_command_line
 from dcml_tune.search.outcome import EXIT_INCOMPLETE, EXIT_OK
 from dcml_tune.search.request import SearchCompleteError
@@ -54,7 +55,7 @@ def main(argv: list[str], trainable: type[DivideAndConquer] | None = None) -> in
             if config.repeat_trial is not None:
                 return _repeat(command_line, config.repeat_trial)
             return _search(command_line, trainable)
-        except SearchStopped as stop:  # before the search began
+        except (SearchStopped, StorageError) as stop:  # before the search began
             signal_handled()
             print(f"stopped ({stop})", file=sys.stderr)
             return EXIT_INCOMPLETE

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.runs.record import SearchRunningError, all_records
+from dcml_tune.runs.storage import StorageError
 from dcml_tune.runs.study_file import impatient
 from dcml_tune.search.ablation import ablate
 from dcml_tune.search.confirmation import Candidate, Confirmation, FoldSeed, race
@@ -69,8 +70,8 @@ class SearchRunner:
         tags |= {"dcml.deterministic": "yes"} if plan.config.deterministic else {}
         self.stages = StageRunner(plan, self.record, self.tracker, tags, self.trainable)
         if self.pusher is not None:
-            self.pusher.push()
-            self.stages.on_change = self.pusher.want
+            self._push()
+            self.stages.on_change, self.stages.on_stage = self.pusher.want, self._push
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=tags)
         try:
             return self._run_stages()
@@ -84,6 +85,13 @@ class SearchRunner:
             raise
         finally:
             self.record.release()
+
+    def _push(self) -> None:
+        assert self.pusher is not None
+        try:
+            self.pusher.push()
+        except StorageError as error:
+            raise SearchStopped(str(error)) from None
 
     def _run_stages(self) -> int:
         """Run the stages and record the outcome before Ray is shut down; returns the exit code."""

@@ -28,6 +28,7 @@ class StageRunner:
 
     Attributes:
         progress: callback of the newest stage; None before the first one.
+        on_stage: called before the first trial of a stage.
         on_change: called when a trial has started or ended.
         missing: keys of runs without a result, although no budget ended their stage.
     """
@@ -46,6 +47,7 @@ class StageRunner:
         """
         self.plan, self.record, self.tracker, self.tags, self.trainable = plan, record, tracker, tags, trainable
         self.on_change: Callable[[], None] = lambda: None
+        self.on_stage: Callable[[], None] = lambda: None
         self.progress: Progress | None = None
         self.missing: list[str] = []
         self._stages = 0
@@ -103,6 +105,7 @@ class StageRunner:
             tuning: arguments of `trainables.tuner.run_trials`.
         """
         plan, self.progress = self.plan, progress
+        self.on_stage()
         self._stages += 1
         name = f"process-{self.record.state.processes:02d}-{self._stages}"
         try:

@@ -1,6 +1,5 @@
 """A search with --storage s3://... on nodes that share no directory: nodes and the driver die, and the search goes on."""
 
-import os
 import re
 import shutil
 import socket
@@ -43,13 +42,24 @@ def s3(tmp_path):
     process.wait(60)
 
 
-@pytest.mark.skipif("not may_make_namespaces()", reason="this user may not make mount namespaces (unshare --mount)")
+@pytest.mark.skipif(not may_make_namespaces(), reason="this user may not make mount namespaces (unshare --mount)")
 def test_nodes_and_driver_die(scene, cluster, s3, tmp_path):
     """A trial goes on on another node, whose disk is empty; then the same command goes on on an empty disk of the driver."""
     scene.environment |= {**s3, "DCML_TEST_LEASE": "6"}
     scene.output.mkdir()
     exports = " && ".join(f"export {name}={value}" for name, value in s3.items())
-    command = ("--num-samples", 2, "--max-concurrent", 1, "--storage", BUCKET, "--start-or-resume", "s", *TRIALS, cluster.address)
+    command = (
+        "--num-samples",
+        2,
+        "--max-concurrent",
+        1,
+        "--storage",
+        BUCKET,
+        "--start-or-resume",
+        "s",
+        *TRIALS,
+        cluster.address,
+    )
     scene.faults(
         {"trial": "000", "epoch": 2, "kind": "hang"},
         {"trial": "001", "epoch": 3, "kind": "hang"},
@@ -71,7 +81,9 @@ def test_nodes_and_driver_die(scene, cluster, s3, tmp_path):
     process.kill()
     process.wait()
     first_said = process.log.read_text()
-    assert re.search(r"trial 000 is tried again from its last epoch: (?:the connection to )?node", first_said), first_said
+    assert re.search(r"trial 000 is tried again from its last epoch: (?:the connection to )?node", first_said), (
+        first_said
+    )
     shutil.rmtree(scene.output)
     scene.output.mkdir()
     status, said = scene.search(*command)
