@@ -54,6 +54,8 @@ def _print_search(record: Record) -> None:
 def resume_command(record: Record) -> str:
     """Return the command that resumes a search."""
     words = ["--resume", record.name, "--output-dir", str(record.directory.parent)]
+    if (storage := record.asked["flags"].get("storage")) is not None:
+        words += ["--storage", storage]
     return command("dcml_tune.search", *words)
 
 
