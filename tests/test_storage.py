@@ -8,7 +8,8 @@ import pytest
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.runs import storage as storage_module
-from dcml_tune.runs.storage import Storage, StorageError, checked_address, well_formed
+from dcml_tune.runs.storage import Storage, StorageError
+from dcml_tune.runs.storage_address import checked_address, well_formed
 from dcml_tune.runs.stored_files import StoredAttempt, StoredFiles
 
 

@@ -21,7 +21,8 @@ from ray.exceptions import RayTaskError
 from dcml_tune import data
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.runs.storage import FLAG, Storage, StorageError, storage_fault
+from dcml_tune.runs.storage import FLAG, Storage, StorageError
+from dcml_tune.runs.storage_address import storage_fault
 from dcml_tune.runs.stores import Stores, scratch_fault
 from dcml_tune.training.devices import exhausted_memory
 from dcml_tune.training.prefixes import code_identity

@@ -20,6 +20,7 @@ from typing import Any
 
 from dcml_tune.runs.paths import LEDGER
 from dcml_tune.runs.storage import Storage
+from dcml_tune.runs.stores import Stores
 from dcml_tune.utils.files import write_atomic
 from dcml_tune.utils.locks import SharedLock
 from dcml_tune.utils.stored import Count, Stored, checked, parse
@@ -55,6 +56,11 @@ class Ledger:
     file: Path
     storage: str | None = None
     """Address of the storage that all nodes share; `file` is then a copy."""
+
+    @classmethod
+    def of(cls, file: Path | str | None, stores: Stores) -> Ledger:
+        """Return the ledger with this file; None: the file beside the directory of the stores that trials share."""
+        return cls(file=Path(file or stores.common.absolute().parent / NAME), storage=stores.storage)
 
     def enter(self, *, run: str, dataset: str, test_set: str, note: str = "") -> int:
         """Append a line; see the function `enter`. In a storage each line is an object, which is created once."""

@@ -2,25 +2,23 @@
 
 Every call is repeated for minutes while the storage does not answer. Objects are written whole: a reader never needs one that is
 written only in part, because the name of a complete group of objects is written last (`dcml_tune.runs.stored_files`).
+
+Above 250 lines because all calls pass through the same patience.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import re
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dcml_tune.config.errors import SettingError
 from dcml_tune.utils.errnos import DISK_FULL
 from dcml_tune.utils.signals import raise_if_signalled
-from dcml_tune.utils.stored import is_shown
 from dcml_tune.utils.tracebacks import one_line
 
 T = TypeVar("T")
@@ -38,7 +36,6 @@ _SETTLED_S = 1.0  # time after which two processes that write one object at once
 _OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss"})
 """Stores without directories: to create one would create a bucket."""
 
-_NOT_SHARED = frozenset({"memory", "data", "zip", "tar", "http", "https", "github", "git"})
 _OF_LIBRARIES = (
     "botocore",
     "aiobotocore",
@@ -89,7 +86,7 @@ class Storage:
         """Open an address; nothing is read or written.
 
         Args:
-            address: as `checked_address` accepts it.
+            address: as `dcml_tune.runs.storage_address.checked_address` accepts it.
             patience_s: seconds for which calls are repeated; `PATIENCE_S` by default.
         """
         from fsspec.core import url_to_fs  # imported here: most searches have no storage
@@ -238,7 +235,7 @@ class Storage:
                 if isinstance(error, _MAY_NOT_PASS) or time.monotonic() - start >= patience:
                     raise StorageError(self._complaint(what, error, patience)) from error
                 if not waits:
-                    log.warning("%s", f"{FLAG} {self.address}: {what} ({_reason(error)}); it is tried again")
+                    log.warning("%s", f"{FLAG} {self.address}: {what} ({reason_of(error)}); it is tried again")
                 waits = True
             else:
                 if waits:
@@ -251,81 +248,17 @@ class Storage:
 
     def _complaint(self, what: str, error: Exception, patience: float) -> str:
         if isinstance(error, PermissionError):
-            return f"{FLAG} {self.address}: {what} ({_reason(error)}); give this user the right to read and write there"
+            return (
+                f"{FLAG} {self.address}: {what} ({reason_of(error)}); give this user the right to read and write there"
+            )
         for_long = f", for {patience / 60:.0f} minutes now" if patience >= 60 else ""
-        return f"{FLAG} {self.address}: {what} ({_reason(error)}){for_long}; see to the storage, or to the way there"
+        return f"{FLAG} {self.address}: {what} ({reason_of(error)}){for_long}; see to the storage, or to the way there"
 
 
 def _is_of_storage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _OF_LIBRARIES
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """The error in one line, without passwords."""
     return one_line(error)[:300]
-
-
-# -- the flag ------------------------------------------------------------------------------------------
-
-
-def checked_address(text: str) -> str:
-    """Return the address of --storage, after a test: an object is written, read and removed there.
-
-    Raises:
-        SettingError: if it is no address, holds a password, its package is missing, or it cannot be written and read.
-    """
-    address = well_formed(text)
-    from fsspec import get_filesystem_class
-
-    scheme = address.partition(":")[0]
-    try:
-        get_filesystem_class(scheme)
-    except ImportError as error:
-        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(scheme)
-        remedy = f"install {package} on all nodes (pip install {package})" if package else f"on all nodes: {error}"
-        raise SettingError(f"{FLAG} {address}: Python finds no package for {scheme}:// addresses; {remedy}") from None
-    except ValueError:
-        raise SettingError(f"{FLAG} {address}: fsspec knows no {scheme}:// addresses; give s3:// or file://") from None
-    if fault := storage_fault(address):
-        raise SettingError(f"{FLAG} {address}: {fault}")
-    return address
-
-
-def storage_fault(address: str) -> str | None:
-    """Write, read and remove an object; returns why that is not possible, with the remedy, or None."""
-    name, content = f".writable-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
-    remedy = "give an address that this user may read and write, and its credentials in the environment"
-    try:
-        place = Storage(address, patience_s=0.0)
-        place.write(name, content)
-        found = place.read(name)
-        place.remove([name])
-    except StorageError as error:
-        return f"cannot be used ({_reason(error.__cause__ or error)}); {remedy}"  # type: ignore[arg-type]
-    except Exception as error:  # also of a package that cannot be imported, or has no credentials
-        return f"cannot be used ({_reason(error)}); {remedy}"
-    return None if found == content else f"does not return what was written; {remedy}"
-
-
-def well_formed(text: str) -> str:
-    """Return an address without a slash at its end; nothing is opened.
-
-    Raises:
-        SettingError: if it is no address of a place that several machines can share, or holds a password.
-    """
-    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(.*)", text, re.IGNORECASE | re.DOTALL)
-    if match is None:
-        absolute = f"file://{text}" if text.startswith("/") else "file:///PATH"
-        raise SettingError(
-            f"{FLAG} {text or repr(text)}: is no address; give s3://BUCKET/PREFIX, or {absolute} for a directory"
-        )
-    scheme, rest = match[1].lower(), match[2].rstrip("/")
-    if ":" in rest.partition("@")[0] and "@" in rest.partition("/")[0]:
-        shown = f"{scheme}://***@{rest.partition('@')[2]}"
-        raise SettingError(f"{FLAG} {shown}: holds a password, which would be recorded; give it in the environment")
-    if not all(map(is_shown, text)) or not rest:
-        raise SettingError(f"{FLAG} {text!r}: is not a valid address; give s3://BUCKET/PREFIX, or file:///PATH")
-    if scheme in _NOT_SHARED:
-        raise SettingError(f"{FLAG} {text}: {scheme}:// is no storage that processes share; give s3:// or file:///PATH")
-    if scheme in ("file", "local") and (not rest.startswith("/") or ".." in rest.split("/")):
-        raise SettingError(f"{FLAG} {text}: a relative path; give file:///PATH with an absolute path")
-    return f"{scheme}://{rest}"

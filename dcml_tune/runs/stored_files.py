@@ -7,6 +7,8 @@
 What counts is the newest valid commit of the newest attempt that has one. An older attempt that goes on writes into its own
 directory, where nobody looks any more. No object that a commit names is overwritten, so a reader finds the files of the last
 commit, also while the next one is written.
+
+Above 250 lines because readers and writers know the names of the objects here alone.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from dcml_tune.runs.stored_files import StoredAttempt, StoredFiles
 from dcml_tune.runs.stored_lock import RECORD, StoredLock
 from dcml_tune.runs.study_file import copy_study
 from dcml_tune.utils import tracebacks
-from dcml_tune.utils.files import link_or_copy
+from dcml_tune.utils.files import CorruptFileError, link_or_copy
 from dcml_tune.utils.signals import SearchStopped
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,14 @@ def pull_record(lock: StoredLock, directory: Path) -> bool:
             (directory / SPOOL / DELIVERED).unlink(missing_ok=True)  # all records go to the new database
     lock.has_record()
     return True
+
+
+def storage_of(directory: Path, given: str | None) -> str | None:
+    """Return the address of the storage of a search: as it is given, or as the directory of the search has recorded it."""
+    with suppress(CorruptFileError):
+        recorded: str | None = read_asked(directory)["flags"].get("storage")
+        return recorded  # another one is refused with the other flags that may not change
+    return given
 
 
 def is_stored(storage: Storage, name: str) -> bool:
@@ -193,6 +201,13 @@ class RecordPusher:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
             self._on_push(began)
+
+    def push_or_stop(self) -> None:
+        """Push now; a storage that does not answer stops the search in good order."""
+        try:
+            self.push()
+        except StorageError as error:
+            raise SearchStopped(str(error)) from None
 
     def _run(self) -> None:
         while not self._ends.is_set():

@@ -9,7 +9,8 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.paths import new_directory, output_directory
 from dcml_tune.runs.record import refuse_existing
-from dcml_tune.runs.storage import Storage, checked_address
+from dcml_tune.runs.storage import Storage
+from dcml_tune.runs.storage_address import checked_address
 from dcml_tune.runs.stored_record import refuse_stored
 
 if TYPE_CHECKING:

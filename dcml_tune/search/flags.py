@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from dcml_tune.cli.parser import Parser, add_settings, given_settings
 from dcml_tune.cli.quantities import as_text, gpus_per_trial, real, seconds, size, whole
 from dcml_tune.config.search import SearchConfig
-from dcml_tune.runs.storage import well_formed
+from dcml_tune.runs.storage_address import well_formed
 from dcml_tune.runs.study_server import checked_address
 from dcml_tune.tracking.uris import add_flag
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.runs.moved import follow, output_before, with_images
 from dcml_tune.runs.paths import VERDICT, absolute, named_directory, output_directory, writable
-from dcml_tune.runs.record import Record, read_asked
-from dcml_tune.runs.storage import Storage, checked_address
-from dcml_tune.runs.stored_record import open_stored
+from dcml_tune.runs.record import Record
+from dcml_tune.runs.storage import Storage
+from dcml_tune.runs.storage_address import checked_address
+from dcml_tune.runs.stored_record import open_stored, storage_of
 from dcml_tune.runs.stores import scratch_directory
 from dcml_tune.runs.study_place import recorded_place
 from dcml_tune.runs.study_server import without_password
@@ -29,8 +29,6 @@ from search_spaces import SearchSpace, load_space
 from search_spaces.user_file import recorded_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dcml_tune.search.flags import CommandLine
     from dcml_tune.search.plan import Plan
 
@@ -75,7 +73,7 @@ def _held_record(config: SearchConfig) -> Record:
     """The record of the search that --resume or --extend names, held by this process."""
     flag, word = ("--resume", config.resume) if config.extend is None else ("--extend", config.extend)
     directory = named_directory(flag, word or "", output_directory(config.output_dir))
-    storage = _storage_of(directory, config)
+    storage = storage_of(directory, config.storage)
     if storage is not None:
         writable(directory.parent)
         return open_stored(directory, Storage(checked_address(storage)))
@@ -83,15 +81,6 @@ def _held_record(config: SearchConfig) -> Record:
     writable(directory.parent)
     record.hold()
     return record
-
-
-def _storage_of(directory: Path, config: SearchConfig) -> str | None:
-    """The address of the storage of a search: as it is given, or as this machine has recorded it."""
-    with suppress(CorruptFileError):
-        recorded: str | None = read_asked(directory)["flags"].get("storage")
-        if config.storage in (None, recorded) or recorded is None:
-            return recorded  # another one is refused with the other flags that may not change
-    return config.storage
 
 
 def _is_finished(record: Record, asked: dict[str, Any]) -> SearchCompleteError:

@@ -1,4 +1,7 @@
-"""Run the stages of a search (trials, confirmation, final scoring), and record its outcome."""
+"""Run the stages of a search (trials, confirmation, final scoring), and record its outcome.
+
+Above 250 lines because the ends of a run, good and bad, are beside its stages.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dcml_tune.runs.record import SearchRunningError, all_records
-from dcml_tune.runs.storage import StorageError
 from dcml_tune.runs.study_file import impatient
 from dcml_tune.search.ablation import ablate
 from dcml_tune.search.confirmation import Candidate, Confirmation, FoldSeed, race
@@ -70,8 +72,8 @@ class SearchRunner:
         tags |= {"dcml.deterministic": "yes"} if plan.config.deterministic else {}
         self.stages = StageRunner(plan, self.record, self.tracker, tags, self.trainable)
         if self.pusher is not None:
-            self._push()
-            self.stages.on_change, self.stages.on_stage = self.pusher.want, self._push
+            self.pusher.push_or_stop()
+            self.stages.on_change, self.stages.on_stage = self.pusher.want, self.pusher.push_or_stop
         self.tracker.start(plan.name, name=plan.name, role="search", params={"dataset": plan.dataset}, tags=tags)
         try:
             return self._run_stages()
@@ -85,13 +87,6 @@ class SearchRunner:
             raise
         finally:
             self.record.release()
-
-    def _push(self) -> None:
-        assert self.pusher is not None
-        try:
-            self.pusher.push()
-        except StorageError as error:
-            raise SearchStopped(str(error)) from None
 
     def _run_stages(self) -> int:
         """Run the stages and record the outcome before Ray is shut down; returns the exit code."""

@@ -22,7 +22,6 @@ from dcml_tune.config.measures import chooses
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import QueryHits
-from dcml_tune.runs.ledger import NAME as LEDGER
 from dcml_tune.runs.ledger import Ledger
 from dcml_tune.runs.stores import Stores
 from dcml_tune.training import saving
@@ -116,7 +115,7 @@ class Trainer:
             model=self.model,
             config=config,
             data=self.data,
-            ledger=Ledger(file=Path(ledger or stores.common.absolute().parent / LEDGER), storage=stores.storage),
+            ledger=Ledger.of(ledger, stores),
             name=name,
             note=note,
             ranks=self.ranks,
