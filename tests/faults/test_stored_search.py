@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from dcml_tune.utils.files import read_checksummed
+
 ONE = ("--num-samples", 2, "--max-concurrent", 1, "--scheduler", "none", "--start-or-resume", "s")
 
 
@@ -46,3 +48,20 @@ def test_a_second_driver_is_refused(cheap, stored, tmp_path):
     assert status == 2, said
     assert f"--name s: {stored[-1]}/s exists; go on with it by --start-or-resume s" in said
     cheap.output = first
+
+
+def test_final_runs_go_on_in_an_empty_directory(cheap, stored):
+    """Those that have ended are not run again; the verdict has the results of all."""
+    flags = (*stored, "--controls", "published", "--final", "best", "--final-seeds", 2)
+    cheap.faults({"trial": "final-published-seed-1000002", "epoch": 1, "kind": "hang"})
+    process = cheap.start(*flags)
+    cheap.wait_for_hang("final-published-seed-1000002", process)
+    process.kill()
+    process.wait()
+    shutil.rmtree(cheap.output)
+    status, said = cheap.search(*flags)
+    assert status == 0, said
+    assert len(cheap.trained()) == len(set(cheap.trained()))
+    results = {file.parent.name for file in (cheap.output / "s" / "trials").glob("*/result.json")}
+    assert {"final-published", "final-published-seed-1000002", "untrained"} <= results
+    assert read_checksummed(cheap.output / "s" / "verdict.json")["winner"]
