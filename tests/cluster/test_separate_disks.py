@@ -42,6 +42,7 @@ def s3(tmp_path):
     process.wait(60)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not may_make_namespaces(), reason="this user may not make mount namespaces (unshare --mount)")
 def test_nodes_and_driver_die(scene, cluster, s3, tmp_path):
     """A trial goes on on another node, whose disk is empty; then the same command goes on on an empty disk of the driver."""
