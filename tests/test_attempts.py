@@ -11,7 +11,7 @@ from dcml_tune.runs.attempts import begin_attempt, files_of, next_attempt, read_
 from dcml_tune.utils.files import CorruptFileError
 from dcml_tune.utils.signals import SearchStopped
 from trainables.run import Run, pack, pack_list, run_of, unpack
-from trainables.starts import numbered_starts
+from trainables.starts import Starts, numbered_starts
 
 
 def start(directory):
@@ -166,6 +166,8 @@ def test_nothing_is_settled_where_nothing_was_started(trial):
 class Tuned:
     """What the function of Tune that makes the arguments of a process is given."""
 
+    last_result = None
+
     def __init__(self, config):
         self.config = config
 
@@ -187,7 +189,7 @@ def test_each_process_that_tune_starts_has_a_number(trial, arguments_of, packed)
     if packed == "list":
         config = {"whole": pack_list([config])["whole"]["grid_search"][0]}
     tuned, checks = Tuned(config), []
-    with numbered_starts(lambda: checks.append(1)):
+    with numbered_starts(Starts(check=lambda: checks.append(1))):
         made = [arguments_of(tuned)["config"] for _ in range(2)]
     assert [run_of(each).attempt for each in made] == [1, 2]
     assert [unpack(each)[0] for each in made] == [{"dataset": "cub"}] * 2
@@ -197,7 +199,7 @@ def test_each_process_that_tune_starts_has_a_number(trial, arguments_of, packed)
     def lost():
         raise SearchStopped("another process runs it")
 
-    with numbered_starts(lost), pytest.raises(SearchStopped):
+    with numbered_starts(Starts(check=lost)), pytest.raises(SearchStopped):
         arguments_of(tuned)
     assert read_attempts(trial).number == 2
 
@@ -206,5 +208,5 @@ def test_a_number_that_cannot_be_written_stops_the_search(tmp_path, arguments_of
     """In good order: it can be resumed when there is room."""
     (tmp_path / "trial").touch()
     config = pack({}, Run(directory=str(tmp_path / "trial")))
-    with numbered_starts(lambda: None), pytest.raises(SearchStopped, match="trial cannot be written"):
+    with numbered_starts(Starts()), pytest.raises(SearchStopped, match="trial cannot be written"):
         arguments_of(Tuned(config))
