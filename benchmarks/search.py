@@ -13,7 +13,11 @@ Each is one whole search of the command line: its final stage trains the winner 
 classes, with the same further seeds, and scores the test classes once for each run. Nothing is chosen by them. The search
 seeds are the units of the table: the mean over the final seeds is one value.
 
-Results are stored, so a benchmark that was stopped continues where it stopped. The last column of the first table is the
+Verdicts are stored, so a benchmark that was stopped continues where it stopped. benchmarks/results/search has those of
+
+    python benchmarks/search.py --epoch-budget 40 --final-seeds 2 --output benchmarks/results/search
+
+The last column of the first table is the
 verdict of each search. `--data-set folder -- --dataset-dir DIR` takes another data set.
 """
 
@@ -56,15 +60,17 @@ def command(kind: str, seed: int, given: argparse.Namespace) -> list[str]:
 
 
 def run(kind: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Run or continue a search; returns its verdict."""
-    output = given.output.absolute()
-    file = output / f"{kind}-{seed}" / VERDICT
-    if not file.exists():
+    """Return the verdict of a search, which is kept in a file of the output; run or continue the search if there is none."""
+    name, kept = f"{kind}-{seed}", given.output.absolute() / f"{kind}-{seed}.json"
+    if not kept.exists():
+        runs = given.output.absolute() / "runs"
+        runs.mkdir(exist_ok=True)
         words = command(kind, seed, given)
-        with (output / f"{kind}-{seed}.log").open("a") as log:
-            whole = [sys.executable, "-m", "dcml_tune.search", *words, "--quiet", "--output-dir", str(output)]
+        with (runs / f"{name}.log").open("a") as log:
+            whole = [sys.executable, "-m", "dcml_tune.search", *words, "--quiet", "--output-dir", str(runs)]
             subprocess.run(whole, stdout=log, stderr=log, check=True)
-    found: dict[str, Any] = json.loads(file.read_text())
+        kept.write_text((runs / name / VERDICT).read_text())
+    found: dict[str, Any] = json.loads(kept.read_text())
     return found
 
 

@@ -182,6 +182,16 @@ def test_searches_are_compared_by_their_final_stages(program):
     assert rows["wide - four, paired by seed"].startswith("+4.5")
 
 
+def test_a_verdict_that_is_there_is_not_searched_again(program, tmp_path, capsys, monkeypatch):
+    """The files of finished searches are enough to print the tables."""
+    search = program("search")
+    monkeypatch.setattr(search.subprocess, "run", lambda *_, **__: pytest.fail("a search was run"))
+    for seed, winner in ((1, 0.58), (2, 0.56)):
+        (tmp_path / f"wide-{seed}.json").write_text(json.dumps(_verdict(winner, 0.52)))
+    search.main(["--seeds", "2", "--kinds", "wide", "--output", str(tmp_path)])
+    assert "| wide - published, paired by seed | +5.0 ± 12.7 |" in capsys.readouterr().out
+
+
 def test_the_command_line_accepts_the_searches_that_are_compared(program):
     search = program("search")
     given = search._arguments(["--data-set", "folder", "--nb-epochs", "6", "--", "--sz-crop", "64"])
