@@ -321,7 +321,9 @@ class OptunaSearcher(Searcher):
     def _packed(self, key: str, sampled: dict[str, Any], *, reported: int = 0, is_new: bool = False) -> dict[str, Any]:
         trials = self.launching.trials
         directory = None if trials is None else str(trials / key)
-        run = replace(self.launching.run, key=key, directory=directory, reported=reported, is_new=is_new)
+        run = replace(self.launching.run, key=key, directory=directory)
+        if run.storage is not None:
+            run = replace(run, reported=reported, is_new=is_new)
         settings = self.space.whole(sampled)
         if (prefixes := self.launching.prefixes) is not None:
             local = self.sampling.sampler == "local"
