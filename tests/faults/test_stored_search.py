@@ -53,9 +53,9 @@ def test_a_second_driver_is_refused(cheap, stored, tmp_path):
 def test_final_runs_go_on_in_an_empty_directory(cheap, stored):
     """Those that have ended are not run again; the verdict has the results of all."""
     flags = (*stored, "--controls", "published", "--final", "best", "--final-seeds", 2)
-    cheap.faults({"trial": "final-published-seed-1000002", "epoch": 1, "kind": "hang"})
+    cheap.faults({"trial": "final-published-seed-1000003", "epoch": 1, "kind": "hang"})
     process = cheap.start(*flags)
-    cheap.wait_for_hang("final-published-seed-1000002", process)
+    cheap.wait_for_hang("final-published-seed-1000003", process)
     process.kill()
     process.wait()
     shutil.rmtree(cheap.output)
@@ -63,5 +63,5 @@ def test_final_runs_go_on_in_an_empty_directory(cheap, stored):
     assert status == 0, said
     assert len(cheap.trained()) == len(set(cheap.trained()))
     results = {file.parent.name for file in (cheap.output / "s" / "trials").glob("*/result.json")}
-    assert {"final-published", "final-published-seed-1000002", "untrained"} <= results
+    assert {"final-published", "final-published-seed-1000003", "untrained"} <= results
     assert read_checksummed(cheap.output / "s" / "verdict.json")["winner"]
