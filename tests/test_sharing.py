@@ -235,7 +235,7 @@ def test_the_store_is_bounded(start, tmp_path):
 def test_the_key_holds_more_than_settings(start, tmp_path):
     """Metric, images and split."""
     first = PrefixStore(tmp_path / "prefixes", start("000", prefixes=False).trainer)
-    for changed, run in (({}, {"metric": "val/map_at_r"}), ({"ratio_classes": 0.03}, {}), ({"fold": 1}, {})):
+    for changed, run in (({}, {"metric": "val/recall_at_1"}), ({"ratio_classes": 0.03}, {}), ({"fold": 1}, {})):
         other = PrefixStore(tmp_path / "prefixes", start(f"{changed}{run}"[:9], changed, prefixes=False, **run).trainer)
         assert first.key(1) != other.key(1)
         assert first._facts != other._facts
