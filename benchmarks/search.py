@@ -46,6 +46,8 @@ KINDS = {
     "random": ["--space", "wide", "--searcher", "random", "--scheduler", "none"],
 }
 PUBLISHED = "published"
+KEPT = ("metric", "test_metric", "winner", "comparisons", "test_means", "gap")
+"""Parts of a verdict that are stored: not its commands, which name directories of one machine."""
 
 
 def command(kind: str, seed: int, given: argparse.Namespace) -> list[str]:
@@ -69,7 +71,8 @@ def run(kind: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
         with (runs / f"{name}.log").open("a") as log:
             whole = [sys.executable, "-m", "dcml_tune.search", *words, "--quiet", "--output-dir", str(runs)]
             subprocess.run(whole, stdout=log, stderr=log, check=True)
-        kept.write_text((runs / name / VERDICT).read_text())
+        whole_verdict = json.loads((runs / name / VERDICT).read_text())
+        kept.write_text(json.dumps({part: whole_verdict[part] for part in KEPT}, indent=1) + "\n")
     found: dict[str, Any] = json.loads(kept.read_text())
     return found
 
