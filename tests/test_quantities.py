@@ -31,7 +31,7 @@ PARSERS = {
 TEXTS = {
     "dataset", "dataset_flag", "models", "name", "search", "action", "output_dir", "tracking_uri", "ray_address", "space",
     "warm_start", "resume", "start_or_resume", "extend", "repeat_trial", "metric", "filter", "sort", "columns", "experiment", "log_dir",
-    "checkpoint", "device", "study_uri", "scratch",
+    "checkpoint", "device", "study_uri", "scratch", "storage",
 }  # fmt: skip
 TEXT_SETTINGS = {"dataset", "dataset_dir", "arch", "weights", "init_method"}
 NEVER = {"force_full_embedding_epoch", "clustering_random_state", "lr_step"}  # `inf` is the original's word for never
