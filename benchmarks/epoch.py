@@ -12,18 +12,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from measure import Row, ratio_line, show
+from torch import nn
 
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models import depthwise
-from dcml_tune.models.backbones import build
+from dcml_tune.models.backbones import Backbone, build
+from dcml_tune.training.devices import keep_freed_memory
 from dcml_tune.training.trainer import Trainer
 from search_spaces import load_space
 
@@ -79,41 +83,78 @@ def measured(repeats: int, stores: Path) -> list[Row]:
     return rows
 
 
+VARIANTS = {  # name: statistics folded, fast depthwise convolutions, ReLU6 from its output
+    "plain": (False, False, False),
+    "folded": (True, False, False),
+    "depthwise": (False, True, False),
+    "relu6": (False, False, True),
+    "all": (True, True, True),
+}
+
+
+def network(folded: bool, relu6: bool) -> Backbone:
+    backbone = build("tf_efficientnet_lite0", sz_crop=64, frozen_statistics=folded).eval()
+    if not relu6:
+        for module in backbone.modules():
+            if isinstance(module, nn.ReLU6):
+                module.__class__ = nn.ReLU6
+    return backbone
+
+
 def rewrites(repeats: int) -> list[Row]:
-    """Forward and backward of 64 images, with the two rewrites of `dcml_tune.models` and without."""
+    """Forward and backward of 64 images, with the rewrites of `dcml_tune.models` and without."""
     images = torch.randn(64, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    plain, folded = (
-        build("tf_efficientnet_lite0", sz_crop=64, frozen_statistics=frozen).eval() for frozen in (False, True)
-    )
+    networks = {name: network(folded, relu6) for name, (folded, _, relu6) in VARIANTS.items()}
     times = defaultdict(list)
     for _ in range(1 + 3 * repeats):
-        for name, backbone, fast in (
-            ("plain", plain, False),
-            ("fast depthwise", plain, True),
-            ("folded", folded, False),
-            ("both", folded, True),
-        ):
+        for name, (_, fast, _) in VARIANTS.items():
             with nullcontext() if fast else patch.object(depthwise, "is_faster", return_value=False):
                 start = time.perf_counter()
-                backbone(images).square().mean().backward()
+                networks[name](images).square().mean().backward()
                 times[name].append(time.perf_counter() - start)
-    pairs = {
-        "folding batch-norm, 64 images": ("folded", "plain"),
-        "depthwise convolutions, 64 images": ("fast depthwise", "plain"),
-        "depthwise convolutions after folding, 64 images": ("both", "folded"),
-        "both rewrites, 64 images": ("both", "plain"),
+    rows = {
+        "folded": "folding batch-norm",
+        "depthwise": "weight gradients of depthwise convolutions",
+        "relu6": "gradient of ReLU6 from its output",
+        "all": "all three",
     }
-    return [ratio_line(part, times[ours][1:], times[theirs][1:], goal="") for part, (ours, theirs) in pairs.items()]
+    return [
+        ratio_line(f"{part}, 64 images", times[ours][1:], times["plain"][1:], goal="") for ours, part in rows.items()
+    ]
+
+
+def steps_of_a_process(keep: bool) -> float:
+    """Median seconds of a forward and backward pass of 112 images, with `keep_freed_memory` or without."""
+    torch.set_num_threads(1)
+    if keep:
+        keep_freed_memory()
+    images = torch.randn(112, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    backbone = network(folded=True, relu6=True)
+    return seconds(lambda: backbone(images).square().mean().backward(), repeats=9)
+
+
+def allocator(repeats: int) -> list[Row]:
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(1 + repeats):
+        for keep, found in times.items():
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                found.append(process.submit(steps_of_a_process, keep).result())
+    return [ratio_line("keeping freed memory, 112 images", times[True][1:], times[False][1:], goal="")]
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stores", type=Path, default=Path("runs/store"))
-    parser.add_argument("--rewrites", action="store_true", help="measure the rewrites of the network alone")
+    parser.add_argument(
+        "--rewrites", action="store_true", help="measure the rewrites of the network and the allocator alone"
+    )
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [*([] if given.rewrites else measured(given.repeats, given.stores)), *rewrites(given.repeats)]
+    rows = [] if given.rewrites else measured(given.repeats, given.stores)
+    rows += allocator(given.repeats)
+    keep_freed_memory()  # as trials do
+    rows += rewrites(given.repeats)
     show("an epoch of emoji, one thread: medians, ours first", rows)
     return rows
 

@@ -111,7 +111,7 @@ class _Run:
         from dcml_tune.clustering.kmeans import check_backend
         from dcml_tune.data.remains import store_tests
         from dcml_tune.tracking.checking import check_store
-        from dcml_tune.training.devices import set_arithmetic
+        from dcml_tune.training.devices import keep_freed_memory, set_arithmetic
         from dcml_tune.training.trainer import Trainer
         from dcml_tune.training.trial_data import TrialData
 
@@ -129,6 +129,8 @@ class _Run:
         scores = flags.score_test or config.protocol == "paper"
         self.test_lines = store_tests(config, opened.dataset, stores, verify=True) if scores else []
         self.trainer: Trainer = Trainer(config, stores=stores, device=device, name=name)
+        if self.trainer.device.type == "cpu":
+            keep_freed_memory()
         self.wandb = self._wandb()
         self.untrained: dict[str, float] = {}
         """Measures before training, for step 0 of the curves."""

@@ -1,5 +1,6 @@
 """The device of a trial, and errors of memory that is exhausted."""
 
+import subprocess
 import sys
 
 import pytest
@@ -89,6 +90,28 @@ def test_a_trial_without_a_share_of_a_gpu_trains_on_the_cpu(small, tmp_path, mon
     for device in ("cpu", "cuda"):
         DivideAndConquer({**small, "run": Run(stores=str(tmp_path), device=device).as_dict()})
     assert devices == ["cpu", "cuda"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")
+def test_freed_memory_is_not_taken_again_page_by_page():
+    faults = """
+import resource, sys, torch
+from dcml_tune.training.devices import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(1 << 24)  # 64 MiB: 16,384 pages
+before = faults()
+for _ in range(4):
+    torch.zeros(1 << 24)
+print(faults() - before)
+"""
+    found = {
+        how: int(subprocess.run([sys.executable, "-c", faults, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "default")
+    }
+    assert found["keep"] < 1000 < 4 * 16_000 < found["default"]
 
 
 def test_k_means_stays_on_the_device_of_the_features(monkeypatch):

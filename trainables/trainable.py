@@ -21,7 +21,13 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.hits import HITS_FILE
 from dcml_tune.runs.results import read_result, with_numbers
 from dcml_tune.runs.storage import StorageError
-from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory, set_arithmetic, set_threads
+from dcml_tune.training.devices import (
+    cap_gpu_memory,
+    exhausted_memory,
+    keep_freed_memory,
+    set_arithmetic,
+    set_threads,
+)
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.training.trial_data import TrialData
 from dcml_tune.training.updates import NonFiniteLossError
@@ -71,7 +77,9 @@ class DivideAndConquer(tune.Trainable):
         self._note: str | None = None
         if self.run.threads is not None:
             set_threads(max(1, self.run.threads // self.run.ranks))
-        if self.run.device != "cpu":
+        if self.run.device == "cpu":
+            keep_freed_memory()
+        else:
             cap_gpu_memory(self.run.gpu_fraction, settings.get("backend", "auto"))
         if self.run.directory is not None:
             self._take(Path(self.run.directory))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dcml_tune.config.errors import SettingError, unknown_name
-from dcml_tune.models.depthwise import speed_up
+from dcml_tune.models import depthwise, relu6
 from dcml_tune.models.frozen_batchnorm import fold
 from dcml_tune.models.pretrained import (
     first_line,
@@ -87,7 +87,8 @@ def build(arch: str, *, weights: str = "pretrained", sz_crop: int = 224, frozen_
         backbone = _bn_inception(weights, sz_crop) if arch == BN_INCEPTION else _timm(arch, weights, sz_crop)
     if frozen_statistics and not backbone.pooled:
         fold(backbone.network, torch.linspace(-2, 2, 3 * sz_crop * sz_crop).view(1, 3, sz_crop, sz_crop))
-    speed_up(backbone.network)
+    for rewrite in (depthwise, relu6):
+        rewrite.speed_up(backbone.network)
     return backbone.to(memory_format=torch.channels_last)
 
 

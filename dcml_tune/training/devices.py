@@ -1,7 +1,8 @@
-"""Limits of a process: CPU threads and GPU memory; its arithmetic; and the errors of memory that is exhausted."""
+"""Limits of a process: CPU threads and GPU memory; its arithmetic and allocator; and the errors of memory that is exhausted."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +41,24 @@ def set_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+
+
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2
+"""Numbers of glibc's `mallopt` (malloc.h)."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for its next allocations; only glibc's allocator can.
+
+    By default glibc gives the memory of a large tensor back to the system, and takes it again, page by page, for the same
+    tensor of the next batch. The process does not need more memory at its peak, but keeps it up to its end. So this is for a
+    process that trains on the CPU and ends. `benchmarks/epoch.py` measures the effect.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)  # no mapping of its own for a large tensor
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_TOP_PAD, 1 << 28)
 
 
 _CONTEXT_BYTES = 512 << 20

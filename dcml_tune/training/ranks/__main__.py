@@ -15,7 +15,7 @@ import torch
 
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.training.devices import set_arithmetic, set_threads
+from dcml_tune.training.devices import keep_freed_memory, set_arithmetic, set_threads
 from dcml_tune.training.embedding import EMBED, embed_part
 from dcml_tune.training.loading import training_loader
 from dcml_tune.training.ranks.exchange import Ranks
@@ -37,6 +37,8 @@ def main(directory: Path, rank: int) -> None:
     threading.Thread(target=_watch, args=(spec["parent"], directory), name="dcml-rank", daemon=True).start()
     try:
         set_threads(spec["threads"])
+        if spec["device"] == "cpu":
+            keep_freed_memory()
         ready(directory, rank).touch()
         ranks = meet(directory, rank, spec["size"], spec["device"])
         updates = _updates(spec, ranks)
