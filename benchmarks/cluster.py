@@ -1,18 +1,18 @@
-"""A search over two nodes with its study on PostgreSQL, against the same search on one machine with SQLite.
+"""A search over two nodes with PostgreSQL and S3, against the same search on one machine with SQLite and its disk.
 
     python benchmarks/cluster.py [--trials 1000] [--epochs 4] [--reports 4000] [--at-once 4] [--profile]
 
 All searches are those of `dcml_tune.search emoji` with a trainable that learns nothing, so that what is measured is what surrounds the
-training. The two nodes are processes of Ray on this machine, and the PostgreSQL server is one of its own. Each part runs in
-fresh processes, one after the other:
+training. The two nodes are processes of Ray on this machine; so are the PostgreSQL server with the study, and moto's S3 server, in
+memory, with the records and checkpoints (`--storage`). Each part runs in fresh processes, one after the other:
 
-    trials      short trials, one search on one machine with SQLite, one over two nodes with PostgreSQL: the wall time of a trial, and
-                the driver's time for a result (all that Ray Tune does with it, our callbacks and the study included)
+    trials      short trials, one search on one machine, one over two nodes: the wall time of a trial, and the driver's time for a
+                result (all that Ray Tune does with it, our callbacks and the study included)
     reports     a few trials that report as fast as they can, over two nodes: the results a second that the driver takes, and the
                 CPU time of the driver for each. That all processes share the cores of this machine lowers the first
     --profile   the functions in which the driver spends its time meanwhile, by package (cProfile, which slows it)
 
-Artifacts of MLflow are files of the output directory: there is no stand-in for S3 here.
+All processes share the cores of this machine, so the ratio of wall times is an upper bound: on a cluster the servers have their own.
 """
 
 from __future__ import annotations
@@ -190,6 +190,7 @@ def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
     """Run all searches."""
     sys.path.insert(0, str(ROOT / "tests"))
     from postgresql import Server
+    from s3_server import S3Server
 
     paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
@@ -206,20 +207,22 @@ def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
         "--checkpoint-every",
         each,
     ]
-    server = Server()
-    environment = {**clean, "PGPASSWORD": server.PASSWORD}
+    server, s3 = Server(), S3Server()
+    environment = {**clean, "PGPASSWORD": server.PASSWORD, **s3.environment}
     open_ = {**environment, "RAY_AUTH_MODE": "disabled", "RAY_worker_register_timeout_seconds": "600"}
     try:
         found = {"one": driven(root / "one", short, environment=environment)}
         with two_nodes(open_, max(1, asked.at_once // 2)) as address:
             server.execute("CREATE DATABASE studies")
             where = ["--ray-address", address, "--study-uri", server.address("studies", login="ann")]
-            found["two"] = driven(root / "two", [*short, *where], environment=environment)
+            stored = ["--storage", "s3://searches/runs"]
+            found["two"] = driven(root / "two", [*short, *where, *stored], environment=environment)
             found["fast"] = driven(root / "fast", [*fast, *where], environment=environment)
             if asked.profile:
                 found["profile"] = driven(root / "profile", [*fast, *where], profiled=True, environment=environment)
     finally:
         server.close()
+        s3.close()
     return found
 
 
@@ -229,7 +232,7 @@ def tables(found: dict[str, Driven], trials: int) -> dict[str, list[dict[str, An
 
     def row(what: str, value: Any, *, ratio: bool = True) -> dict[str, Any]:
         a, b = value(one), value(two)
-        return {"": what, "one machine, SQLite": a, "two nodes, PostgreSQL": b, "ratio": b / a if ratio else ""}
+        return {"": what, "one machine": a, "two nodes, PostgreSQL, S3": b, "ratio": b / a if ratio else ""}
 
     made = {
         f"{trials} trials": [

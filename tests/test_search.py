@@ -5,15 +5,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 
 import mlflow
 import numpy as np
 import optuna
 import pytest
+import ray
 from PIL import Image
 
+from dcml_tune.cli.parser import run_command
 from dcml_tune.runs import ledger
 from dcml_tune.runs.paths import mlflow_address, study_address
+from dcml_tune.search.__main__ import main
 from dcml_tune.tracking import best_model
 from dcml_tune.train import Flags
 from dcml_tune.utils.files import read_checksummed
@@ -296,14 +300,19 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
         (["emoji", "--more-final-seeds", "2"], ["--more-final-seeds 2", "--extend NAME"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):
+def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path, monkeypatch, capfd):
     """Bad input ends before Ray starts, with one line that names value and remedy."""
-    output = [] if "--output-dir" in words else ["--output-dir", tmp_path]
-    done = command(*words, *output)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # a command sets it
+    output = [] if "--output-dir" in words else ["--output-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["search", *words, *output])
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    said = capfd.readouterr().err
+    assert end.value.code == 2
+    assert len(said.strip().splitlines()) == 1, said
     for each in expected:
-        assert each in done.stderr
+        assert each in said
+    assert not ray.is_initialized()
 
 
 def test_an_unreadable_image_is_refused_or_left_out(tmp_path):

@@ -2,44 +2,20 @@
 
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 
-import fsspec
 import pytest
+from s3_server import S3Server
 from test_nodes import TRIALS, failures, may_make_namespaces
 
 BUCKET = "s3://searches/runs"
 
 
 @pytest.fixture
-def s3(tmp_path):
-    """An S3 server with an empty bucket; returns the environment of those that use it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(words, stdout=(tmp_path / "s3.txt").open("w"), stderr=subprocess.STDOUT)
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "user",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    files = fsspec.filesystem("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], key="user", secret="secret")
-    end = time.monotonic() + 60
-    while True:
-        try:
-            files.mkdir("searches")
-            break
-        except OSError:
-            assert time.monotonic() < end, (tmp_path / "s3.txt").read_text()
-            time.sleep(0.2)
-    yield environment
-    process.terminate()
-    process.wait(60)
+def s3():
+    """An S3 server with an empty bucket; the environment of those that use it."""
+    server = S3Server()
+    yield server.environment
+    server.close()
 
 
 @pytest.mark.timeout(1200)
