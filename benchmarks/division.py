@@ -70,22 +70,24 @@ def _print(runs: Runs) -> None:
     print(f"{runs.epochs} epochs, {len(runs.seeds)} seeds: mean and standard deviation, in percent\n")
     print("| recipe | test recall@1 | test MAP@R |\n|---|---|---|")
     for recipe in RECIPES:
-        cells = [f"{values[recipe, name].mean():.1f}{_spread(values[recipe, name])}" for name in MEASURES]
+        cells = [f"{values[recipe, name].mean():.1f}{spread(values[recipe, name])}" for name in MEASURES]
         print(f"| {recipe} | {' | '.join(cells)} |")
     if len(runs.seeds) < 2:
         return
     print("\npaired by seed: mean difference and half of its 95 % interval (Student's t), in points\n")
     print("| difference | test recall@1 | test MAP@R |\n|---|---|---|")
     for one, other in PAIRS:
-        cells = [_difference(values[one, name] - values[other, name]) for name in MEASURES]
+        cells = [difference(values[one, name] - values[other, name]) for name in MEASURES]
         print(f"| {one} - {other} | {' | '.join(cells)} |")
 
 
-def _spread(values: np.ndarray) -> str:
+def spread(values: np.ndarray) -> str:
+    """The standard deviation of several values, as a part of a cell."""
     return f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
 
 
-def _difference(values: np.ndarray) -> str:
+def difference(values: np.ndarray) -> str:
+    """Mean of paired differences and half of its 95 % interval (Student's t)."""
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return f"{values.mean():+.1f} ± {half:.1f}"
 
