@@ -103,15 +103,19 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.zeros(1 << 24)  # 64 MiB: 16,384 pages
 before = faults()
-for _ in range(4):
+for _ in range(8):
     torch.zeros(1 << 24)
-print(faults() - before)
+print((faults() - before) / 16384)
 """
     found = {
-        how: int(subprocess.run([sys.executable, "-c", faults, how], capture_output=True, text=True, check=True).stdout)
+        how: float(
+            subprocess.run([sys.executable, "-c", faults, how], capture_output=True, text=True, check=True).stdout
+        )
         for how in ("keep", "default")
     }
-    assert found["keep"] < 1000 < 4 * 16_000 < found["default"]
+    # Once more where another object lies in the middle of the freed memory.
+    assert found["keep"] < 1.5
+    assert found["default"] > 7.5
 
 
 def test_k_means_stays_on_the_device_of_the_features(monkeypatch):

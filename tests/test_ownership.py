@@ -21,7 +21,8 @@ from dcml_tune.utils.files import write_atomic
 from trainables.trial_lock import take
 owner = take(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
 for number in itertools.count():
-    with contextlib.suppress(FileNotFoundError):
+    # Both errors: its successor may move the directory away at any time, in the middle of mkdir, too.
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
         owner.files.mkdir(exist_ok=True)  # as the writing of a checkpoint does
         write_atomic(owner.files / "state", f"old {number}".encode())
     if number == 0:
