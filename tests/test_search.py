@@ -5,19 +5,17 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 
 import mlflow
 import numpy as np
 import optuna
 import pytest
 import ray
+from commands import inside
 from PIL import Image
 
-from dcml_tune.cli.parser import run_command
 from dcml_tune.runs import ledger
 from dcml_tune.runs.paths import mlflow_address, study_address
-from dcml_tune.search.__main__ import main
 from dcml_tune.tracking import best_model
 from dcml_tune.train import Flags
 from dcml_tune.utils.files import read_checksummed
@@ -228,17 +226,17 @@ def test_a_search_is_extended_and_a_trial_repeated(folder, tmp_path):
     assert "val/map_at_r" in done.stdout
     assert "(was 0.999)" in done.stdout
     assert done.stdout.splitlines()[-1] == "1 measures differ"
-    done = command("--repeat-trial", f"{search.name}/7", "--output-dir", output)
+    done = inside("--repeat-trial", f"{search.name}/7", "--output-dir", output)
     assert (done.returncode, f"{search.name} has {search.name}/000, {search.name}/001" in done.stderr) == (2, True)
 
     later = [*images, "--name", "t", "--warm-start", search, *metrics, "--dry-run"]
-    done = command(*later)
+    done = inside(*later)
     assert done.returncode == 0, done.stderr
     assert f"warm start from {search.name}: 2 trials teach the sampler; 1 are not comparable (base_lr)" in done.stdout
-    done = command(*later, "--scheduler", "asha")
+    done = inside(*later, "--scheduler", "asha")
     assert (done.returncode, "with several metrics no trial is pruned" in done.stderr) == (2, True)
 
-    done = command(search.name, "--output-dir", output, "--csv", module="browse")
+    done = inside(search.name, "--output-dir", output, "--csv", module="browse")
     assert {line.partition(",")[0] for line in done.stdout.splitlines()} == {"name", "000", "001", "002"}, done.stderr
     again = subprocess.run(
         page_command(search, "This page again"), shell=True, capture_output=True, text=True, check=False, cwd=tmp_path
@@ -261,7 +259,7 @@ def page_command(search, about):
 
 def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
     """The training command runs one setting and leaves a model."""
-    done = command("folder", "--dataset-dir", folder, "--name", "t", "--output-dir", tmp_path, *TINY, module="train")
+    done = inside("folder", "--dataset-dir", folder, "--name", "t", "--output-dir", tmp_path, *TINY, module="train")
     assert done.returncode == 0, done.stderr
     from dcml_tune.models.embedder import load
 
@@ -300,18 +298,14 @@ def test_train_writes_a_checkpoint_that_loads(folder, tmp_path):
         (["emoji", "--more-final-seeds", "2"], ["--more-final-seeds 2", "--extend NAME"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path, monkeypatch, capfd):
+def test_bad_input_is_one_line_and_status_2(words, expected, tmp_path):
     """Bad input ends before Ray starts, with one line that names value and remedy."""
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # a command sets it
-    output = [] if "--output-dir" in words else ["--output-dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["search", *words, *output])
-    with pytest.raises(SystemExit) as end:
-        run_command(main)
-    said = capfd.readouterr().err
-    assert end.value.code == 2
-    assert len(said.strip().splitlines()) == 1, said
+    output = [] if "--output-dir" in words else ["--output-dir", tmp_path]
+    done = inside(*words, *output)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for each in expected:
-        assert each in said
+        assert each in done.stderr
     assert not ray.is_initialized()
 
 
@@ -326,11 +320,11 @@ def test_an_unreadable_image_is_refused_or_left_out(tmp_path):
     torn = source / "c03" / "0.png"
     torn.write_bytes(torn.read_bytes()[:100])
     words = ["folder", "--dataset-dir", source, "--dry-run", "--output-dir", tmp_path / "out"]
-    done = command(*words)
+    done = inside(*words)
     assert done.returncode == 2
     assert str(torn) in done.stderr
     assert "--skip-unreadable" in done.stderr
-    done = command(*words, "--skip-unreadable")
+    done = inside(*words, "--skip-unreadable")
     assert done.returncode == 0, done.stderr
     assert "left out 1 of 32 training images" in done.stdout
 
@@ -339,14 +333,14 @@ def test_nothing_is_written_over(tmp_path):
     """A name that is taken is refused."""
     (tmp_path / "s").mkdir()
     for module in ("search", "train"):
-        done = command("emoji", "--name", "s", "--output-dir", tmp_path, module=module)
+        done = inside("emoji", "--name", "s", "--output-dir", tmp_path, module=module)
         assert done.returncode == 2
         assert "--name s" in done.stderr
 
 
 def test_a_cluster_that_is_not_there_is_refused(tmp_path):
     """At once, and nothing is recorded."""
-    done = command("emoji", "--ray-address", "127.0.0.1:9", "--output-dir", tmp_path, "--name", "s")
+    done = inside("emoji", "--ray-address", "127.0.0.1:9", "--output-dir", tmp_path, "--name", "s")
     assert done.returncode == 2
     assert "--ray-address 127.0.0.1:9: nothing answers" in done.stderr
     assert not (tmp_path / "mlflow.db").exists()

@@ -1,11 +1,10 @@
 """`--space FILE`: each fault of a file is one line that names the file and, where it is known, the line."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import inside
 
 from dcml_tune.config.errors import SettingError
 from dcml_tune.search import __main__ as search
@@ -144,10 +143,7 @@ def test_a_search_refuses_a_file_before_anything_runs(tmp_path):
         "/etc/passwd": "/etc/passwd, line 1: is not Python",
         str(tmp_path): "is not a regular file",
     }.items():
-        done = subprocess.run(
-            [sys.executable, "-m", "dcml_tune.search", "emoji", "--space", path, "--output-dir", tmp_path / "runs"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = inside("emoji", "--space", path, "--output-dir", tmp_path / "runs")
         assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done.stderr
         assert words in done.stderr
 

@@ -128,7 +128,6 @@ def test_a_killed_search_that_shares_epochs_is_resumed(scene):
     assert len(set(scene.trained())) < 12, "no epoch was shared"
 
 
-@pytest.mark.fast
 def test_epochs_since_the_last_state_are_trained_again_and_recorded_once(cheap):
     """--checkpoint-every 2: a process of a trial is killed after epoch 3, then the driver; the resume knows the flag."""
     cheap.faults({"trial": "000", "epoch": 3, "kind": "kill"}, {"trial": "001", "epoch": 3, "kind": "hang"})

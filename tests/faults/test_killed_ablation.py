@@ -3,12 +3,9 @@
 import signal
 from collections import Counter
 
-import pytest
-
 from dcml_tune.utils.files import read_checksummed
 
 
-@pytest.mark.fast
 def test_a_killed_ablation_repeats_no_run(cheap):
     """Killed after one of its runs has ended: a resume runs the others, and the verdict has all of them."""
     process = cheap.start("--num-samples", 3, "--scheduler", "none", "--ablate", 2)
