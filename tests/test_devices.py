@@ -10,6 +10,7 @@ from dcml_tune.clustering.faiss_backend import FAISS_GPU_BYTES
 from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory
 from dcml_tune.training.trainer import Trainer
 from trainables import DivideAndConquer, Run
+from trainables.node_check import NodeFaultError
 
 MESSAGES = [
     (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "gpu"),
@@ -47,6 +48,25 @@ def test_a_trial_says_the_remedy(error, memory, monkeypatch):
     remedy = "0.25 of the GPU; raise --gpus-per-trial" if memory == "gpu" else "lower --max-concurrent"
     assert remedy in result["failed_reason"]
     assert result["done"]
+
+
+@pytest.mark.parametrize(("there", "largest", "moves"), [(24, 80, True), (80, 80, False), (24, 0, False)])
+def test_a_gpu_that_is_smaller_than_others_is_not_the_fault_of_the_setting(there, largest, moves, monkeypatch):
+    """The trial moves to another node; on the largest GPU, and where no other is known, its setting fails."""
+
+    def fails(*_args, **_named):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(DivideAndConquer, "make_trainer", fails)
+    monkeypatch.setattr("trainables.trainable.gpu_memory", lambda: there * 2**30)
+    run = Run(key="003", on_cluster=True, largest_gpu=largest * 2**30).as_dict()
+    if moves:
+        with pytest.raises(
+            NodeFaultError, match="its GPU has 24 GiB, too little for trial 003, and others have 80 GiB"
+        ):
+            DivideAndConquer({"dataset": "emoji", "run": run})
+    else:
+        assert "out of GPU memory" in DivideAndConquer({"dataset": "emoji", "run": run}).train()["failed_reason"]
 
 
 GB = 10**9

@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.runs.stores import Stores
 from dcml_tune.training.trial_data import TrialData
 from trainables import DivideAndConquer, Run, node_disk
-from trainables.node_check import Needs, NodeFaultError, examine, wrong_images
+from trainables.node_check import Needs, NodeFaultError, NodeReport, examine, wrong_images
+from trainables.node_pool import NodePool, _State
+from trainables.nodes import Node
 from trainables.run import FAILED
 
 SETTINGS = {
@@ -126,3 +129,27 @@ def test_a_trial_that_cannot_work_is_not_moved(folder, tmp_path, needs):
 def test_nothing_is_compared_without_a_fingerprint(tmp_path):
     """Users of the trainable need no search."""
     assert wrong_images(TrialConfig(**SETTINGS, dataset_dir=str(tmp_path / "gone")), Stores(tmp_path), None) is None
+
+
+def test_the_largest_gpu_is_one_of_a_node_that_may_run_trials(tmp_path):
+    pool = NodePool(Needs(output=str(tmp_path)), gpus_per_trial=None, autoscales=False)
+    assert pool.largest_gpu() == 0
+    for name, memory, reason in (("a", 24, None), ("b", 40, None), ("c", 80, "its images are not those")):
+        node = Node(id=name, host=name, cpus=8, gpus=2)
+        pool._states[name] = _State(node=node, report=NodeReport(reason=reason, gpu_bytes=memory * 2**30))
+    assert pool.largest_gpu() == 40 * 2**30
+    pool.close()
+
+
+def test_the_memory_of_a_node_is_that_of_its_smallest_gpu(needs, monkeypatch):
+    class Gpu:
+        def __init__(self, name, gib):
+            self.name, self.total_memory = name, gib * 2**30
+
+    gpus = [Gpu("H100", 80), Gpu("L4", 24)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(8))
+    found = examine(dataclasses.replace(needs, gpus=True, settings=None).as_dict(), gpus=2)
+    assert found == {"reason": None, "gpu": "H100 (80 GiB)", "gpu_bytes": 24 * 2**30}

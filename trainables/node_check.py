@@ -111,6 +111,8 @@ class NodeReport:
     """Why it cannot run trials, with the remedy; None: it can."""
     gpu: str | None = None
     """Name and memory of its first GPU."""
+    gpu_bytes: int = 0
+    """Memory of the smallest of its GPUs; 0: it has none, or trials need none."""
 
 
 def examine(needs: dict[str, Any], gpus: float) -> dict[str, Any]:
@@ -126,14 +128,14 @@ def examine(needs: dict[str, Any], gpus: float) -> dict[str, Any]:
     wanted = Needs(**needs)
     other = _other_output if wanted.storage is None else _other_storage
     reason = _other_software(wanted) or other(wanted) or full_disk()
-    gpu = None
+    gpu, gpu_bytes = None, 0
     if reason is None and wanted.gpus:
-        reason, gpu = _gpu(int(gpus))
+        reason, gpu, gpu_bytes = _gpu(int(gpus))
     if reason is None and wanted.settings is not None:
         config, stores = TrialConfig(**wanted.settings), wanted.stores
         reason = wrong_scratch(config, stores, lambda: missing_bytes(stores.directory, wanted.store_bytes))
         reason = reason or wrong_images(config, stores, wanted.images)
-    return {"reason": reason, "gpu": gpu}
+    return {"reason": reason, "gpu": gpu, "gpu_bytes": gpu_bytes}
 
 
 def wrong_images(config: TrialConfig, stores: Stores, images: str | None) -> str | None:
@@ -215,25 +217,26 @@ def _other_storage(needs: Needs) -> str | None:
     return None
 
 
-def _gpu(count: int) -> tuple[str | None, str | None]:
-    """Compute on each GPU; returns why trials cannot, and the name of the first one."""
+def _gpu(count: int) -> tuple[str | None, str | None, int]:
+    """Compute on each GPU; returns why trials cannot, the name of the first one, and the memory of the smallest."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray hides the GPUs from a task without a share of them
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < count:
-        return f"torch finds {found} of its {count} GPUs; check its driver (nvidia-smi)", None
+        return f"torch finds {found} of its {count} GPUs; check its driver (nvidia-smi)", None, 0
     for device in range(found):
         try:
             torch.ones(8, device=f"cuda:{device}").sum().item()
         except RuntimeError as error:
             if exhausted_memory(error) is None:  # trials that run there may have taken all
-                return f"its GPU {device} does not compute ({str(error).splitlines()[0]}); check nvidia-smi", None
+                return f"its GPU {device} does not compute ({str(error).splitlines()[0]}); check nvidia-smi", None, 0
     if not found:
-        return None, None
-    facts = torch.cuda.get_device_properties(0)
-    return None, f"{facts.name} ({facts.total_memory / 2**30:.0f} GiB)"
+        return None, None, 0
+    all_facts = [torch.cuda.get_device_properties(device) for device in range(found)]
+    name = f"{all_facts[0].name} ({all_facts[0].total_memory / 2**30:.0f} GiB)"
+    return None, name, min(facts.total_memory for facts in all_facts)
 
 
 def why_no_answer(error: Exception) -> str:

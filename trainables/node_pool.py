@@ -163,6 +163,11 @@ class NodePool:
         gpu = (state.report.gpu if state.report is not None else None) or state.node.gpu_type
         return {"dcml.node": state.node.name} | ({"dcml.gpu": gpu} if gpu else {})
 
+    def largest_gpu(self) -> int:
+        """Return the most bytes of memory that each GPU of a node that may run trials has; 0: no node has a GPU."""
+        reports = [state.report for state in self._states.values() if state.is_fit and state.report is not None]
+        return max((report.gpu_bytes for report in reports), default=0)
+
     def places(self) -> int:
         """Return the number of trials that fit on the nodes that may run them."""
         shares = self.shares

@@ -86,6 +86,8 @@ class Run:
     """Number of processes that train together, on as many GPUs. Unlike the other fields it changes the result."""
     gpu_fraction: float = 1.0
     """Share of the GPU's memory that the trial may use."""
+    largest_gpu: int = 0
+    """Most bytes of memory that the GPUs of a node of the cluster have; 0: it is not known, or this machine runs all trials."""
     deterministic: bool = False
     """Whether it takes only algorithms that give the same numbers in each run, also on a GPU."""
     metric: str = "val/map_at_r"

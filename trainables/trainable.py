@@ -24,6 +24,7 @@ from dcml_tune.runs.storage import StorageError
 from dcml_tune.training.devices import (
     cap_gpu_memory,
     exhausted_memory,
+    gpu_memory,
     keep_freed_memory,
     set_arithmetic,
     set_threads,
@@ -174,6 +175,15 @@ class DivideAndConquer(tune.Trainable):
             if reason is not None:
                 raise NodeFaultError(reason)
 
+    def _blame_small_gpu(self) -> None:
+        """Raise if a trial ran out of memory on a GPU that is smaller than others of the cluster."""
+        there = gpu_memory()
+        if there < self.run.largest_gpu:
+            raise NodeFaultError(
+                f"its GPU has {there / 2**30:.0f} GiB, too little for trial {self.run.key}, and others have "
+                f"{self.run.largest_gpu / 2**30:.0f} GiB; lower --batch-size to use it, too"
+            ) from None
+
     def _join(self) -> None:
         """Take over the first epochs from another trial, if there are such."""
         assert self._sharing is not None
@@ -192,6 +202,8 @@ class DivideAndConquer(tune.Trainable):
             memory = exhausted_memory(error)
             if memory is None:
                 raise
+            if memory == "gpu":
+                self._blame_small_gpu()
             share = self.run.gpu_fraction
             where = f"GPU memory with {share:g} of the GPU;" + (" raise --gpus-per-trial or" if share < 1 else "")
             if memory == "host":

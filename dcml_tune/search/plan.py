@@ -178,6 +178,7 @@ class Plan:
             images=self.identity.compared,
             shares_epochs=self.checkpoints.shared > 0,
             on_cluster=self.cluster is not None,
+            largest_gpu=self.cluster.pool.largest_gpu() if self.cluster is not None else 0,
             save_every=flags.checkpoint_every,
             deterministic=flags.deterministic,
             wait_s=self.trial_timeout / 2 if self.trial_timeout else None,  # a trial that waits reports nothing

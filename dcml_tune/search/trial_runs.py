@@ -57,6 +57,8 @@ class TrialRuns:
     """Whether trials share the epochs that are the same computation."""
     on_cluster: bool = False
     """Whether trials run on the nodes of a cluster that was joined."""
+    largest_gpu: int = 0
+    """Most bytes of memory that the GPUs of a node of it have; 0: it has none."""
     save_every: int = 1
     """Number of epochs after which a trial saves its state."""
     deterministic: bool = False
@@ -82,6 +84,7 @@ class TrialRuns:
             storage=self.storage,
             images=self.images,
             on_cluster=self.on_cluster,
+            largest_gpu=self.largest_gpu,
             stores=str(stores.directory),
             shared_stores=None if stores.shared is None else str(stores.shared),
             threads=self.shares.threads_per_trial,

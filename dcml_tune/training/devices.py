@@ -86,6 +86,13 @@ def cap_gpu_memory(fraction: float, backend: str = "auto") -> None:
         torch.cuda.set_per_process_memory_fraction(allocator_share(fraction, total, backend))
 
 
+def gpu_memory() -> int:
+    """Return the bytes of memory of the current GPU; 0: there is none."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else 0
+
+
 def allocator_share(fraction: float, total: int, backend: str = "auto") -> float:
     """Part of a GPU that torch's allocator may take in a process that may take a fraction of it.
 
