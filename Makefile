@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 search: $(READY)
-	@echo "Searching the embedded data set: 10 to 15 minutes on 2 cores."
+	@echo "Searching the embedded data set: 9 to 15 minutes on 2 cores."
 	$(BIN)/python -m dcml_tune.search emoji --space wide --nb-epochs 4 --force-full-embedding-epoch 3 --num-samples 12 \
 		--scheduler asha-epochs --confirm 0 --ablate 2 --controls published --final-seeds 3 $(ARGS)
 
