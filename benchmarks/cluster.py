@@ -3,8 +3,8 @@
     python benchmarks/cluster.py [--trials 1000] [--epochs 4] [--reports 4000] [--at-once 4] [--profile]
 
 All searches are those of `dcml_tune.search emoji` with a trainable that learns nothing, so that what is measured is what surrounds the
-training. The two nodes are processes of Ray on this machine; so are the PostgreSQL server with the study, and moto's S3 server, in
-memory, with the records and checkpoints (`--storage`). Each part runs in fresh processes, one after the other:
+training. The two nodes are processes of Ray on this machine. A PostgreSQL server has the study, and moto's S3 server, in memory, has the
+records and checkpoints (`--storage`, in `trials` alone). Each part runs in fresh processes, one after the other:
 
     trials      short trials, one search on one machine, one over two nodes: the wall time of a trial, and the driver's time for a
                 result (all that Ray Tune does with it, our callbacks and the study included)

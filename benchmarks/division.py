@@ -15,9 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from recipes import MEASURES, Runs, trained
-from scipy.stats import t
+from recipes import MEASURES, Runs, difference, mean_and_spread, percentages, tested, trained
 
 RECIPES: dict[str, dict[str, Any]] = {
     "no division": {"nb_clusters": 1, "mod_epoch_freeze": 0},
@@ -44,16 +42,7 @@ def settings(recipe: str, seed: int, epochs: int) -> dict[str, Any]:
 
 def train(recipe: str, seed: int, epochs: int, stores: Path) -> dict[str, Any]:
     """Train one recipe with one seed, and return its test measures."""
-    import torch
-
-    from dcml_tune.config.trial import TrialConfig
-    from dcml_tune.training.trainer import Trainer
-
-    torch.set_num_threads(1)
-    trainer = Trainer(TrialConfig(**settings(recipe, seed, epochs)), stores=stores)
-    while trainer.epoch < epochs:
-        trainer.run_epoch()
-    return trainer.test()
+    return tested(settings(recipe, seed, epochs), stores)
 
 
 def main() -> None:
@@ -62,15 +51,11 @@ def main() -> None:
 
 
 def _print(runs: Runs) -> None:
-    values = {
-        (recipe, name): 100 * np.array([each[name] for each in runs.results(recipe)])
-        for recipe in RECIPES
-        for name in MEASURES
-    }
+    values = percentages(runs)
     print(f"{runs.epochs} epochs, {len(runs.seeds)} seeds: mean and standard deviation, in percent\n")
     print("| recipe | test recall@1 | test MAP@R |\n|---|---|---|")
     for recipe in RECIPES:
-        cells = [f"{values[recipe, name].mean():.1f}{spread(values[recipe, name])}" for name in MEASURES]
+        cells = [mean_and_spread(values[recipe, name]) for name in MEASURES]
         print(f"| {recipe} | {' | '.join(cells)} |")
     if len(runs.seeds) < 2:
         return
@@ -79,17 +64,6 @@ def _print(runs: Runs) -> None:
     for one, other in PAIRS:
         cells = [difference(values[one, name] - values[other, name]) for name in MEASURES]
         print(f"| {one} - {other} | {' | '.join(cells)} |")
-
-
-def spread(values: np.ndarray) -> str:
-    """The standard deviation of several values, as a part of a cell."""
-    return f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-
-
-def difference(values: np.ndarray) -> str:
-    """Mean of paired differences and half of its 95 % interval (Student's t)."""
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():+.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from division import difference, spread
-from recipes import MEASURES, Runs, trained
+from recipes import MEASURES, Runs, difference, mean_and_spread, percentages, tested, trained
 
 STARTS = ("proxy-anchor", "multi-similarity")
 DIVISIONS: dict[str, dict[str, Any]] = {
@@ -39,16 +37,7 @@ def settings(recipe: str, seed: int, epochs: int) -> dict[str, Any]:
 
 def train(recipe: str, seed: int, epochs: int, stores: Path) -> dict[str, Any]:
     """Train one recipe with one seed, and return its test measures."""
-    import torch
-
-    from dcml_tune.config.trial import TrialConfig
-    from dcml_tune.training.trainer import Trainer
-
-    torch.set_num_threads(1)
-    trainer = Trainer(TrialConfig(**settings(recipe, seed, epochs)), stores=stores)
-    while trainer.epoch < epochs:
-        trainer.run_epoch()
-    return trainer.test()
+    return tested(settings(recipe, seed, epochs), stores)
 
 
 def main() -> None:
@@ -57,11 +46,7 @@ def main() -> None:
 
 
 def _print(runs: Runs) -> None:
-    values = {
-        (recipe, name): 100 * np.array([each[name] for each in runs.results(recipe)])
-        for recipe in RECIPES
-        for name in MEASURES
-    }
+    values = percentages(runs)
     print(
         f"{runs.epochs} epochs, {len(runs.seeds)} seeds: mean and standard deviation, in percent; the difference from no"
     )
@@ -71,7 +56,7 @@ def _print(runs: Runs) -> None:
         cells = []
         for name in MEASURES:
             found, plain = values[recipe, name], values[f"{start}, no division", name]
-            cells.append(f"{found.mean():.1f}{spread(found)}")
+            cells.append(mean_and_spread(found))
             differs = division != "no division" and len(found) > 1
             cells.append(difference(found - plain) if differs else "")
         print(f"| {recipe} | {' | '.join(cells)} |")

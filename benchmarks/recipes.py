@@ -1,4 +1,4 @@
-"""Shared by division.py and fidelity.py: recipes that are trained with several seeds, each run in a process of its own."""
+"""Shared by division.py, division_of_losses.py and fidelity.py: recipes that are trained with several seeds, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import t
 
 MEASURES = ("test/recall_at_1", "test/map_at_r")
 
@@ -91,3 +94,37 @@ def _run(script: str, runs: Runs, processes: int) -> None:
     statuses = [process.wait() for process in started]
     if any(statuses):
         raise SystemExit("a run failed; its output is above")
+
+
+def tested(settings: dict[str, Any], stores: Path) -> dict[str, Any]:
+    """Train settings to their last epoch with one thread, and return the test measures."""
+    import torch
+
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.training.trainer import Trainer
+
+    torch.set_num_threads(1)
+    trainer = Trainer(TrialConfig(**settings), stores=stores)
+    while trainer.epoch < trainer.config.nb_epochs:
+        trainer.run_epoch()
+    return trainer.test()
+
+
+def percentages(runs: Runs) -> dict[tuple[str, str], np.ndarray]:
+    """The test measures of each recipe in percent, in the order of the seeds, by recipe and name."""
+    return {
+        (recipe, name): 100 * np.array([each[name] for each in runs.results(recipe)])
+        for recipe in runs.recipes
+        for name in MEASURES
+    }
+
+
+def mean_and_spread(values: np.ndarray) -> str:
+    """Mean, and the standard deviation of several values."""
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def difference(values: np.ndarray) -> str:
+    """Mean of paired differences, and half of its 95 % interval (Student's t)."""
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():+.1f} ± {half:.1f}"
