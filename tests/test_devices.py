@@ -123,7 +123,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.zeros(1 << 24)  # 64 MiB: 16,384 pages
 before = faults()
-for _ in range(8):
+for _ in range(40):
     torch.zeros(1 << 24)
 print((faults() - before) / 16384)
 """
@@ -133,9 +133,9 @@ print((faults() - before) / 16384)
         )
         for how in ("keep", "default")
     }
-    # Once more where another object lies in the middle of the freed memory.
-    assert found["keep"] < 1.5
-    assert found["default"] > 7.5
+    # Memory is taken again where another object has come to lie in the freed memory: a few times, not each time.
+    assert found["keep"] < 10
+    assert found["default"] > 39
 
 
 def test_k_means_stays_on_the_device_of_the_features(monkeypatch):
