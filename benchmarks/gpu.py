@@ -83,7 +83,8 @@ VARIANTS: dict[str, Callable[[SyntheticTrial], object]] = {
     # For information:
     "batch-norm not folded": lambda trial: unfold(trial.model.backbone),
     "cudnn.benchmark": lambda trial: None,
-    "torch.compile of the backbone": lambda trial: trial.model.backbone.compile(dynamic=False),
+    "--compile on": lambda trial: trial.model.compile_backbone(),
+    "--compile on, backbone frozen": lambda trial: (trial.model.compile_backbone(), trial.freeze(True)),
 }
 
 

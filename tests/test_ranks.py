@@ -187,8 +187,9 @@ WAITS = """
 import sys, time, torch
 from pathlib import Path
 from dcml_tune import TrialConfig
+from dcml_tune.runs.stores import Stores
 from dcml_tune.training.ranks.processes import RankProcesses, ready
-made = RankProcesses(TrialConfig.model_validate_json(sys.argv[1]), size=2, stores=Path(sys.argv[2]), device=torch.device("cpu"))
+made = RankProcesses(TrialConfig.model_validate_json(sys.argv[1]), size=2, stores=Stores(Path(sys.argv[2])), device=torch.device("cpu"))
 while not ready(made._directory, 1).exists():
     time.sleep(0.05)
 print(made._processes[0].pid, made._directory, flush=True)

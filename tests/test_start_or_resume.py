@@ -33,6 +33,7 @@ GIVEN = {
     "checkpoint_budget": ["--checkpoint-budget", "2GB"],
     "checkpoint_every": ["--checkpoint-every", "2"],
     "deterministic": ["--deterministic"],
+    "compile": ["--compile", "on"],
     "no_share": ["--no-share"],
     "confirm": ["--confirm", "1"],
     "folds": ["--folds", "2"],

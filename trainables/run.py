@@ -90,6 +90,8 @@ class Run:
     """Most bytes of memory that the GPUs of a node of the cluster have; 0: it is not known, or this machine runs all trials."""
     deterministic: bool = False
     """Whether it takes only algorithms that give the same numbers in each run, also on a GPU."""
+    compiled: bool = False
+    """Whether `torch.compile` compiles the training of its backbone."""
     metric: str = "val/map_at_r"
     """Measure by which the trial's best epoch is chosen."""
     role: Role = "trial"

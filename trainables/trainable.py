@@ -100,6 +100,7 @@ class DivideAndConquer(tune.Trainable):
             note=run.note,
             device=run.device,
             ranks=run.ranks,
+            compiled=run.compiled,
         )
 
     def step(self) -> dict[str, Any]:

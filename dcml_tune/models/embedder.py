@@ -7,6 +7,7 @@ The file has more than 250 lines because a model, its files and the checks of wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -70,6 +71,7 @@ class MaskedEmbedder(nn.Module):
         mean, std = torch.tensor(self.backbone.mean), torch.tensor(self.backbone.std)
         self.register_buffer("scale", (1 / (255 * std))[:, None, None], persistent=False)
         self.register_buffer("shift", (-mean / std)[:, None, None], persistent=False)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, images: Tensor, learner: int | None = None) -> Tensor:
         """Embeddings B x D of unit length, of one learner or (None) full ones."""
@@ -83,10 +85,32 @@ class MaskedEmbedder(nn.Module):
         fast = self.config.amp and images.is_cuda
         bfloat16 = fast and self.training  # measures and clusterings are float32; products in the backbone may be TF32
         with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16), fast_products(fast):
-            features = self.backbone(images)
+            features = self._backbone_for(images)(images)
         if not self.backbone.pooled:
             features = self.pooling(features.float())
         return F.dropout(features.float(), self.config.features_dropout_prob, self.training)
+
+    def compile_backbone(self, backend: str = "inductor") -> None:
+        """Train batches of `batch_size` images with a backbone compiled by `torch.compile`, on a GPU with CUDA graphs.
+
+        It is compiled at the first batch, and once more where its parameters are first frozen. Other batches, clusterings
+        and measures use the backbone as it is. Parameters and state dict do not change.
+
+        Args:
+            backend: of `torch.compile`.
+        """
+        graphs = {"mode": "reduce-overhead"} if backend == "inductor" else {}
+        self._compiled = torch.compile(self.backbone.forward, dynamic=False, backend=backend, **graphs)  # type: ignore[call-overload]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile_backbone` was called."""
+        return self._compiled is not None
+
+    def _backbone_for(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """The backbone, compiled or not, as `compile_backbone` says."""
+        usual = self.training and len(images) == self.config.batch_size
+        return self._compiled if usual and self._compiled is not None else self.backbone
 
     def embed(self, features: Tensor, learner: int | None = None) -> Tensor:
         """Embeddings B x D of unit length from penultimate features B x F."""

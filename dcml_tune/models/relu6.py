@@ -23,8 +23,8 @@ def speed_up(network: nn.Module) -> None:
 
 class _ReLU6(nn.ReLU6):
     def forward(self, input: Tensor) -> Tensor:
-        # autograd refuses some views that a custom function changes in place
-        if input._is_view() or not (torch.is_grad_enabled() and input.requires_grad):
+        # torch.compile fuses the activation by itself, and autograd refuses some views that a custom function changes in place
+        if torch.compiler.is_compiling() or input._is_view() or not (torch.is_grad_enabled() and input.requires_grad):
             return super().forward(input)
         return cast(Tensor, _FromOutput.apply(input, self.inplace))
 

@@ -8,30 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.cli.quantities import AUTO, size
-from dcml_tune.clustering.kmeans import check_backend
+from dcml_tune.cli.quantities import size
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
-from dcml_tune.data import load
 from dcml_tune.data.remains import store_tests
-from dcml_tune.search.cluster_checks import join_cluster
 from dcml_tune.search.disk import CheckpointSpace, fits_the_disk, model_bytes, most_copies, refuse_full_disk
-from dcml_tune.search.gpu_probe import full_division, resolve
-from dcml_tune.search.later_runs import final_runs, runs_per_later_stage, units_at_once
+from dcml_tune.search.later_runs import final_runs, units_at_once
 from dcml_tune.tracking.checking import check_store
 from dcml_tune.tracking.uris import absolute_uri, tracking_uri
-from dcml_tune.training.loading import LoaderProcesses
 from dcml_tune.training.prefixes import most_states
 from dcml_tune.training.trial_data import TrialData
 from search_spaces.prefixes import count_states
-from trainables.resources import Shares, cluster_address, share
+from trainables.resources import Shares, cluster_address
 from trainables.warm_start import WarmStart, warm_start
 
 if TYPE_CHECKING:
     from dcml_tune.data import Identity
     from dcml_tune.search.request import Request
     from search_spaces import SearchSpace
-    from trainables.cluster_run import ClusterRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,63 +73,6 @@ def _without_division(space: SearchSpace) -> TrialConfig:
     """The setting of trial 0 without division, before the images are known."""
     point, _ = space.published_point()
     return TrialConfig(**{**space.whole(point), "nb_clusters": 1, "force_full_embedding_epoch": None})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What each trial gets of the machine or of the cluster."""
-
-    shares: Shares
-    gpus_per_trial: float | None
-    """As it was given or, for `auto`, measured."""
-    measured: str | None
-    """The measurement behind `auto`, in words; of a resumed search, that of its first process."""
-    dashboard: str | None
-    """Address of the dashboard of a joined cluster."""
-    cluster: ClusterRun | None = None
-    """The cluster that was joined; None: one is started on this machine."""
-    lines: tuple[str, ...] = ()
-    """What the machine lacks, as a search prints it."""
-
-
-def resources(request: Request, settings: CheckedSettings) -> Resources:
-    """Join the cluster if one is named, measure GPU sharing if that is asked for, and divide the resources.
-
-    Raises:
-        SettingError: if the cluster cannot be joined, or it lacks what a trial needs.
-    """
-    flags, address = request.config, settings.address
-    asked, measured = flags.gpus_per_trial, request.record.asked.get("measured") if request.record else None
-    if asked == AUTO and address is not None:
-        raise SettingError(
-            f"--gpus-per-trial {AUTO}: with --ray-address the GPUs are those of the cluster, and only this machine's can "
-            "be measured; give a number, such as 0.5"
-        )
-    most = max(request.planned, *runs_per_later_stage(request))
-    if address is not None:
-        assert not isinstance(asked, str), "`auto` was refused"
-        cluster, dashboard = join_cluster(flags, address, request.output, trials=most)
-        assert cluster.pool.shares is not None
-        return Resources(
-            shares=cluster.pool.shares, gpus_per_trial=asked, measured=measured, dashboard=dashboard, cluster=cluster
-        )
-
-    def shares(gpus_per_trial: float | None) -> Shares:
-        return share(num_samples=most, gpus_per_trial=gpus_per_trial, max_concurrent=flags.max_concurrent)
-
-    if isinstance(asked, str):  # auto
-        nb_images = len(load(settings.base).train)  # images that are missing are refused before the measurement
-        if shares(None).gpus_per_trial > 0:
-            print("measuring how many trials a GPU can run at once: about a minute", flush=True)
-        nb_clusters = {**request.space.published, **request.settings}.get("nb_clusters", 1)
-        at_once = min(most, flags.max_concurrent or most)
-        # It is recorded as a number, so a resumed search does not measure again.
-        asked, measured = resolve(full_division(settings.base, nb_clusters), at_once=at_once, images=nb_images)
-    found = shares(asked)
-    check_backend(settings.base.backend)  # not for a cluster, whose GPUs and shared memory are not visible from here
-    processes = LoaderProcesses.of(settings.base, on_gpu=found.gpus_per_trial > 0, threads=found.threads_per_trial)
-    lines = () if processes.note is None else (processes.note,)
-    return Resources(shares=found, gpus_per_trial=asked, measured=measured, dashboard=None, lines=lines)
 
 
 def checkpoint_space(request: Request, settings: CheckedSettings, shares: Shares) -> CheckpointSpace:

@@ -26,6 +26,7 @@ from dcml_tune.search.confirmation import Candidate, candidates, confirmation_un
 from dcml_tune.search.early_checks import checked_settings
 from dcml_tune.search.metrics import metric_names, scheduler_name
 from dcml_tune.search.request import MAY_CHANGE, Request
+from dcml_tune.search.resource_checks import resources
 from dcml_tune.search.trial_runs import TrialRuns
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.redaction import redact
@@ -135,14 +136,15 @@ class Plan:
         flags = request.config
         self.base, self.uri, self.store_is_up = checked.base, checked.uri, checked.store_is_up
         self.scores_test = flags.final == "best" and checked.has_test_stage
-        resources = checks.resources(request, checked)
-        self.shares, self.measured, self.dashboard = resources.shares, resources.measured, resources.dashboard
-        self.cluster = resources.cluster
+        given = resources(request, checked)
+        self.shares, self.measured, self.dashboard = given.shares, given.measured, given.dashboard
+        self.cluster = given.cluster
         self.metrics = metric_names(flags.metric, self.base)
         self.metric = self.metrics[0]
         chosen = {
             "scheduler": scheduler_name(self.metrics, flags, resumes=request.record is not None),
-            "gpus_per_trial": resources.gpus_per_trial,
+            "gpus_per_trial": given.gpus_per_trial,
+            "compile": given.compile,
             "test_metric": flags.test_metric or "recall_at_1",
         }
         self.config = flags = flags.model_copy(update=chosen)
@@ -164,7 +166,7 @@ class Plan:
         nb_classes = int(self.data.labels.max()) + 1
         self.units, why_none = confirmation_units(self.base, nb_classes, flags.confirm, flags.folds, flags.seeds)
         self.earlier = checks.earlier_searches(request, images, self.metrics, self.space)
-        self.lines = [*found.lines, *why_none, *self.earlier.lines, *resources.lines]
+        self.lines = [*found.lines, *why_none, *self.earlier.lines, *given.lines]
         self.runs = TrialRuns(
             search=self.name,
             output=self.output,
@@ -181,6 +183,7 @@ class Plan:
             largest_gpu=self.cluster.pool.largest_gpu() if self.cluster is not None else 0,
             save_every=flags.checkpoint_every,
             deterministic=flags.deterministic,
+            compiles=flags.compile == "on",
             wait_s=self.trial_timeout / 2 if self.trial_timeout else None,  # a trial that waits reports nothing
         )
         self.trial_files = TrialFiles()

@@ -66,6 +66,7 @@ def repeat(name: str, *, uri: str, output: Path, scratch: str | None = None, dat
         threads=threads,
         ranks=int(run.tags.get("dcml.ranks", 1)),
         deterministic=_is_deterministic(run),
+        compiled=run.tags.get("dcml.compiled") == "yes",
         metric=metric,
         role=cast("Role", run.role),
     )

@@ -241,6 +241,8 @@ def _may_differ(flag: str, value: Any, asked: dict[str, Any], *, extends: bool) 
         return bool(value)  # training images must be the same, so it acts on test images alone
     if flag == "searcher" and value == "auto":
         return True  # the searcher that it means was recorded
+    if flag == "compile" and value == AUTO:
+        return True  # what was measured was recorded as on or off
     if flag == "gpus_per_trial":
         return value == AUTO and asked.get("measured") is not None  # it was measured once, and recorded as a number
     return flag in (*MAY_CHANGE, "dataset_dir", "scratch") or (extends and flag in ("num_samples", "space"))

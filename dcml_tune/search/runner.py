@@ -70,6 +70,7 @@ class SearchRunner:
         tags = environment_tags(plan.identity.compared, ["python", "-m", "dcml_tune.search", *sys.argv[1:]])
         tags |= {"dcml.protocol": plan.base.protocol, **plan.shares.tags()}
         tags |= {"dcml.deterministic": "yes"} if plan.config.deterministic else {}
+        tags |= {"dcml.compiled": "yes"} if plan.runs.compiled else {}
         self.stages = StageRunner(plan, self.record, self.tracker, tags, self.trainable)
         if self.pusher is not None:
             self.pusher.push_or_stop()

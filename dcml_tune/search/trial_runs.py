@@ -63,6 +63,14 @@ class TrialRuns:
     """Number of epochs after which a trial saves its state."""
     deterministic: bool = False
     """Whether trials take only deterministic algorithms."""
+    compiles: bool = False
+    """Whether trials on a GPU compile the training of their backbone."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the trials compile the training of their backbone."""
+        return self.compiles and self.shares.gpus_per_trial > 0
+
     wait_s: float | None = None
     """Longest time that a trial waits for another one that computes the same epochs, in seconds; None: no limit."""
 
@@ -93,6 +101,7 @@ class TrialRuns:
             gpu_fraction=min(1.0, self.shares.gpus_per_trial or 1.0),
             save_every=self.save_every,
             deterministic=self.deterministic,
+            compiled=self.compiled,
             metric=self.metric,
             varied=self.varied,
             wait_s=self.wait_s,

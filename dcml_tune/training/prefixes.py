@@ -181,6 +181,7 @@ def _facts(trainer: Trainer) -> dict[str, Any]:
         "device": [trainer.device.type, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()],
         "ranks": trainer.ranks.size,
         "deterministic": is_deterministic(),
+        "compiled": trainer.model.compiled,
         "images": [images.originals.key, images.views.key],
         "split": data.fingerprint(*map(_hash, (images.labels, images.train, images.validation, images.gallery))),
         "metric": trainer.metric,

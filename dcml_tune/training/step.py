@@ -31,12 +31,28 @@ class TrainStep:
     """
 
     def __init__(
-        self, config: TrialConfig, nb_classes: int, device: torch.device, trained: NDArray[np.int64] | None = None
+        self,
+        config: TrialConfig,
+        nb_classes: int,
+        device: torch.device,
+        trained: NDArray[np.int64] | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
-        """Build the model, the loss and the optimiser for labels 0 .. nb_classes - 1, or for those that train."""
+        """Build the model, the loss and the optimiser for labels 0 .. nb_classes - 1, or for those that train.
+
+        Args:
+            config: settings of the trial.
+            nb_classes: number of classes.
+            device: of the model and of the loss.
+            trained: labels that train; None: all.
+            compiled: whether `torch.compile` compiles the training of the backbone.
+        """
         self.lr_scale = 1.0
         self.config, self.device = config, device
         self.model = MaskedEmbedder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            self.model.compile_backbone()
         self.criterion = MetricLoss(config, nb_classes, trained).to(device)
         self.optimizer = build_optimizer(self.model, self.criterion, config)
         self._to_device = ToDevice(device)
@@ -57,11 +73,11 @@ class TrainStep:
             (2,) loss and mask overlap, detached, on the device.
         """
         own = None if plan.full_embedding else learner
+        self.optimizer.zero_grad()  # before the forward pass: CUDA graphs use the memory of the gradients again
         z_BD = self.model(self._to_device(images), own)
         metric = self.criterion(z_BD, torch.from_numpy(labels), generator, self.model.factors(own))
         overlap = self._overlap(plan)
         loss = metric + self.config.masking_lambda * overlap
-        self.optimizer.zero_grad()
         loss.backward()
         return torch.stack([loss.detach(), overlap.detach()])
 

@@ -85,6 +85,7 @@ class Trainer:
         name: str = "",
         note: str = "",
         ranks: int = 1,
+        compiled: bool = False,
     ) -> None:
         """Open the data and build the model.
 
@@ -96,18 +97,18 @@ class Trainer:
             ledger: file of the ledger of the test classes; default: beside the directory of the stores that nodes share.
             name: name of this run in the ledger.
             note: why it scores the test classes, for the ledger.
-            ranks: number of processes that train together, on as many GPUs; `close` ends the others. It is part of the
-                result, as the batch size is.
+            ranks: number of processes that train together, on as many GPUs; part of the result. `close` ends the others.
+            compiled: whether `torch.compile` compiles the training of the backbone; the last digits of its results differ.
         """
         stores = Stores.of(stores)
         self.config = config
         self.metric = metric or chooses(config)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._processes = None
         if ranks != 1:  # they start while this process opens the data
-            self._processes = RankProcesses(config, size=ranks, stores=stores.directory, device=self.device)
+            self._processes = RankProcesses(config, size=ranks, stores=stores, device=device, compiled=compiled)
         try:
-            self._build(stores)
+            self._build(stores, compiled)
         except BaseException:
             self.close()
             raise
@@ -127,17 +128,16 @@ class Trainer:
         self.best: BestEpoch | None = None
         self.history: list[float] = []
         self.measured = MeasuredWeights(average_epochs=config.average_epochs, share=config.pretrained_share)
-        self._pretrained = True
-        """The network started from the weights of its backbone, not from those of a trained model."""
+        self._pretrained = True  # the network starts from the weights of its backbone
 
-    def _build(self, stores: Stores) -> None:
+    def _build(self, stores: Stores, compiled: bool) -> None:
         """Open the data, build the model, and join the other ranks."""
         config = self.config
         self.data = TrialData.open(config, stores)
         nb_classes, trained = int(self.data.labels.max()) + 1, np.unique(self._labels)
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)  # libraries such as Faiss take the current device
-        self.train_step = step = TrainStep(config, nb_classes, self.device, trained)
+        self.train_step = step = TrainStep(config, nb_classes, self.device, trained, compiled=compiled)
         self.model, self.criterion, self.optimizer = step.model, step.criterion, step.optimizer
         if config.init_method == "pca":
             initialise_by_pca(self.model, self.data)
@@ -227,8 +227,7 @@ class Trainer:
         if self.best is None or self.best.is_beaten_by(value):
             self.best = self._snapshot(value)
         assert self.best.value is not None
-        measures[f"{self.metric}_best"] = self.best.value
-        measures["epoch_best"] = float(self.best.epoch)
+        measures |= {f"{self.metric}_best": self.best.value, "epoch_best": float(self.best.epoch)}
 
     def _snapshot(self, value: float | None) -> BestEpoch:
         """Copy the model that is measured and the partition as they are now."""
@@ -300,8 +299,8 @@ class Trainer:
             facts: anything else to keep, as JSON; `load` returns it.
         """
         if self.best is not None:
-            new = self.best.epoch == self.epoch
-            saving.save_best_model(directory, self.model, self.best, self._model_facts, is_new=new)
+            is_new = self.best.epoch == self.epoch
+            saving.save_best_model(directory, self.model, self.best, self._model_facts, is_new=is_new)
         if self.division is not None:
             self.division.save(directory)
         if models_only:

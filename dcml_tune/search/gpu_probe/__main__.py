@@ -27,7 +27,7 @@ def main() -> int:
         config = TrialConfig(**order["config"])
         cap_gpu_memory(order["share"], config.backend)
         set_arithmetic(config)
-        trial = SyntheticTrial(config, torch.device(order["device"]))
+        trial = SyntheticTrial(config, torch.device(order["device"]), compiled=order["compiled"])
         trial.warm_up(images=order["images"])
         say(ready=True)
         if not sys.stdin.readline():  # the parent process has ended

@@ -142,8 +142,44 @@ def fits(count: int, total: int, peak: int) -> bool:
     return count == 1 or total / count >= HEADROOM * peak
 
 
+def compiling(config: TrialConfig, share: float, *, device: str = "cuda", seconds: float = SECONDS) -> tuple[bool, str]:
+    """Measure whether trials train faster with a compiled backbone: `--compile auto`.
+
+    Args:
+        config: of the trials.
+        share: of a GPU that each trial gets; as many trials as fit on a GPU train at once.
+        device: of all trials.
+        seconds: duration of each of the two measurements.
+
+    Returns:
+        Whether it gains at least `LEAST_GAIN`, and the reason, as a search prints it.
+    """
+    count = max(1, int(1 / share))
+    try:
+        plain, compiled = (
+            sum(
+                each.images_per_s
+                for each in measure(config, count, device=device, seconds=seconds, images=0, compiled=on)
+            )
+            for on in (False, True)
+        )
+    except Exception as error:  # any failure: the search runs without it
+        return False, f"--compile {AUTO}: off, it could not be measured ({error})"
+    gains = compiled >= (1 + LEAST_GAIN) * plain
+    at_once = "" if count == 1 else f" of {count} trials at once"
+    return gains, (
+        f"--compile {AUTO}: {'on' if gains else 'off'}, {compiled:,.0f} images/s{at_once} with it and {plain:,.0f} without"
+    )
+
+
 def measure(
-    config: TrialConfig, count: int, *, device: str = "cuda", seconds: float = SECONDS, images: int = IMAGES
+    config: TrialConfig,
+    count: int,
+    *,
+    device: str = "cuda",
+    seconds: float = SECONDS,
+    images: int = IMAGES,
+    compiled: bool = False,
 ) -> list[Measured]:
     """Train concurrent trials, each with an equal share of the cores and capped to an equal share of the memory.
 
@@ -153,12 +189,14 @@ def measure(
         device: of all trials.
         seconds: duration of the measurement.
         images: number of images that each of them clusters and evaluates before it.
+        compiled: whether each of them compiles the training of its backbone.
 
     Raises:
         ProbeError: if one of them cannot run, or does not answer in time.
     """
     share = {"share": 1 / count, "threads": max(1, usable_cores() // count)}
-    order = {"config": config.model_dump(mode="json"), "device": device, "seconds": seconds, "images": images, **share}
+    order = {"config": config.model_dump(mode="json"), "device": device, "seconds": seconds, "images": images}
+    order |= {"compiled": compiled, **share}
     with ExitStack() as stack:
         children = [stack.enter_context(child_process()) for _ in range(count)]
         limit = _START_S + 2 * seconds

@@ -25,10 +25,10 @@ _IMAGES_PER_CLASS = 50
 class SyntheticTrial(TrainStep):
     """A trial that trains on random images, in the phase of the learners, with a trainable backbone."""
 
-    def __init__(self, config: TrialConfig, device: torch.device) -> None:
+    def __init__(self, config: TrialConfig, device: torch.device, *, compiled: bool = False) -> None:
         """Build model, loss, optimiser and one batch in host memory, from which each step copies it to the device."""
         self.labels = np.arange(config.batch_size) // max(2, config.num_samples_per_class)
-        super().__init__(config, int(self.labels.max()) + 1, device)
+        super().__init__(config, int(self.labels.max()) + 1, device, compiled=compiled)
         shape = config.batch_size, config.sz_crop, config.sz_crop, 3
         images = torch.randint(0, 256, shape, dtype=torch.uint8)
         self.images = (images.pin_memory() if device.type == "cuda" else images).permute(0, 3, 1, 2)

@@ -59,7 +59,7 @@ def _updates(spec: dict[str, Any], ranks: Ranks) -> Updates:
     device = torch.device(*(("cuda", ranks.rank) if spec["device"] == "cuda" else ("cpu",)))
     images = TrialData.open(config, Path(spec["stores"]))
     nb_classes, trained = int(images.labels.max()) + 1, np.unique(images.labels[images.train])
-    step = TrainStep(config, nb_classes, device, trained)
+    step = TrainStep(config, nb_classes, device, trained, compiled=spec["compiled"])
     loader = training_loader(config, images, device)
     return Updates(config=config, data=images, step=step, loader=loader, ranks=ranks)
 

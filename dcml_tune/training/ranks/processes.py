@@ -27,6 +27,7 @@ import dcml_tune
 from dcml_tune.cli.quantities import MOST_GPUS
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.runs.stores import Stores
 from dcml_tune.training.devices import is_deterministic
 from dcml_tune.training.ranks.exchange import RankError, Ranks
 from dcml_tune.utils.files import write_checksummed
@@ -51,7 +52,9 @@ _LOST = 76  # exit code of rank 0 when another rank has ended and rank 0 still w
 class RankProcesses:
     """Starts the further ranks of a training, watches them, and ends them."""
 
-    def __init__(self, config: TrialConfig, *, size: int, stores: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: TrialConfig, *, size: int, stores: Stores, device: torch.device, compiled: bool = False
+    ) -> None:
         """Start the processes; `join` waits for them.
 
         Args:
@@ -59,6 +62,7 @@ class RankProcesses:
             size: number of ranks, this process included.
             stores: directory of the image stores.
             device: of this process; on GPUs rank r takes GPU r of those that this process sees.
+            compiled: whether each rank compiles the training of its backbone.
 
         Raises:
             SettingError: if there are not as many GPUs, or another training of this process has ranks.
@@ -80,10 +84,11 @@ class RankProcesses:
         spec = {
             "config": config.model_dump(),
             "size": size,
-            "stores": str(Path(stores).absolute()),
+            "stores": str(stores.directory.absolute()),
             "device": device.type,
             "threads": torch.get_num_threads(),
             "deterministic": is_deterministic(),
+            "compiled": compiled,
             "parent": os.getpid(),
         }
         write_checksummed(self._directory / SPEC, spec)
