@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,14 @@ class Nodes:
         self._ask("kill", node)
         self._added.remove(node)
 
-    def add_in_namespace(self, before, *, cpus=1, host="othernode"):
+    def add_in_namespace(self, before, *, cpus=1, host="othernode", network=None):
         """Add a node with mounts and a host name of its own; `before` is run there by a shell before it starts.
+
+        Args:
+            before: command of the shell.
+            cpus: of the node.
+            host: its name.
+            network: the node's end of a `Link`, which is then its only network.
 
         Returns:
             What `kill_in_namespace` takes.
@@ -73,16 +80,25 @@ class Nodes:
             f"{shutil.which('ray', path=os.path.dirname(sys.executable))} start --address={self.address} --block "
             f"--num-cpus={cpus} --num-gpus=0 --temp-dir={directory}"
         )
+        if network is not None:
+            before, start = f"{before} && {network.setup}", f"{start} --node-ip-address={network.there}"
         shell = f"hostname {host} && {before} && exec {start}"
+        own = ["--net"] if network is not None else []
         self._namespaces[directory] = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "--fork", "--kill-child", "--pid", "--mount-proc", "sh", "-c", shell],
+            ["unshare", *own, "--mount", "--uts", "--fork", "--kill-child", "--pid", "--mount-proc", "sh", "-c", shell],
             stdin=subprocess.DEVNULL,
             stdout=(directory / "node.txt").open("w"),
             stderr=subprocess.STDOUT,
             env=self.environment,
             start_new_session=True,
         )
+        if network is not None:
+            network.give_to(self._namespaces[directory].pid)
         return directory
+
+    def has_ended(self, directory):
+        """Whether all processes of a node with mounts of its own have ended by themselves."""
+        return self._namespaces[directory].poll() is not None
 
     def kill_in_namespace(self, directory):
         """End all processes of a node with mounts of its own."""
@@ -103,6 +119,39 @@ class Nodes:
         self.remove_all()
         self._process.stdin.close()
         self._process.wait(60)
+
+
+class Link:
+    """A network connection between this machine and a namespace; it has an address at each end."""
+
+    here, there = "10.213.77.1", "10.213.77.2"
+    setup = (
+        "until ip link show dcml-there > /dev/null 2>&1; do sleep 0.1; done && ip link set lo up && "
+        f"ip address add {there}/24 dev dcml-there && ip link set dcml-there up"
+    )
+    """What the namespace runs before it uses the network."""
+
+    def __init__(self):
+        self._ip("link", "add", "dcml-here", "type", "veth", "peer", "name", "dcml-there")
+        self._ip("address", "add", f"{self.here}/24", "dev", "dcml-here")
+        self._ip("link", "set", "dcml-here", "up")
+
+    @staticmethod
+    def _ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    def give_to(self, process):
+        """Move the other end to the namespace of a process, once that has one."""
+        while Path(f"/proc/{process}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
+            time.sleep(0.05)
+        self._ip("link", "set", "dcml-there", "netns", str(process))
+
+    def cut(self):
+        """Carry no more packets; both sides only notice that nothing comes."""
+        self._ip("link", "set", "dcml-here", "down")
+
+    def close(self):
+        self._ip("link", "delete", "dcml-here")
 
 
 @pytest.fixture
@@ -132,6 +181,25 @@ def cluster(head, scene):
     yield head
     scene.close()
     head.remove_all()
+
+
+@pytest.fixture
+def link():
+    made = Link()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def linked(link, scene, tmp_path):
+    """A cluster whose head, without CPUs, has the address of this end of the link; it notices soon that a node is gone."""
+    soon = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5"}
+    soon |= {"RAY_health_check_timeout_ms": "2000", "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+    environment = {**scene.environment, **PATIENCE, **soon, "RAY_AUTH_MODE": "disabled"}
+    made = Nodes(environment, tmp_path / "head.txt", num_cpus=0, num_gpus=0, node_ip_address=link.here)
+    yield made
+    scene.close()
+    made.close()
 
 
 @pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import subprocess
+import time
 from itertools import pairwise
 
 import pytest
@@ -122,13 +124,21 @@ def may_make_namespaces():
 
 
 @pytest.mark.skipif("not may_make_namespaces()", reason="this user may not make mount namespaces (unshare --mount)")
-@pytest.mark.parametrize("lacks", ["images", "output"])
-def test_a_node_with_another_file_system_is_left_out(scene, cluster, folder, lacks):
-    """A real node whose directory of the images, or of the output, is empty: it is named by its host."""
+@pytest.mark.parametrize("lacks", ["images", "the same images", "output"])
+def test_a_node_with_another_file_system_is_left_out(scene, cluster, folder, lacks, tmp_path):
+    """A real node whose images are missing or others, or whose output directory is empty: it is named by its host."""
     good = cluster.add()
     scene.output.mkdir()
-    place = folder if lacks == "images" else scene.output
-    cluster.add_in_namespace(f"mount -t tmpfs none {place}")
+    others = tmp_path / "others"  # the same names; two classes have the images of each other
+    shutil.copytree(folder, others)
+    for number, other in ((3, 4), (4, 3)):
+        shutil.copytree(folder / f"class {number:02d}", others / f"class {other:02d}", dirs_exist_ok=True)
+    mount = {
+        "images": f"mount -t tmpfs none {folder}",
+        "the same images": f"mount --bind {others} {folder}",
+        "output": f"mount -t tmpfs none {scene.output}",
+    }
+    cluster.add_in_namespace(mount[lacks])
     process = scene.start("--num-samples", 4, *TRIALS, cluster.address)
     scene.wait_for("node othernode", process)
     status, said = process.wait(480), process.log.read_text()
@@ -137,9 +147,45 @@ def test_a_node_with_another_file_system_is_left_out(scene, cluster, folder, lac
     assert (set(nodes_of(scene).values()), failures(scene)) == ({good[:6]}, [])
     reason = {
         "images": "the images cannot be used there",
+        "the same images": "its images are not those that the search began with",
         "output": f"its {scene.output} is not the directory of the driver; --output-dir must be on storage that all nodes share",
     }[lacks]
     assert re.search(rf"node othernode \(\w+\) is left out: {re.escape(reason)}", said)
+
+
+def may_make_links():
+    """Whether this user may make a network namespace and a link to it."""
+    link = ["ip", "link", "add", "dcml-here", "type", "veth", "peer", "name", "dcml-there"]
+    try:
+        if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+            return False
+        if subprocess.run(link, capture_output=True).returncode:
+            return False
+    except FileNotFoundError:
+        return False
+    subprocess.run(["ip", "link", "delete", "dcml-here"], check=True)
+    return True
+
+
+@pytest.mark.skipif("not may_make_links()", reason="this user may not make network namespaces, or has no `ip`")
+def test_the_trial_of_a_node_that_is_cut_off_moves(scene, linked, link):
+    """Its process, which nobody can reach, ends by itself; no reported epoch is lost, and the sampler is not told."""
+    scene.faults({"trial": "000", "epoch": 2, "kind": "hang"})
+    there = linked.add_in_namespace("true", host="far", network=link)
+    process = scene.start("--num-samples", 1, *TRIALS, linked.address)
+    scene.wait_for_hang("000", process)
+    near = linked.add(node_ip_address=link.here)
+    link.cut()
+    status, said = process.wait(480), process.log.read_text()
+    assert status == 0, said
+    scene.assert_sound(1)
+    assert (nodes_of(scene), failures(scene), scene.lost()) == ({"000": near[:6]}, [], [])
+    assert scene.trained() == ["000 1", "000 2", "000 3", "000 4"]
+    assert "trial 000 is tried again from its last epoch" in said
+    end = time.monotonic() + 120
+    while not linked.has_ended(there):
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 @pytest.mark.skipif("not may_make_namespaces()", reason="this user may not make mount namespaces (unshare --mount)")
