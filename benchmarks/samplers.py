@@ -1,11 +1,14 @@
 """Which sampler finds a good setting of the wide space in the fewest trials? Searches, simulated with a surrogate.
 
-    python benchmarks/samplers.py [--repeats 200] [--trials 64] [--at-once 2] [--jobs 2] [--output runs/objective]
+    python benchmarks/samplers.py [--repeats 200] [--trials 64] [--at-once 2] [--jobs 2] [--no-starts] [--output runs/objective]
 
 The surrogate is a regression by extremely randomised trees on the settings that benchmarks/objective.py has trained. It
 predicts the objective of a search: the best held-out MAP@R with a fifth of the classes held out. The value of a
 simulated trial is the prediction plus a random error with the standard deviation of a seed, as measured there. Each
-sampler runs many searches, with several trials at once, after the published point and the starts.
+sampler runs many searches, with several trials at once, after the published point and the starts. The best of the
+trained settings is one of the starts, and trees predict no more than the values that they were given. So after the starts a
+search can only find settings that are as good, and its regret shows how often noise made it choose a worse one. With
+--no-starts a search has to find a good setting by itself.
 
 `regret`: the value of the best known setting minus that of the setting that a search selects by its noisy values, both
 predicted without errors, in points. The best known setting is the best of all that any sampler has tried, of the
@@ -133,7 +136,7 @@ def _repeat(name: str, seed: int, settings: Sequence[Settings], values: Array, o
     space, surrogate = wide(options["epochs"]), Surrogate(settings, values)
     sampling = {key: options[key] for key in ("noise", "trials", "at_once")}
     point, _ = space.published_point()
-    first = [point, *space.start_points(point)[0]]
+    first = [point, *(space.start_points(point)[0] if options["starts"] else [])]
     return np.array(replay(SAMPLERS[name](seed, space), space, surrogate, seed=seed, first=first, **sampling))
 
 
@@ -217,6 +220,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--gp-repeats", type=int, default=20)
     parser.add_argument("--trials", type=int, default=max(STEPS))
+    parser.add_argument("--no-starts", action="store_false", dest="starts",
+                        help="only the published point first, as in a space without starts")  # fmt: skip
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)

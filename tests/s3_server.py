@@ -1,5 +1,6 @@
 """An S3 server of its own (moto's), in memory."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -47,7 +48,15 @@ class S3Server:
                     raise RuntimeError(f"the S3 server does not answer: {self._said.read_text()}") from None
                 time.sleep(0.2)
 
+    def stop_answering(self):
+        """Answer no call, and begin no connection, until `answer`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def answer(self):
+        self._process.send_signal(signal.SIGCONT)
+
     def close(self):
+        self.answer()
         self._process.terminate()
         self._process.wait(60)
         self._directory.cleanup()

@@ -1,8 +1,11 @@
 """A search with --storage whose output directory is lost with its machine."""
 
 import shutil
+import time
+from itertools import pairwise
 
 import pytest
+from s3_server import S3Server
 
 from dcml_tune.utils.files import read_checksummed
 
@@ -48,6 +51,26 @@ def test_a_second_driver_is_refused(cheap, stored, tmp_path):
     assert status == 2, said
     assert f"--name s: {stored[-1]}/s exists; go on with it by --start-or-resume s" in said
     cheap.output = first
+
+
+def test_a_server_that_does_not_answer_is_waited_for(cheap):
+    """For longer than the lease of the driver: the trials wait, the driver stays the driver, and no epoch is trained twice."""
+    server = S3Server()
+    try:
+        cheap.environment |= {**server.environment, "DCML_TEST_LEASE": "6", "DCML_TEST_PAUSE": "1"}
+        process = cheap.start(*ONE, "--storage", "s3://searches/runs")
+        cheap.wait_for("trial 000 epoch 1:", process)
+        server.stop_answering()
+        time.sleep(20)
+        server.answer()
+        status, said = process.wait(480), process.log.read_text()
+    finally:
+        server.close()
+    assert status == 0, said
+    cheap.assert_sound(2)
+    assert cheap.trained() == [f"{trial} {epoch}" for trial in ("000", "001") for epoch in range(1, 5)]
+    epochs = cheap.times("s/000", cheap.uri)
+    assert max(after - before for before, after in pairwise(epochs)) > 15, "no epoch waited"
 
 
 def test_final_runs_go_on_in_an_empty_directory(cheap, stored):
