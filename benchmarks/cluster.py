@@ -210,16 +210,26 @@ def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
     server, s3 = Server(), S3Server()
     environment = {**clean, "PGPASSWORD": server.PASSWORD, **s3.environment}
     open_ = {**environment, "RAY_AUTH_MODE": "disabled", "RAY_worker_register_timeout_seconds": "600"}
+    found: dict[str, Driven] = {}
+
+    def run(name: str, words: list[Any], *, profiled: bool = False) -> None:
+        found[name] = driven(root / name, words, profiled=profiled, environment=environment)
+        print(
+            f"{name}: {len(found[name].ends)} results in {found[name].wall / 60:.1f} minutes",
+            file=sys.stderr,
+            flush=True,
+        )
+
     try:
-        found = {"one": driven(root / "one", short, environment=environment)}
+        run("one", short)
         with two_nodes(open_, max(1, asked.at_once // 2)) as address:
             server.execute("CREATE DATABASE studies")
             where = ["--ray-address", address, "--study-uri", server.address("studies", login="ann")]
             stored = ["--storage", "s3://searches/runs"]
-            found["two"] = driven(root / "two", [*short, *where, *stored], environment=environment)
-            found["fast"] = driven(root / "fast", [*fast, *where], environment=environment)
+            run("two", [*short, *where, *stored])
+            run("fast", [*fast, *where])
             if asked.profile:
-                found["profile"] = driven(root / "profile", [*fast, *where], profiled=True, environment=environment)
+                run("profile", [*fast, *where], profiled=True)
     finally:
         server.close()
         s3.close()
