@@ -43,6 +43,8 @@ def repeat(name: str, *, uri: str, output: Path, scratch: str | None = None, dat
     Raises:
         SettingError: if there is no such trial, it has no epoch, it scores test classes, or its images have changed.
     """
+    import torch
+
     from trainables import DivideAndConquer, Run
     from trainables.run import pack
 
@@ -66,7 +68,7 @@ def repeat(name: str, *, uri: str, output: Path, scratch: str | None = None, dat
         threads=threads,
         ranks=int(run.tags.get("dcml.ranks", 1)),
         deterministic=_is_deterministic(run),
-        compiled=run.tags.get("dcml.compiled") == "yes",
+        compiled=run.tags.get("dcml.compiled") == "yes" and torch.cuda.is_available(),
         metric=metric,
         role=cast("Role", run.role),
     )
