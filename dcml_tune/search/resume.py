@@ -45,8 +45,17 @@ def resumed_plan(command_line: CommandLine) -> Plan:
         SearchCompleteError: if it is finished.
         SearchRunningError: if another process runs it.
     """
-    extends = command_line.config.extend is not None
     record = _held_record(command_line.config)
+    try:
+        return _plan_of(record, command_line)
+    except BaseException:
+        record.release()  # a process that goes on, and asks again in another way, must not find itself
+        raise
+
+
+def _plan_of(record: Record, command_line: CommandLine) -> Plan:
+    """The plan of a held record."""
+    extends = command_line.config.extend is not None
     old = output_before(record.directory, record.asked)
     asked = record.asked if old is None else follow(record.asked, old, record.directory.parent)
     asked = _with_given_images(asked, command_line.settings)
