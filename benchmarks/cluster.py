@@ -1,13 +1,14 @@
 """A search over two nodes with PostgreSQL and S3, against the same search on one machine with SQLite and its disk.
 
-    python benchmarks/cluster.py [--trials 1000] [--epochs 4] [--reports 4000] [--at-once 4] [--profile]
+    python benchmarks/cluster.py [--trials 1000] [--alone 250] [--epochs 4] [--reports 4000] [--at-once 4] [--profile]
 
 All searches are those of `dcml_tune.search emoji` with a trainable that learns nothing, so that what is measured is what surrounds the
 training. The two nodes are processes of Ray on this machine. A PostgreSQL server has the study, and moto's S3 server, in memory, has the
 records and checkpoints (`--storage`, in `trials` alone). Each part runs in fresh processes, one after the other:
 
-    trials      short trials, one search on one machine, one over two nodes: the wall time of a trial, and the driver's time for a
-                result (all that Ray Tune does with it, our callbacks and the study included)
+    trials      short trials, one search on one machine (`--alone`), one over two nodes: the wall time of a trial, and the driver's time
+                for a result (all that Ray Tune does with it, our callbacks and the study included). Ratios are of equally many trials,
+                the first ones
     reports     a few trials that report as fast as they can, over two nodes: the results a second that the driver takes, and the
                 CPU time of the driver for each. That all processes share the cores of this machine lowers the first
     --profile   the functions in which the driver spends its time meanwhile, by package (cProfile, which slows it)
@@ -30,7 +31,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,9 @@ class Driven:
     """When each result was processed, in seconds."""
     seconds: list[float]
     """What processing each took."""
-    cpu: float
-    """CPU seconds of the process from the first result to the last."""
-    main: float
+    cpus: list[float]
+    """CPU seconds of the process so far, at each of them."""
+    mains: list[float]
     """Those of its main thread, in which Ray Tune runs."""
     memory: float
     """Most megabytes of the process."""
@@ -120,18 +121,42 @@ class Driven:
         """Read what a search has written."""
         ends, seconds, cpu, main = (list(each) for each in zip(*facts["results"], strict=True))
         size = (output / "mlflow.db").stat().st_size / 1e6
-        return cls(ends=ends, seconds=seconds, cpu=cpu[-1] - cpu[0], main=main[-1] - main[0], memory=facts["memory"],
-                   packages=facts["packages"], database=size)  # fmt: skip
+        return cls(ends=ends, seconds=seconds, cpus=cpu, mains=main, memory=facts["memory"], packages=facts["packages"],
+                   database=size)  # fmt: skip
+
+    def first(self, results: int) -> Driven:
+        """The same as if it had ended after so many results; memory and database are those of the whole search."""
+        return self.part(0, results)
+
+    def part(self, begin: int, end: int) -> Driven:
+        """Some of its results."""
+        lists = {name: getattr(self, name)[begin:end] for name in ("ends", "seconds", "cpus", "mains")}
+        return replace(self, **lists)
+
+    def quarters(self) -> list[Driven]:
+        """Four parts with equally many results."""
+        size = max(2, len(self.ends) // 4)
+        return [self.part(number * size, (number + 1) * size) for number in range(4)]
 
     @property
     def wall(self) -> float:
         """Seconds from the first result to the last."""
         return self.ends[-1] - self.ends[0]
 
-    def quarter(self, number: int) -> float:
-        """Median seconds of the results of a quarter of the search, 0 to 3."""
-        size = max(1, len(self.seconds) // 4)
-        return statistics.median(self.seconds[number * size : (number + 1) * size])
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of the driver from the first result to the last."""
+        return self.cpus[-1] - self.cpus[0]
+
+    @property
+    def main(self) -> float:
+        """Those of its main thread."""
+        return self.mains[-1] - self.mains[0]
+
+    @property
+    def median_ms(self) -> float:
+        """Median milliseconds of a result."""
+        return 1e3 * statistics.median(self.seconds)
 
     def percentile(self, share: float) -> float:
         """Seconds that a share of the results needed at most."""
@@ -195,7 +220,7 @@ def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
     paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     clean |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    short = ["--num-samples", asked.trials, "--nb-epochs", asked.epochs, "--max-concurrent", asked.at_once]
+    short = ["--nb-epochs", asked.epochs, "--max-concurrent", asked.at_once]
     each = max(asked.epochs, asked.reports // asked.at_once)
     fast = [
         "--num-samples",
@@ -221,12 +246,12 @@ def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
         )
 
     try:
-        run("one", short)
+        run("one", [*short, "--num-samples", asked.alone])
         with two_nodes(open_, max(1, asked.at_once // 2)) as address:
             server.execute("CREATE DATABASE studies")
             where = ["--ray-address", address, "--study-uri", server.address("studies", login="ann")]
             stored = ["--storage", "s3://searches/runs"]
-            run("two", [*short, *where, *stored])
+            run("two", [*short, "--num-samples", asked.trials, *where, *stored])
             run("fast", [*fast, *where])
             if asked.profile:
                 run("profile", [*fast, *where], profiled=True)
@@ -236,30 +261,39 @@ def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
     return found
 
 
-def tables(found: dict[str, Driven], trials: int) -> dict[str, list[dict[str, Any]]]:
+def tables(found: dict[str, Driven], trials: int, alone: int) -> dict[str, list[dict[str, Any]]]:
     """The tables, by title."""
     one, two, fast = found["one"], found["two"], found["fast"]
+    first, results = two.first(len(one.ends)), len(two.ends) / trials
 
-    def row(what: str, value: Any, *, ratio: bool = True) -> dict[str, Any]:
-        a, b = value(one), value(two)
-        return {"": what, "one machine": a, "two nodes, PostgreSQL, S3": b, "ratio": b / a if ratio else ""}
+    def row(what: str, value: Any) -> dict[str, Any]:
+        a, b = value(one), value(first)
+        return {"": what, "one machine": a, "two nodes, PostgreSQL, S3": b, "ratio": b / a}
 
+    quarters = [
+        {
+            "": f"quarter {number}",
+            "wall time of a trial, s": each.wall / len(each.ends) * results,
+            "driver's time for a result, median, ms": each.median_ms,
+            "95th percentile, ms": 1e3 * each.percentile(0.95),
+            "CPU time of the driver for a trial, s": each.cpu / len(each.ends) * results,
+        }
+        for number, each in enumerate(two.quarters(), 1)
+    ]
     made = {
-        f"{trials} trials": [
-            row("wall time of a trial, s", lambda each: each.wall / trials),
-            row("driver's time for a result, median, ms", lambda each: 1e3 * statistics.median(each.seconds)),
+        f"the first {alone} trials": [
+            row("wall time of a trial, s", lambda each: each.wall / alone),
+            row("driver's time for a result, median, ms", lambda each: each.median_ms),
             row("driver's time for a result, 95th percentile, ms", lambda each: 1e3 * each.percentile(0.95)),
-            row("  first quarter of the results, median, ms", lambda each: 1e3 * each.quarter(0)),
-            row("  last quarter of the results, median, ms", lambda each: 1e3 * each.quarter(3)),
-            row("CPU time of the driver for a trial, s", lambda each: each.cpu / trials),
-            row("memory of the driver, MB", lambda each: each.memory),
-            row("mlflow.db, MB for 1,000 trials", lambda each: 1e3 * each.database / trials),
+            row("CPU time of the driver for a trial, s", lambda each: each.cpu / alone),
         ],
+        f"{trials} trials over two nodes: {two.wall / 60:.0f} minutes, driver at most {two.memory:.0f} MB, mlflow.db "
+        f"{two.database:.0f} MB": quarters,
         f"{len(fast.ends):,} reports as fast as possible, two nodes, PostgreSQL": [
             {"": name, "value": value}
             for name, value in {
                 "results a second": (len(fast.ends) - 1) / fast.wall,
-                "driver's time for a result, median, ms": 1e3 * statistics.median(fast.seconds),
+                "driver's time for a result, median, ms": fast.median_ms,
                 "driver's time for a result, 95th percentile, ms": 1e3 * fast.percentile(0.95),
                 "CPU time of the main thread for a result, ms": 1e3 * fast.main / len(fast.ends),
                 "CPU time of the driver for a result, ms": 1e3 * fast.cpu / len(fast.ends),
@@ -279,6 +313,7 @@ def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--alone", type=int, default=250, help="trials of the search on one machine")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--reports", type=int, default=4000)
     parser.add_argument("--at-once", type=int, default=4)
@@ -286,7 +321,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         found = measured(asked, Path(root))
-    for title, rows in tables(found, asked.trials).items():
+    for title, rows in tables(found, asked.trials, asked.alone).items():
         grid(title, rows)
 
 
