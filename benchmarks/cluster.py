@@ -10,7 +10,8 @@ records and checkpoints (`--storage`, in `trials` alone). Each part runs in fres
                 for a result (all that Ray Tune does with it, our callbacks and the study included). Ratios are of equally many trials,
                 the first ones
     reports     a few trials that report as fast as they can, over two nodes: the results a second that the driver takes, and the
-                CPU time of the driver for each. That all processes share the cores of this machine lowers the first
+                CPU time of the driver for each. That all processes share the cores of this machine lowers the first. Beside it:
+                Ray Tune alone on one machine, with trials that do nothing and without anything of ours
     --profile   the functions in which the driver spends its time meanwhile, by package (cProfile, which slows it)
 
 All processes share the cores of this machine, so the ratio of wall times is an upper bound: on a cluster the servers have their own.
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,14 +51,24 @@ _PACKAGES = ("dcml_tune", "trainables", "ray", "optuna", "sqlalchemy", "psycopg"
 
 def search(file: Path, argv: list[str], *, profiled: bool) -> int:
     """Run a search of trials that learn nothing; writes what its driver took into a file."""
-    from ray.tune.execution.tune_controller import TuneController
-
     from dcml_tune.search.__main__ import main as search_main
     from trainables import DivideAndConquer
 
     class Cheap(DivideAndConquer):
         def make_trainer(self, config: Any) -> Any:
             return CheapTrainer(config, self.run.metric)
+
+    results = watched_results()
+    profile = cProfile.Profile()
+    status = profile.runcall(search_main, argv, Cheap) if profiled else search_main(argv, Cheap)
+    packages = by_package(profile) if profiled else {}
+    file.write_text(json.dumps({"results": results, "packages": packages, "memory": memory_mb("VmHWM")}))
+    return status
+
+
+def watched_results() -> list[tuple[float, float, float, float]]:
+    """A list to which Ray Tune adds, for each result, when it ended, its seconds, and the CPU seconds of process and thread."""
+    from ray.tune.execution.tune_controller import TuneController
 
     results: list[tuple[float, float, float, float]] = []
     process = TuneController._on_training_result
@@ -69,11 +80,33 @@ def search(file: Path, argv: list[str], *, profiled: bool) -> int:
         results.append((ended, ended - began, time.process_time(), time.thread_time()))
 
     TuneController._on_training_result = timed
-    profile = cProfile.Profile()
-    status = profile.runcall(search_main, argv, Cheap) if profiled else search_main(argv, Cheap)
-    packages = by_package(profile) if profiled else {}
-    file.write_text(json.dumps({"results": results, "packages": packages, "memory": memory_mb("VmHWM")}))
-    return status
+    return results
+
+
+def bare(file: Path, trials: int, reports: int) -> int:
+    """Let Ray Tune take the reports of trials by itself: without a searcher, callbacks, loggers, checkpoints and output."""
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    import ray
+    from ray import tune
+
+    class Reports(tune.Trainable):
+        def step(self) -> dict[str, float]:
+            return {"value": 1.0}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Save nothing at the end."""
+
+    results = watched_results()
+    ray.init(num_cpus=trials, include_dashboard=False, log_to_driver=False)
+    stop = {"training_iteration": reports}
+    tune.Tuner(
+        tune.with_resources(Reports, {"cpu": 1}),
+        param_space={"number": tune.grid_search(list(range(trials)))},
+        run_config=tune.RunConfig(name="bare", storage_path=str(file.parent), stop=stop, verbose=0),
+    ).fit()
+    ray.shutdown()
+    file.write_text(json.dumps({"results": results, "packages": {}, "memory": memory_mb("VmHWM")}))
+    return 0
 
 
 def by_package(profile: cProfile.Profile) -> dict[str, float]:
@@ -120,7 +153,8 @@ class Driven:
     def of(cls, facts: dict[str, Any], output: Path) -> Driven:
         """Read what a search has written."""
         ends, seconds, cpu, main = (list(each) for each in zip(*facts["results"], strict=True))
-        size = (output / "mlflow.db").stat().st_size / 1e6
+        store = output / "mlflow.db"
+        size = store.stat().st_size / 1e6 if store.exists() else 0.0
         return cls(ends=ends, seconds=seconds, cpus=cpu, mains=main, memory=facts["memory"], packages=facts["packages"],
                    database=size)  # fmt: skip
 
@@ -169,16 +203,14 @@ def driven(place: Path, words: list[Any], *, profiled: bool = False, environment
     Raises:
         SystemExit: if it fails, with what it said.
     """
+    mode = "--profiled" if profiled else "--search"
+    return _in_process(place, [mode, *SEARCH, *words, "--output-dir", place, "--name", "s"], environment)
+
+
+def _in_process(place: Path, words: list[Any], environment: dict[str, str]) -> Driven:
+    """Run a mode of this program, with the file that it writes as its next word, in a fresh process."""
     place.mkdir()
-    command = [
-        sys.executable,
-        __file__,
-        "--profiled" if profiled else "--search",
-        place / "driver.json",
-        *SEARCH,
-        *words,
-    ]
-    command += ["--output-dir", place, "--name", "s"]
+    command = [sys.executable, __file__, words[0], place / "driver.json", *words[1:]]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, env=environment, cwd=place
     )
@@ -253,12 +285,23 @@ def measured(asked: argparse.Namespace, root: Path) -> dict[str, Driven]:
             stored = ["--storage", "s3://searches/runs"]
             run("two", [*short, "--num-samples", asked.trials, *where, *stored])
             run("fast", [*fast, *where])
+            found["bare"] = _in_process(root / "bare", ["--bare", asked.at_once, each], clean)
             if asked.profile:
                 run("profile", [*fast, *where], profiled=True)
     finally:
         server.close()
         s3.close()
     return found
+
+
+_REPORTS: dict[str, Callable[[Driven], float]] = {
+    "results a second": lambda each: (len(each.ends) - 1) / each.wall,
+    "driver's time for a result, median, ms": lambda each: each.median_ms,
+    "driver's time for a result, 95th percentile, ms": lambda each: 1e3 * each.percentile(0.95),
+    "CPU time of the main thread for a result, ms": lambda each: 1e3 * each.main / len(each.ends),
+    "CPU time of the driver for a result, ms": lambda each: 1e3 * each.cpu / len(each.ends),
+    "results a second at most, by this CPU time on one core": lambda each: len(each.ends) / each.cpu,
+}
 
 
 def tables(found: dict[str, Driven], trials: int, alone: int) -> dict[str, list[dict[str, Any]]]:
@@ -289,16 +332,9 @@ def tables(found: dict[str, Driven], trials: int, alone: int) -> dict[str, list[
         ],
         f"{trials} trials over two nodes: {two.wall / 60:.0f} minutes, driver at most {two.memory:.0f} MB, mlflow.db "
         f"{two.database:.0f} MB": quarters,
-        f"{len(fast.ends):,} reports as fast as possible, two nodes, PostgreSQL": [
-            {"": name, "value": value}
-            for name, value in {
-                "results a second": (len(fast.ends) - 1) / fast.wall,
-                "driver's time for a result, median, ms": fast.median_ms,
-                "driver's time for a result, 95th percentile, ms": 1e3 * fast.percentile(0.95),
-                "CPU time of the main thread for a result, ms": 1e3 * fast.main / len(fast.ends),
-                "CPU time of the driver for a result, ms": 1e3 * fast.cpu / len(fast.ends),
-                "results a second at most, by this CPU time on one core": len(fast.ends) / fast.cpu,
-            }.items()
+        f"{len(fast.ends):,} reports as fast as possible": [
+            {"": what, "two nodes, PostgreSQL": value(fast), "Ray Tune alone": value(found["bare"])}
+            for what, value in _REPORTS.items()
         ],
     }
     if "profile" in found:
@@ -326,6 +362,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--bare"]:
+        raise SystemExit(bare(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
     if sys.argv[1:2] in (["--search"], ["--profiled"]):
         raise SystemExit(search(Path(sys.argv[2]), sys.argv[3:], profiled=sys.argv[1] == "--profiled"))
     main()
