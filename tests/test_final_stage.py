@@ -24,7 +24,8 @@ from dcml_tune.search.flags import read_command_line
 from dcml_tune.search.outcome import UNTRAINED
 from dcml_tune.search.recording import final_stage, untrained_value
 from dcml_tune.search.request import LaterSeeds
-from dcml_tune.search.resume import _later_seeds, _refuse_changes
+from dcml_tune.search.resume import _later_seeds
+from dcml_tune.search.resumed_flags import refuse_changes
 from dcml_tune.search.stage import StageRunner
 from dcml_tune.search.trial_runs import FINAL, TrialRuns
 from dcml_tune.utils.files import write_checksummed
@@ -172,7 +173,7 @@ def test_seeds_are_added_to_nothing_else(finished, words, change, expected):
 def test_another_number_of_final_seeds_names_the_flag_that_adds_some(finished):
     """It would otherwise change what the first verdict was."""
     with pytest.raises(SettingError, match=r"--final-seeds 8: search s began with 5;.*--more-final-seeds N"):
-        _refuse_changes("s", finished.asked, {"final_seeds": 8}, extends=True)
+        refuse_changes("s", finished.asked, {"final_seeds": 8}, extends=True)
 
 
 @pytest.mark.parametrize(

@@ -103,15 +103,43 @@ def test_an_epoch_that_is_reported_twice_counts_once(make):
     assert searcher.known()[0].curve == {2: 0.3}
 
 
-def test_a_report_reads_its_trial_once(make, monkeypatch):
-    """Each time is some milliseconds of the driver, of every report of all trials."""
+def test_an_open_trial_is_read_once(make, monkeypatch):
+    """However many epochs it reports: nobody else writes to the study, and a read takes milliseconds."""
     searcher = make()
     searcher.suggest("a")
-    storage, read = searcher.study._storage, []
-    get_trial = storage.get_trial
-    monkeypatch.setattr(storage, "get_trial", lambda trial: read.append(trial) or get_trial(trial))
-    searcher.on_trial_result("a", result(0.3, epoch=2))
-    assert len(read) == 1
+    reads, get_trial = [], searcher.study._storage.get_trial
+    monkeypatch.setattr(searcher.study._storage, "get_trial", lambda number: reads.append(number) or get_trial(number))
+    for epoch in (1, 2, 2, 3, 1):
+        searcher.on_trial_result("a", result(epoch / 10, epoch))
+    assert len(reads) == 1
+    assert searcher.study.trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+def test_an_epoch_that_the_study_did_not_take_may_come_again(make, monkeypatch):
+    """After a write that failed it is not taken as recorded."""
+    searcher = make()
+    searcher.suggest("a")
+
+    def fails(*_):
+        raise OSError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(searcher.study._storage, "set_trial_intermediate_value", fails)
+        searcher.on_trial_result("a", result(0.1, 1))
+    searcher.on_trial_result("a", result(0.1, 1))
+    assert searcher.study.trials[0].intermediate_values == {1: 0.1}
+
+
+def test_a_result_after_the_end_changes_nothing(make, caplog):
+    """Of an actor that reported while its trial was ended; no failed write is logged."""
+    searcher = make()
+    searcher.suggest("a")
+    for epoch in (1, 2):
+        searcher.on_trial_result("a", result(0.1 * epoch, epoch))
+    searcher.on_trial_complete("a", result(0.2, 2))
+    searcher.on_trial_result("a", result(0.3, 3))
+    assert searcher.study.trials[0].intermediate_values == {1: 0.1, 2: 0.2}
+    assert caplog.text == ""
 
 
 def test_what_was_running_goes_on_first_with_its_settings(make):

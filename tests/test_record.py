@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from searches import SMALLEST
@@ -145,3 +146,23 @@ def test_names_and_reasons_cannot_steer_the_terminal(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert r"s\x1b[31m: partial (\x1b]0;title\x07\u202e)" in shown
     assert "\x1b" not in shown
+
+
+def test_progress_is_recorded_at_each_end_and_else_once_a_second(monkeypatch):
+    """Each record is synchronised to the disk, and 800 trials report 200 times a second."""
+    from dcml_tune.search import stage
+
+    clock, written = [100.0], []
+    monkeypatch.setattr(stage.time, "monotonic", lambda: clock[0])
+
+    def update(**changes):
+        written.append(changes["ended"])
+        record.state.ended = changes["ended"]
+
+    record = SimpleNamespace(state=SimpleNamespace(elapsed_s=0.0, ended=0), update=update)
+    runner = stage.StageRunner(SimpleNamespace(planned=8), record, None, {}, None)
+    progress = SimpleNamespace(ended=0, best=0.5, untrained=None)
+    for seconds, ended in ((0.0, 0), (0.5, 0), (0.9, 1), (1.0, 1), (1.8, 1), (1.9, 1), (2.0, 2), (2.0, 3)):
+        clock[0], progress.ended = 100.0 + seconds, ended
+        runner.record_progress(progress)
+    assert written == [0, 1, 1, 2, 3]

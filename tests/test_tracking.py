@@ -2,6 +2,7 @@ import base64
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -745,6 +746,57 @@ def stub():
     yield made
     made.shutdown()
     made.server_close()
+
+
+class Deliveries:
+    """A delivery that only counts: each attempt takes a tenth of a second and sends as many records as it was told."""
+
+    def __init__(self, records):
+        self.records, self.sent, self.failed_at, self.waiting = records, 0, -math.inf, 1
+        self.attempts = []
+
+    def attempt(self):
+        begun = time.monotonic()
+        time.sleep(0.1)
+        self.sent += self.records
+        self.attempts.append((begun, time.monotonic()))
+        self.waiting = 0
+        return True
+
+    def count_waiting(self):
+        return self.waiting
+
+
+@pytest.mark.parametrize(("records", "times"), [(delivery_thread._MANY, 4), (delivery_thread._MANY - 1, 0)])
+def test_a_busy_delivery_collects_more_records_for_the_next_one(records, times, monkeypatch):
+    """After many records it lingers four times as long as they took."""
+    monkeypatch.setattr(delivery_thread, "_LINGER_S", 0.0)
+    made = Deliveries(records)
+    thread = delivery_thread.DeliveryThread(made)
+    while len(made.attempts) < 4:
+        thread.wake()
+        time.sleep(0.01)
+    thread.close(timeout=10)
+    took = made.attempts[0][1] - made.attempts[0][0]
+    pauses = [after[0] - before[1] for before, after in itertools.pairwise(made.attempts[:4])]
+    assert min(pauses) >= 0.9 * times * took if times else min(pauses) < 0.1
+
+
+def test_who_waits_for_a_delivery_ends_its_lingering(monkeypatch):
+    """Otherwise a report at the end of a stage would lack the last records."""
+    monkeypatch.setattr(delivery_thread, "_TIMES", 1e6)
+    monkeypatch.setattr(delivery_thread, "_LONGEST_LINGER_S", 1e3)
+    made = Deliveries(delivery_thread._MANY)
+    thread = delivery_thread.DeliveryThread(made)
+    wait_until(lambda: len(made.attempts) == 1)
+    made.waiting = 1
+    thread.wake()
+    thread.wait(60)
+    assert len(made.attempts) == 2
+    made.waiting = 1
+    thread.wake()
+    thread.close(60)
+    assert made.waiting == 0
 
 
 def test_the_wait_between_tries_grows_up_to_a_limit(stub, experiment, tmp_path, monkeypatch, caplog):

@@ -155,6 +155,8 @@ class OptunaSearcher(Searcher):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._ids: dict[str, int] = {}
+        self._recorded: dict[int, set[int]] = {}
+        """Epochs of the open trials that the study has. Nobody else writes to it, and to read a trial takes milliseconds."""
         adapt_study(options.storage, options.name, space)
         self.study = self._open()
         if not self.study.get_trials(deepcopy=False):
@@ -221,6 +223,7 @@ class OptunaSearcher(Searcher):
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         self._ids.clear()
+        self._recorded.clear()
 
     def cut_short(self, reason: str) -> None:
         """End the open trials, because no more are run: one that has a value ends as pruned, with the reason.
@@ -285,15 +288,24 @@ class OptunaSearcher(Searcher):
         value = result.get(self.metric)
         if value is None or not math.isfinite(value) or result.keys() & {STOP_SEARCH, FAILED}:
             return
-        trial, epoch, storage = self._trial(trial_id), int(result["epoch"]), self.study._storage
-        if trial is None or epoch in trial.intermediate_values:
+        number, epoch, storage = self._ids.get(trial_id), int(result["epoch"]), self.study._storage
+        if number is None:
+            return
+        if number not in self._recorded:
+            trial = self._trial(trial_id)
+            if trial is None:
+                return
+            self._recorded[number] = set(trial.intermediate_values)
+        recorded = self._recorded[number]
+        if epoch in recorded:
             return
         if shared := result.get(SHARED):
-            self._guarded(storage.set_trial_user_attr, trial._trial_id, SHARED_EPOCHS, shared)
+            self._guarded(storage.set_trial_user_attr, number, SHARED_EPOCHS, shared)
         if len(self.metrics) > 1:
             others = [float(result[name]) for name in self.metrics[1:]]
-            self._guarded(storage.set_trial_user_attr, trial._trial_id, f"{_OTHERS}/{epoch}", others)
-        self._guarded(storage.set_trial_intermediate_value, trial._trial_id, epoch, value)
+            self._guarded(storage.set_trial_user_attr, number, f"{_OTHERS}/{epoch}", others)
+        if self._guarded(storage.set_trial_intermediate_value, number, epoch, value):
+            recorded.add(epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended: failed, pruned (stopped before its last epoch), or complete."""
@@ -308,6 +320,7 @@ class OptunaSearcher(Searcher):
             self.on_trial_result(trial_id, result)  # Ray passes the last result to this method only
             ended = {"values": self._values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
             self._guarded(self.study.tell, trial.number, **ended)
+        self._recorded.pop(trial._trial_id, None)
         self._guarded(keep_copy, self.options.storage)
 
     def save(self, checkpoint_path: str) -> None:
@@ -369,9 +382,11 @@ class OptunaSearcher(Searcher):
         trial = None if number is None else self.study._storage.get_trial(number)
         return None if trial is None or trial.state.is_finished() else trial
 
-    def _guarded(self, call: Any, *arguments: Any, **options: Any) -> None:
-        """Call a function and log its exception: in a searcher it would end the whole search."""
+    def _guarded(self, call: Any, *arguments: Any, **options: Any) -> bool:
+        """Call a function and log its exception, which in a searcher would end the whole search; returns whether there was none."""
         try:
             call(*arguments, **options)
         except Exception as error:
             tracebacks.warn(log, "the Optuna study did not take a result", error)
+            return False
+        return True

@@ -1,4 +1,4 @@
-"""The plan of a search that is resumed or extended, and what may change then."""
+"""The plan of a search that is resumed or extended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dcml_tune.cli.quantities import AUTO
 from dcml_tune.config.errors import SettingError
 from dcml_tune.config.search import SearchConfig
 from dcml_tune.runs.moved import follow, output_before, with_images
@@ -15,15 +14,12 @@ from dcml_tune.runs.record import Record
 from dcml_tune.runs.storage import Storage
 from dcml_tune.runs.storage_address import checked_address
 from dcml_tune.runs.stored_record import open_stored, storage_of
-from dcml_tune.runs.stores import scratch_directory
 from dcml_tune.runs.study_place import recorded_place
-from dcml_tune.runs.study_server import without_password
 from dcml_tune.search.data_identity import images_then_and_now, refuse_missing_images
-from dcml_tune.search.request import MAY_CHANGE, LaterSeeds, Request, SearchCompleteError
+from dcml_tune.search.request import LaterSeeds, Request, SearchCompleteError
 from dcml_tune.search.resumable import resume_command
-from dcml_tune.tracking.uris import absolute_uri
+from dcml_tune.search.resumed_flags import refuse_changes, resumed_flags
 from dcml_tune.utils.files import CorruptFileError, read_checksummed
-from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.stored import printable
 from search_spaces import SearchSpace, load_space
 from search_spaces.user_file import recorded_name
@@ -59,7 +55,7 @@ def _plan_of(record: Record, command_line: CommandLine) -> Plan:
     old = output_before(record.directory, record.asked)
     asked = record.asked if old is None else follow(record.asked, old, record.directory.parent)
     asked = _with_given_images(asked, command_line.settings)
-    _refuse_changes(record.name, asked, command_line.given(), extends=extends)
+    refuse_changes(record.name, asked, command_line.given(), extends=extends)
     if record.state.status == "finished" and not extends:
         raise _is_finished(record, asked)
     refuse_missing_images(record.name, asked["settings"])
@@ -142,7 +138,7 @@ def _later_seeds(record: Record, asked: dict[str, Any], command_line: CommandLin
 
 def _request(record: Record, asked: dict[str, Any], config: SearchConfig, later: LaterSeeds) -> Request:
     """The request that a record and the flags of this process make; an extension adds trials, and may widen the space."""
-    flags, dataset = _resumed_flags(asked, config), asked["settings"]["dataset"]
+    flags, dataset = resumed_flags(asked, config), asked["settings"]["dataset"]
     flags["metric"] = asked["metrics"]  # the default was another one in earlier versions, and the same on test classes
     flags["test_metric"] = flags.get("test_metric") or asked["metrics"][0].rpartition("/")[2]
     planned = record.state.planned or flags["num_samples"]
@@ -178,31 +174,6 @@ def _with_given_images(asked: dict[str, Any], given: dict[str, Any]) -> dict[str
     return {**asked, "settings": with_images(asked["settings"], images), "space": space}
 
 
-def _resumed_flags(asked: dict[str, Any], config: SearchConfig) -> dict[str, Any]:
-    """The recorded flags, with those of this process.
-
-    Raises:
-        SettingError: if the password of the MLflow server, which is not stored, is missing, or --scratch cannot be used.
-    """
-    recorded = {"searcher": "optuna", **asked["flags"]}  # which was the default, before there was `auto`
-    flags = {name: value for name, value in recorded.items() if name in SearchConfig.model_fields}
-    flags |= {flag: getattr(config, flag) for flag in MAY_CHANGE}
-    gpus = flags.get("gpus_per_trial")
-    if gpus is not None and gpus != AUTO and not asked.get("ranks"):
-        flags["gpus_per_trial"] = min(gpus, 1)  # trials of earlier versions held several GPUs and trained on one
-    if "tracking_uri" in config.model_fields_set:  # the record has it without its password
-        flags["tracking_uri"] = config.tracking_uri
-    elif "***" in (flags["tracking_uri"] or ""):
-        raise SettingError(
-            f"--tracking-uri {flags['tracking_uri']}: its password is not stored; give the whole address"
-        )
-    for flag in ("study_uri", "scratch"):
-        if flag in config.model_fields_set:
-            flags[flag] = getattr(config, flag)
-    flags["scratch"] = scratch_directory(flags.get("scratch"), asked["settings"].get("dataset_dir"))
-    return flags
-
-
 def recorded_space(name: str, facts: dict[str, Any]) -> SearchSpace:
     """Return the search space of a record.
 
@@ -217,41 +188,3 @@ def recorded_space(name: str, facts: dict[str, Any]) -> SearchSpace:
         return SearchSpace.from_json(facts)
     except SettingError as error:
         raise SettingError(f"--resume {name}: {error}; this search cannot go on, so start a new one") from None
-
-
-def _refuse_changes(name: str, asked: dict[str, Any], given: dict[str, Any], *, extends: bool) -> None:
-    """Refuse a flag that differs from the one that the search began with; repeating one is allowed."""
-    known = {**asked["flags"], **asked["settings"], "name": name}
-    if known.get("tracking_uri"):
-        known["tracking_uri"] = absolute_uri(known["tracking_uri"])  # version 0.1 recorded it as it was given
-    for flag, value in given.items():
-        if _may_differ(flag, value, asked, extends=extends):
-            continue
-        if flag == "space":
-            value = recorded_name(value)
-        if flag == "tracking_uri" and value:
-            value = redact(value)
-        if flag == "study_uri" and value:
-            value = without_password(value)
-        if value != known.get(flag):
-            shown = "DATASET" if flag == "dataset" else "--" + flag.replace("_", "-")
-            remedy = "start a new search" if flag != "final_seeds" else f"add seeds by {_more_seeds_command(name)}"
-            raise SettingError(
-                f"{shown} {value}: search {name} began with {known.get(flag, 'its default')}; leave the flag out, or {remedy}"
-            )
-
-
-def _more_seeds_command(name: str) -> str:
-    return f"--extend {shlex.quote(name)} --more-final-seeds N"
-
-
-def _may_differ(flag: str, value: Any, asked: dict[str, Any], *, extends: bool) -> bool:
-    if flag == "skip_unreadable":
-        return bool(value)  # training images must be the same, so it acts on test images alone
-    if flag == "searcher" and value == "auto":
-        return True  # the searcher that it means was recorded
-    if flag == "compile" and value == AUTO:
-        return True  # what was measured was recorded as on or off
-    if flag == "gpus_per_trial":
-        return value == AUTO and asked.get("measured") is not None  # it was measured once, and recorded as a number
-    return flag in (*MAY_CHANGE, "dataset_dir", "scratch") or (extends and flag in ("num_samples", "space"))

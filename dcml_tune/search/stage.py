@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from dcml_tune.search.plan import Plan
     from dcml_tune.tracking import Tracker
     from trainables import DivideAndConquer
+
+
+PROGRESS_S = 1.0
+"""Seconds between two records of the progress, while no trial ends."""
 
 
 class StageRunner:
@@ -52,7 +57,7 @@ class StageRunner:
         self.missing: list[str] = []
         self._stages = 0
         self._started: float | None = None
-        self._before = record.state.elapsed_s
+        self._before, self._progress_at = record.state.elapsed_s, -math.inf
 
     def run_missing(
         self,
@@ -167,7 +172,14 @@ class StageRunner:
         )
 
     def record_progress(self, progress: Progress) -> None:
-        """Record how many trials have ended, and the best value so far."""
+        """Record how many trials have ended, and the best value so far: at each end, and else once in `PROGRESS_S`.
+
+        The file is synchronised to the disk, which takes milliseconds, and informs other commands only.
+        """
+        now = time.monotonic()
+        if progress.ended == self.record.state.ended and now < self._progress_at + PROGRESS_S:
+            return
+        self._progress_at = now
         self.record.update(
             elapsed_s=self.elapsed(),
             ended=progress.ended,

@@ -35,11 +35,12 @@ class Delivery:
 
     Attributes:
         failed_at: `time.monotonic()` of the last attempt that failed.
+        sent: number of records that were sent or rejected so far.
     """
 
     def __init__(self, directory: Path, connection: Connection) -> None:
         self.directory, self.connection = directory, connection
-        self.failed_at = -math.inf
+        self.failed_at, self.sent = -math.inf, 0
         self._spool = directory / "spool.jsonl"
         self._lock = SharedLock(directory / "delivery.lock")
         self._is_away = False
@@ -117,6 +118,7 @@ class Delivery:
             self.connection.connect()
             self._send([(line.number, line.record) for line in window if line.record is not None])
             write_mark(self.directory, window[-1].end, max(self._position()[1], *(line.number for line in window)))
+            self.sent += len(window)
             for line in window:
                 if line.record is not None and "file" in line.record:
                     shutil.rmtree((self.directory / "files" / line.record["file"]).parent, ignore_errors=True)
