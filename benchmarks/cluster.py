@@ -97,7 +97,7 @@ def bare(file: Path, trials: int, reports: int) -> int:
             """Save nothing at the end."""
 
     results = watched_results()
-    ray.init(num_cpus=trials, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=trials, include_dashboard=False, log_to_driver=False)
     stop = {"training_iteration": reports}
     tune.Tuner(
         tune.with_resources(Reports, {"cpu": 1}),

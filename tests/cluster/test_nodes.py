@@ -182,9 +182,9 @@ def test_the_trial_of_a_node_that_is_cut_off_moves(scene, linked, link):
     assert (nodes_of(scene), failures(scene), scene.lost()) == ({"000": near[:6]}, [], [])
     assert scene.trained() == ["000 1", "000 2", "000 3", "000 4"]
     assert "trial 000 is tried again from its last epoch" in said
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300  # gRPC finds out after minutes that nothing comes from the head any longer
     while not linked.has_ended(there):
-        assert time.monotonic() < end
+        assert time.monotonic() < end, "the node that was cut off runs on"
         time.sleep(0.2)
 
 
