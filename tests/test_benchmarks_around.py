@@ -207,8 +207,8 @@ def driven(cluster, seconds, cpu):
     return cluster.Driven(
         ends=ends,
         seconds=seconds,
-        cpu=cpu,
-        main=cpu / 2,
+        cpus=[cpu * count / (len(seconds) - 1) for count in range(len(seconds))],
+        mains=[cpu / 2 * count / (len(seconds) - 1) for count in range(len(seconds))],
         memory=100.0,
         packages={"ray": 3.0, "optuna": 1.0},
         database=2.0,
@@ -216,18 +216,21 @@ def driven(cluster, seconds, cpu):
 
 
 def test_cluster_compares_two_drivers(program):
-    """A ratio for each value; the reports a second by the clock and by the CPU time; the shares of the packages."""
+    """A ratio for each value, of equally many first trials; quarters of the longer search; the shares of the packages."""
     cluster = program("cluster")
-    one, two = driven(cluster, [0.01] * 40, 1.0), driven(cluster, [0.02] * 30 + [0.04] * 10, 4.0)
-    made = cluster.tables({"one": one, "two": two, "fast": two, "profile": two}, trials=10)
-    trials, reports, packages = made.values()
+    one, two = driven(cluster, [0.01] * 40, 1.0), driven(cluster, [0.02] * 60 + [0.04] * 20, 4.0)
+    found = {"one": one, "two": two, "fast": two, "bare": one, "profile": two}
+    trials, quarters, reports, packages = cluster.tables(found, trials=20, alone=10).values()
     rows = {row[""].strip(): row for row in trials}
     assert rows["driver's time for a result, median, ms"]["ratio"] == pytest.approx(2)
-    assert rows["last quarter of the results, median, ms"]["ratio"] == pytest.approx(4)
-    assert rows["CPU time of the driver for a trial, s"]["ratio"] == pytest.approx(4)
-    values = {row[""]: row["value"] for row in reports}
-    assert values["results a second"] == pytest.approx(39 / 0.98)
-    assert values["results a second at most, by this CPU time on one core"] == pytest.approx(10)
+    assert rows["CPU time of the driver for a trial, s"]["ratio"] == pytest.approx(4 * 39 / 79)
+    medians = [row["driver's time for a result, median, ms"] for row in quarters]
+    assert medians == pytest.approx([20, 20, 20, 40])
+    values = {row[""]: row for row in reports}
+    assert values["results a second"]["two nodes, PostgreSQL"] == pytest.approx(79 / 1.98)
+    assert values["results a second"]["Ray Tune alone"] == pytest.approx(100)
+    most = values["results a second at most, by this CPU time on one core"]
+    assert (most["two nodes, PostgreSQL"], most["Ray Tune alone"]) == (pytest.approx(20), pytest.approx(40))
     assert [row["%"] for row in packages] == [75, 25]
 
 
@@ -235,7 +238,8 @@ def test_cluster_compares_two_drivers(program):
 def test_cluster_measures_searches_on_two_nodes(program, tmp_path):
     """With a real PostgreSQL; each result of each search is counted."""
     cluster = program("cluster")
-    asked = argparse.Namespace(trials=2, epochs=4, reports=10, at_once=2, profile=True)
+    asked = argparse.Namespace(trials=2, alone=2, epochs=4, reports=10, at_once=2, profile=True)
     found = cluster.measured(asked, tmp_path)
-    assert {name: len(each.ends) for name, each in found.items()} == {"one": 8, "two": 8, "fast": 10, "profile": 10}
+    counts = {name: len(each.ends) for name, each in found.items()}
+    assert counts == {"one": 8, "two": 8, "fast": 10, "bare": 10, "profile": 10}
     assert found["profile"].packages["ray"] > 0
