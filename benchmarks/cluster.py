@@ -158,12 +158,8 @@ class Driven:
         return cls(ends=ends, seconds=seconds, cpus=cpu, mains=main, memory=facts["memory"], packages=facts["packages"],
                    database=size)  # fmt: skip
 
-    def first(self, results: int) -> Driven:
-        """The same as if it had ended after so many results; memory and database are those of the whole search."""
-        return self.part(0, results)
-
     def part(self, begin: int, end: int) -> Driven:
-        """Some of its results."""
+        """Some of its results; memory and database stay those of the whole search."""
         lists = {name: getattr(self, name)[begin:end] for name in ("ends", "seconds", "cpus", "mains")}
         return replace(self, **lists)
 
@@ -307,7 +303,7 @@ _REPORTS: dict[str, Callable[[Driven], float]] = {
 def tables(found: dict[str, Driven], trials: int, alone: int) -> dict[str, list[dict[str, Any]]]:
     """The tables, by title."""
     one, two, fast = found["one"], found["two"], found["fast"]
-    first, results = two.first(len(one.ends)), len(two.ends) / trials
+    first, results = two.part(0, len(one.ends)), len(two.ends) / trials
 
     def row(what: str, value: Any) -> dict[str, Any]:
         a, b = value(one), value(first)
