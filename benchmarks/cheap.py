@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class CheapTrainer:
         """The measures before training."""
         return {self.metric: UNTRAINED}
 
-    def run_epoch(self) -> dict[str, float]:
+    def epoch_steps(self) -> Generator[bool, None, dict[str, float]]:
         """Let some time pass."""
+        yield False
         self.note("begun", self.epoch + 1)
         time.sleep(self.epoch_s)
         self.epoch += 1
@@ -68,6 +70,10 @@ class CheapTrainer:
         write_checksummed(directory / "cheap.json", {"epoch": self.epoch, **facts})
         self.note("saved", self.epoch, facts["result"][self.metric])
         checkpoint.keep_only(directory, BEST, best)
+
+    def snapshot(self) -> CheapTrainer:
+        """Return a copy that can be saved."""
+        return copy.copy(self)
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Go on from what was saved."""

@@ -1,3 +1,8 @@
+import errno
+import os
+import resource
+import stat
+
 import pytest
 import torch
 
@@ -44,3 +49,28 @@ def test_the_newest_whole_one_is_taken(tmp_path, caplog):
     checkpoint.keep_only(tmp_path, "c")
     with pytest.raises(CheckpointError, match="holds no c"):
         checkpoint.newest(tmp_path, "c")
+
+
+def test_others_may_read_it_as_the_umask_says(tmp_path):
+    """A directory of a team: its MLflow server and its members read models."""
+    for mask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        before = os.umask(mask)
+        try:
+            checkpoint.write(tmp_path, f"c{mask}", TENSORS, {})
+        finally:
+            os.umask(before)
+        found = [stat.S_IMODE((tmp_path / f"c{mask}.{suffix}").stat().st_mode) for suffix in ("safetensors", "json")]
+        assert found == [mode, mode]
+
+
+def test_an_error_of_the_system_is_one(tmp_path):
+    """A trial that cannot write stops its search; which error it was decides that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            checkpoint.write(tmp_path, "c", {"a": torch.zeros(1000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "c.safetensors"))
+    assert not list(tmp_path.iterdir())

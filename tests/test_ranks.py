@@ -48,15 +48,15 @@ def trained(config, stores, tmp_path_factory):
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("trial")
     trainer, differences = Trainer(config, stores=stores, device="cpu", ranks=2), []
-    run = type(trainer._updates).run
+    steps = type(trainer._updates).steps
 
     def noted(self, plan, partition):
-        found = run(self, plan, partition)
+        found = yield from steps(self, plan, partition)
         differences.append(found.difference)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(trainer._updates), "run", noted)
+        patch.setattr(type(trainer._updates), "steps", noted)
         measures = [trainer.run_epoch(), trainer.run_epoch()]
         trainer.save(directory)
         measures.append(trainer.run_epoch())

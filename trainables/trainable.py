@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from dcml_tune.training.devices import (
     set_arithmetic,
     set_threads,
 )
+from dcml_tune.training.overlap import work_during
+from dcml_tune.training.saving import Snapshot
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.training.trial_data import TrialData
-from dcml_tune.training.updates import NonFiniteLossError
+from dcml_tune.training.updates import NonFiniteLossError, finish
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
@@ -55,6 +58,16 @@ from trainables.trial_lock import Ownership, take
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An epoch that has begun while the one before was saved."""
+
+    saved: Snapshot
+    """What was saved, while the trainer is between two epochs."""
+    steps: Generator[bool, None, dict[str, float]]
+    """What is left of the epoch."""
+
+
 class DivideAndConquer(tune.Trainable):
     """A trial of the divide-and-conquer method.
 
@@ -76,6 +89,7 @@ class DivideAndConquer(tune.Trainable):
         self._joins = False
         self._refused: str | None = None
         self._note: str | None = None
+        self._begun: Begun | None = None
         if self.run.threads is not None:
             set_threads(max(1, self.run.threads // self.run.ranks))
         if self.run.device == "cpu":
@@ -214,7 +228,8 @@ class DivideAndConquer(tune.Trainable):
 
     def _epoch(self) -> dict[str, Any]:
         before = self._before()
-        measures: dict[str, Any] = self.trainer.run_epoch()
+        begun, self._begun = self._begun, None
+        measures: dict[str, Any] = finish(begun.steps if begun is not None else self.trainer.epoch_steps())
         until = self.run.until or self.trainer.config.nb_epochs
         done = self.trainer.epoch >= until
         if done and self.run.role in SCORES_TEST:
@@ -248,25 +263,47 @@ class DivideAndConquer(tune.Trainable):
             result = self._sharing.add_to(result)
         if self.run.role != "untrained":
             self._save_epoch(self.directory, result)
-        self._write_result(result)
-        self._ownership.push()
+        if result.get("done"):
+            self._write_result(result)
+            self._ownership.push()
         return result
 
     def _save_epoch(self, directory: Path, result: dict[str, Any]) -> None:
-        """Save the state where it is due; the best model is saved after each epoch, because each may be the last one."""
+        """Save the state where it is due; the best model is saved after each epoch, because each may be the last one.
+
+        Meanwhile the next epoch begins, unless this one is the last, or another trial waits for its state.
+        """
         sharing = self._sharing
         if self.run.storage is not None:
             self._reports.append(result)
-        is_due = self.trainer.epoch % self.run.save_every == 0 or result.get("done")
-        if is_due or (sharing is not None and sharing.offers):
-            facts = sharing.facts() if sharing is not None else {}
+        offers = sharing is not None and sharing.offers
+        facts: dict[str, Any] = {"models_only": True}
+        if self.trainer.epoch % self.run.save_every == 0 or result.get("done") or offers:
+            facts = {"result": result, **(sharing.facts() if sharing is not None else {})}
             if self.run.storage is not None:
                 facts["reports"] = self._reports
-            self.trainer.save(directory, result=result, **facts)
-        else:
-            self.trainer.save(directory, models_only=True)
-        if sharing is not None:
+        if sharing is not None and offers:
+            self.trainer.save(directory, **facts)
             sharing.offer()
+            self._ownership.push()
+        elif result.get("done"):
+            self.trainer.save(directory, **facts)
+        else:
+            self._begun = begun = Begun(self.trainer.snapshot(), self.trainer.epoch_steps())
+            work_during(lambda: self._save_snapshot(begun.saved, directory, facts), self._begin_next)
+
+    def _save_snapshot(self, snapshot: Snapshot, directory: Path, facts: dict[str, Any]) -> None:
+        snapshot.save(directory, **facts)
+        self._ownership.push()
+
+    def _begin_next(self) -> bool:
+        """Do a step of the next epoch; returns whether another one may follow before the epoch is measured.
+
+        If it fails for good, the next call of `step` reports that.
+        """
+        assert self._begun is not None
+        steps = self._begun.steps
+        return bool(self._guarded(lambda: next(steps)))
 
     def _write_result(self, result: dict[str, Any]) -> None:
         """Write the result of a run that is no trial, when it has ended; before it, what its queries found."""
@@ -310,16 +347,23 @@ class DivideAndConquer(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the state of the trainer and its best model so far, for users of Ray's own checkpoints."""
-        self.trainer.save(Path(checkpoint_dir))
+        (self.trainer if self._begun is None else self._begun.saved).save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
         """Continue from what `save_checkpoint` wrote; Ray has the result of that epoch."""
+        self._give_up_begun()
         self.trainer.load(Path(checkpoint))
         self._again.clear()
         self._joins = False
 
+    def _give_up_begun(self) -> None:
+        if self._begun is not None:
+            self._begun.steps.close()
+            self._begun = None
+
     def cleanup(self) -> None:
         """End the loader's processes and the other ranks, and release the trial's directory."""
+        self._give_up_begun()
         if hasattr(self, "trainer"):
             self.trainer.close()
         if self._sharing is not None:

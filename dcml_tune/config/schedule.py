@@ -68,6 +68,14 @@ class EpochPlan:
             lr_factor=_lr_factor(epoch, config),
         )
 
+    def measures(self) -> dict[str, float]:
+        """Return what is logged of the plan, by the names that docs/mlflow.md lists."""
+        return {
+            "clusters/count": float(self.nb_clusters),
+            "phase/full_embedding": float(self.full_embedding),
+            "phase/backbone_frozen": float(self.backbone_frozen),
+        }
+
     @property
     def phase(self) -> str:
         """Name of the phase for tables: `1 cluster`, `4 clusters` or `full embedding`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from dcml_tune.config.trial import TrialConfig
 from dcml_tune.models.embedder import BEST, MaskedEmbedder, check_weights
 from dcml_tune.runs.trial_files import STATE
 from dcml_tune.training.averaging import check_kept
-from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState, to_array, under
+from dcml_tune.training.divisions import Division
+from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState, copied_to_cpu, to_array, under
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices
 from dcml_tune.utils import checkpoint
@@ -63,6 +64,43 @@ class ModelFacts:
     """Rows of the images that train, in the order of the partition."""
     names: str
     """Hash of the names of the images from which the rows are; it identifies the images of a division."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a trainer saves after an epoch."""
+
+    state: TrainerState
+    model: MaskedEmbedder
+    """Only its settings are read: the weights are those of the state."""
+    division: Division | None
+    model_facts: ModelFacts
+    ranks: int
+
+    def copied(self) -> Snapshot:
+        """Return one that may be saved while training continues: its tensors are copies on the CPU."""
+        state = self.state
+        learned = LearnedTensors(
+            model=copied_to_cpu(state.learned.model),
+            criterion=copied_to_cpu(state.learned.criterion),
+            moments=copied_to_cpu(state.learned.moments),
+        )
+        return replace(self, state=replace(state, learned=learned, history=list(state.history)))
+
+    def save(self, directory: Path, *, models_only: bool = False, **facts: Any) -> None:
+        """Write the files, as `Trainer.save` does."""
+        best = self.state.best
+        if best is not None:
+            is_new = best.epoch == self.state.epoch
+            save_best_model(directory, self.model, best, self.model_facts, is_new=is_new)
+        if self.division is not None:
+            self.division.save(directory)
+        if models_only:
+            remove_old_models(directory, best)
+            return
+        if self.ranks > 1:
+            facts["ranks"] = self.ranks
+        save_state(directory, self.state, facts)
 
 
 # -- models --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dcml_tune.config.errors import SettingError
@@ -25,7 +26,33 @@ class TrainedModel:
     division: tuple[Indices, Indices] | None
     """Rows of the images that trained it, and the cluster of each; None if unknown."""
     names: str | None = None
-    """Hash of the names of the images that the rows refer to; None if unknown."""
+    """Hash of the names of the images that the rows refer to; None if unknown, as in a model of version 0.1."""
+
+    def check_learners(self, learners: int) -> None:
+        """Check that the model has as many masks as a training has learners after so many epochs.
+
+        Raises:
+            SettingError: if it has not.
+        """
+        if len(self.model.masks) != learners:
+            raise SettingError(
+                f"--checkpoint {self.path}: has {len(self.model.masks)} masks after epoch {self.epoch}, and these settings "
+                f"have {learners} learners then; give the settings that it was trained with, or --restart-schedule to "
+                "start at epoch 0 with its weights alone"
+            )
+
+    def partition_of(self, dataset: str, names: str, rows: Indices) -> Indices | None:
+        """Return the cluster of each training image; None if the model was trained on others.
+
+        Args:
+            dataset: data set of the training.
+            names: hash of the names of its images.
+            rows: rows of those that train.
+        """
+        same = self.names in (None, names) and self.model.config.dataset == dataset
+        if same and self.division is not None and np.array_equal(self.division[0], rows):
+            return self.division[1]
+        return None
 
 
 def trained_model(path: Path, config: TrialConfig, *, restart: bool = False) -> TrainedModel:

@@ -6,6 +6,7 @@ Above 250 lines because training, the facade of `Evaluator` and that of `saving`
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,7 @@ from dcml_tune.training.starting_model import TrainedModel
 from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
-from dcml_tune.training.updates import Updates
+from dcml_tune.training.updates import Updates, finish
 
 
 class Trainer:
@@ -168,6 +169,15 @@ class Trainer:
             NonFiniteLossError: if the loss is not finite.
             RankError: if another rank has failed.
         """
+        return finish(self.epoch_steps())
+
+    def epoch_steps(self) -> Generator[bool, None, dict[str, float]]:
+        """Run one epoch as `run_epoch` does, in steps, between which something else may be done.
+
+        Yields:
+            True after each update; False when the model is trained and not yet measured. Until then `epoch`, `best` and
+            `history` are those of the epoch before.
+        """
         plan = EpochPlan.at(self.epoch, self.config)
         self.division = None
         start = time.perf_counter()
@@ -175,21 +185,15 @@ class Trainer:
         with epoch_seeded(self.config.seed, self.epoch):
             measures = self._recluster(plan)
             clustered = time.perf_counter()
-            measures |= self._train(plan)
+            measures |= yield from self._train(plan)
+            yield False
             trained = time.perf_counter()
             measures |= self.evaluate()
-        end = time.perf_counter()
+        times = {"time/cluster_s": clustered - start, "time/evaluate_s": time.perf_counter() - trained}
+        times["time/epoch_s"] = sum(times.values()) + measures["time/train_s"]
         self.epoch += 1
         self._keep_best(measures)
-        return measures | {
-            "clusters/count": float(plan.nb_clusters),
-            "phase/full_embedding": float(plan.full_embedding),
-            "phase/backbone_frozen": float(plan.backbone_frozen),
-            "time/cluster_s": clustered - start,
-            "time/train_s": trained - clustered,
-            "time/evaluate_s": end - trained,
-            "time/epoch_s": end - start,
-        }
+        return measures | plan.measures() | times
 
     def _recluster(self, plan: EpochPlan) -> dict[str, float]:
         """Compute a new partition if the plan says so, and split or merge the masks."""
@@ -208,14 +212,15 @@ class Trainer:
             self.division = Division.of(plan.epoch, self.partition, self._labels, self.model.masks)
         return measures | cluster_measures(self.partition, self._labels, plan.nb_clusters)
 
-    def _train(self, plan: EpochPlan) -> dict[str, float]:
+    def _train(self, plan: EpochPlan) -> Generator[bool, None, dict[str, float]]:
         """Train on one pass of batches, round robin over the learners."""
-        found = self._updates.run(plan, self.partition)
+        found = yield from self._updates.steps(plan, self.partition)
         masks = mask_measures(self.model.masks)
         # The original logs the overlap also where the loss does not include it.
         overlap = found.overlap if self.train_step.trains_masks(plan) else masks["masks/overlap"]
         measures = {"train/loss": found.loss, "train/loss_masks": self.config.masking_lambda * overlap}
-        return measures | {"train/batches": float(found.batches)} | masks | self.criterion.trained()
+        measures |= {"train/batches": float(found.batches), "time/train_s": found.train_s}
+        return measures | masks | self.criterion.trained()
 
     def _keep_best(self, measures: dict[str, float]) -> None:
         """Add the best value of the metric so far to the measures, and keep the weights of that epoch."""
@@ -298,17 +303,15 @@ class Trainer:
             models_only: leave the saved state as it is; its best model stays, too.
             facts: anything else to keep, as JSON; `load` returns it.
         """
-        if self.best is not None:
-            is_new = self.best.epoch == self.epoch
-            saving.save_best_model(directory, self.model, self.best, self._model_facts, is_new=is_new)
-        if self.division is not None:
-            self.division.save(directory)
-        if models_only:
-            saving.remove_old_models(directory, self.best)
-            return
-        if self.ranks.size > 1:
-            facts["ranks"] = self.ranks.size
-        saving.save_state(directory, self.state(), facts)
+        self._unsaved().save(directory, models_only=models_only, **facts)
+
+    def snapshot(self) -> saving.Snapshot:
+        """Return a copy of what `save` writes; its own `save` may write it while training continues."""
+        return self._unsaved().copied()
+
+    def _unsaved(self) -> saving.Snapshot:
+        about, ranks = self._model_facts, self.ranks.size
+        return saving.Snapshot(self.state(), self.model, division=self.division, model_facts=about, ranks=ranks)
 
     def save_epoch(self, directory: Path) -> Path:
         """Write the model that is measured with its division into the folder `epoch-EPOCH` of a directory, where it stays."""
@@ -375,12 +378,7 @@ class Trainer:
             self.model.load_state_dict({**given.model.state_dict(), "masks": self.model.masks.detach()})
             return
         learners = EpochPlan.at(max(0, given.epoch - 1), self.config).nb_clusters
-        if len(given.model.masks) != learners:
-            raise SettingError(
-                f"--checkpoint {given.path}: has {len(given.model.masks)} masks after epoch {given.epoch}, and these settings "
-                f"have {learners} learners then; give the settings that it was trained with, or --restart-schedule to "
-                "start at epoch 0 with its weights alone"
-            )
+        given.check_learners(learners)
         self.model.load_state_dict(given.model.state_dict())
         replace_masks(self.optimizer, self.model.masks)
         self.epoch = given.epoch
@@ -389,10 +387,9 @@ class Trainer:
 
     def _take_division(self, given: TrainedModel, learners: int) -> None:
         """Take the partition of a model that was trained on the same images, or compute one."""
-        # A model of version 0.1 has no names.
-        same = given.names in (None, self._model_facts.names) and given.model.config.dataset == self.config.dataset
-        if same and given.division is not None and np.array_equal(given.division[0], self.data.train):
-            self.partition, self.assignment = given.division[1], given.division[1].copy()
+        partition = given.partition_of(self.config.dataset, self._model_facts.names, self.data.train)
+        if partition is not None:
+            self.partition, self.assignment = partition, partition.copy()
             return
         plan = EpochPlan.at(self.epoch, self.config)
         if not plan.recluster:

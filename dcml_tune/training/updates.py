@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from dcml_tune.training.seeding import epoch_seed
 from dcml_tune.training.state import LearnedTensors, under
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
+
+T = TypeVar("T")
 
 TRAIN = "train"
 """Name of the order to train an epoch."""
@@ -38,6 +42,8 @@ class EpochLoss:
     """Number of batches."""
     difference: float
     """Largest difference of a parameter between two ranks after the epoch."""
+    train_s: float
+    """Time that it took, in seconds, without that in which the caller did something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ class Updates:
     loader: BatchLoader
     ranks: Ranks = ALONE
 
-    def run(self, plan: EpochPlan, partition: Indices) -> EpochLoss:
+    def steps(self, plan: EpochPlan, partition: Indices) -> Generator[bool, None, EpochLoss]:
         """Train on one pass of batches, round robin over the learners.
 
         Batch-norm statistics that are learned are averaged over the ranks at the end; batches are normalised by their own.
@@ -63,11 +69,18 @@ class Updates:
             plan: of the epoch.
             partition: (N,) cluster of each training image.
 
+        Yields:
+            True after each update.
+
+        Returns:
+            The means over the batches.
+
         Raises:
             NonFiniteLossError: if the loss is not finite; on rank 0 alone, which then ends the others.
             RankError: if another rank has failed, or has other parameters.
         """
         step, ranks, seed = self.step, self.ranks, self.config.seed
+        begun = time.perf_counter()
         if ranks.leads:
             order = {"do": TRAIN, "epoch": plan.epoch, "lr_scale": step.lr_scale}
             ranks.tell(order, _to_send(step, partition), step.device)
@@ -88,6 +101,9 @@ class Updates:
                 total += step.gradients(images, self.data.labels[indices], learner, plan, generator)
             ranks.average_gradients(step.parameters(), turn.batches)
             step.optimizer.step()
+            paused = time.perf_counter()
+            yield True
+            begun += time.perf_counter() - paused
         assert next(prepared, None) is None, "a batch was left"
         difference = self._agree()
         loss, overlap = (ranks.add(total) / max(1, len(batches))).tolist()
@@ -96,7 +112,8 @@ class Updates:
                 f"the loss of epoch {plan.epoch} is not finite (base_lr={self.config.base_lr}, "
                 f"mask_lr_mult={self.config.mask_lr_mult}); lower the learning rates"
             )
-        return EpochLoss(loss=loss, overlap=overlap, batches=len(batches), difference=difference)
+        train_s = time.perf_counter() - begun
+        return EpochLoss(loss=loss, overlap=overlap, batches=len(batches), difference=difference, train_s=train_s)
 
     def _agree(self) -> float:
         """Average learned batch-norm statistics, and check that all ranks have the same parameters."""
@@ -110,7 +127,16 @@ class Updates:
         """Train an epoch that rank 0 has ordered, from its state."""
         parts = {part: under(f"{part}/", tensors) for part in ("model", "criterion", "moments")}
         LearnedTensors(**parts).load_into(self.step)
-        self.run(plan, cast(Indices, tensors["partition"].cpu().numpy()))
+        finish(self.steps(plan, cast(Indices, tensors["partition"].cpu().numpy())))
+
+
+def finish(steps: Generator[object, None, T]) -> T:
+    """Do the remaining steps of a generator; returns what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
 
 
 def _to_send(step: TrainStep, partition: Indices) -> dict[str, Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from dcml_tune.config.errors import SettingError
-from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_atomic, write_checksummed
+from dcml_tune.utils.files import CorruptFileError, read_checksummed, replaced, sha256_of, write_checksummed
 from dcml_tune.utils.stored import Count, Stored, checked, printable
 
 T = TypeVar("T")
@@ -31,13 +34,32 @@ def write(directory: Path, name: str, tensors: dict[str, Tensor], facts: dict[st
 
     The JSON file, which is last, makes the checkpoint valid. To replace a checkpoint, write one with another name
     (`numbered`), because two files cannot be replaced in one atomic step.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-    write_atomic(directory / f"{name}.safetensors", data)
-    write_checksummed(
-        directory / f"{name}.json", {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **facts}
-    )
+    path = directory / f"{name}.safetensors"
+    on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with replaced(path) as fresh:
+        fresh.touch()
+        mode = fresh.stat().st_mode
+        try:
+            save_file(on_cpu, fresh)  # unlike `save` it lets other threads run
+        except SafetensorError as error:
+            raise _os_error(error, path) from None
+        fresh.chmod(mode)  # safetensors lets the owner alone read the file
+        sha256 = sha256_of(fresh)
+    write_checksummed(directory / f"{name}.json", {"format": FORMAT, "sha256": sha256, **facts})
+
+
+def _os_error(error: SafetensorError, path: Path) -> Exception:
+    """Return the error of the operating system that safetensors only names, or its own."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return error
+    number = int(found[1])
+    return OSError(number, os.strerror(number), str(path))
 
 
 class _Facts(Stored):

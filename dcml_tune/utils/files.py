@@ -8,7 +8,8 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dcml_tune.utils.errnos import SHORTAGE
 from dcml_tune.utils.stored import Stored, checked, parse, printable
 
 _SEAL = "seal"
+_PIECE = 1 << 24  # bytes that are hashed at once: after each piece a thread waits for the others
 _LARGEST = 1 << 28  # bytes of a file with a checksum; the largest lists the files of a data set
 
 
@@ -24,15 +26,21 @@ class CorruptFileError(ValueError):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file atomically: to a temporary name, synchronised to the disk, then renamed.
+    """Write a file atomically (`replaced`)."""
+    with replaced(path) as fresh:
+        fresh.write_bytes(data)
 
-    A reader sees the old content or the new one, also after a power failure.
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Replace a file atomically by the one that the block writes to the given path.
+
+    That is synchronised to the disk, then renamed. A reader sees the old content or the new one, also after a power failure.
     """
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # processes of two machines may have the same number
     try:
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield fresh
+        with fresh.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(fresh, path)
     finally:
@@ -114,7 +122,10 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 def sha256_of(path: Path) -> str:
     """The SHA-256 of the content of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found, piece = hashlib.sha256(), bytearray(min(_PIECE, path.stat().st_size + 1))
+        while count := file.readinto(piece):
+            found.update(memoryview(piece)[:count])
+    return found.hexdigest()
 
 
 def size_of(directory: Path) -> int:

@@ -8,6 +8,7 @@ epoch that was trained. With "cheap" in the environment variable DCML_TEST_TRAIN
 no time and its measures depend on the settings alone.
 """
 
+import copy
 import json
 import math
 import os
@@ -51,7 +52,8 @@ class CheapTrainer:
     def untrained(self):
         return {self.metric: 0.1}
 
-    def run_epoch(self):
+    def epoch_steps(self):
+        yield False
         time.sleep(PAUSE_S)
         self.epoch += 1
         value = 0.2 + 0.05 * self.epoch - 0.02 * abs(math.log10(self.config.masking_lambda) + 1)
@@ -72,6 +74,9 @@ class CheapTrainer:
         if models_only:
             return
         write_checksummed(directory / "cheap.json", {"epoch": self.epoch, "best": self.best, **facts})
+
+    def snapshot(self):
+        return copy.copy(self)
 
     def load(self, directory):
         facts = read_checksummed(directory / "cheap.json")
