@@ -14,6 +14,7 @@ from trainables.live_table import LiveTable, TableOptions, TrialRow
 from trainables.tracking_callback import Progress
 from trainables.watchdog import TrialWatchdog
 
+METRIC = "val/recall_at_1"
 SETTINGS = {"dataset": "emoji", "nb_epochs": 6, "force_full_embedding_epoch": 5, "nb_clusters": 2}
 
 
@@ -62,6 +63,26 @@ def test_control_characters_do_not_reach_the_terminal(progress):
     """They may stand in the reason of a failure, which is text of a library or of a file name."""
     progress.rows["003"].reason = "x\x1b[31m"
     assert next(iter(progress.live.table(most=5).columns[-1].cells)) == "running: x\\x1b[31m"
+
+
+def test_the_best_value_of_the_search_is_a_point_when_it_changes_and_once_a_second(monkeypatch):
+    """Many short epochs would fill MLflow with equal points."""
+    now, points = [50.0], []
+    tracker = SimpleNamespace(
+        start=lambda *_, **__: None,
+        metrics=lambda key, step, values, when=None: (
+            points.append((step, values[f"{METRIC}_best"])) if key == "s" else None
+        ),
+    )
+    table = TableOptions(search="s", metric=METRIC, varied=("nb_clusters",), planned=1, quiet=True)
+    progress = Progress(tracker, TrialWatchdog(directory=Path(), need=0, trial_timeout=None), table, tags={})
+    trial = SimpleNamespace(config={**SETTINGS, "run": {"key": "000"}}, trial_id="x")
+    progress.on_trial_start(0, [], trial)
+    monkeypatch.setattr("trainables.tracking_callback.time.monotonic", lambda: now[0])
+    for epoch, (seconds, best) in enumerate(((0, 0.5), (0.1, 0.5), (0.1, 0.6), (0.5, 0.6), (0.5, 0.6), (2, 0.6)), 1):
+        now[0] += seconds
+        progress.on_trial_result(0, [], trial, {"epoch": epoch, METRIC: best, f"{METRIC}_best": best})
+    assert points == [(1, 0.5), (3, 0.6), (5, 0.6), (6, 0.6)]
 
 
 def test_each_reclustering_is_an_artifact(progress, tmp_path):

@@ -56,6 +56,30 @@ def test_a_resume_trains_the_epochs_since_the_state_again(every, killed_after, s
     assert left(place, "best") == [expected[-1]["epoch_best"]]
 
 
+@pytest.mark.parametrize(("reported", "again"), [(None, [3]), (0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, [3])])
+def test_what_the_study_may_lack_is_reported_again(reported, again, trial):
+    """Values of the last second may be lost with the driver; without a number the last saved epoch is repeated."""
+    first = trial()
+    results = {result["epoch"]: result for result in (first.train() for _ in range(3))}
+    first._ownership.release()
+    second = trial(reported=reported)
+    found = [second.train() for _ in again]
+    assert [(each["epoch"], each["time_ms"], measures(each)) for each in found] == [
+        (epoch, results[epoch]["time_ms"], measures(results[epoch])) for epoch in again
+    ]
+    assert second.train()["epoch"] == 4
+
+
+def test_old_reports_are_not_kept(trial, monkeypatch):
+    """A state would grow with each epoch; with a storage it does, because a driver on another machine may lack any."""
+    started, now = trial(), [1000.0]
+    monkeypatch.setattr("trainables.trainable.time.time", lambda: now[0])
+    for seconds in (0, 40, 40):
+        now[0] += seconds
+        started.train()
+    assert [report["epoch"] for report in started._reports] == [2, 3]
+
+
 def test_the_best_model_is_there_whenever_an_epoch_is_reported(trial, tmp_path):
     """A scheduler may end the trial at each report. The model that the saved state refers to stays until the next one."""
     started, place, bests = trial(save_every=2), tmp_path / "trial", {}

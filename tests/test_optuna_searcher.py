@@ -60,7 +60,7 @@ def test_the_first_trials_are_the_given_points(make):
         "nb_epochs": 6,
         "masking_lambda": 0.01,
         "nb_clusters": 2,
-        "run": Run(threads=1, key="000", directory="/trials/000").as_dict(),
+        "run": Run(threads=1, key="000", directory="/trials/000", reported=0).as_dict(),
     }
     assert second["masking_lambda"] != 0.01
 
@@ -112,11 +112,12 @@ def test_an_open_trial_is_read_once(make, monkeypatch):
     for epoch in (1, 2, 2, 3, 1):
         searcher.on_trial_result("a", result(epoch / 10, epoch))
     assert len(reads) == 1
+    searcher.known()  # writes what waits
     assert searcher.study.trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3}
 
 
-def test_an_epoch_that_the_study_did_not_take_may_come_again(make, monkeypatch):
-    """After a write that failed it is not taken as recorded."""
+def test_an_epoch_that_the_study_did_not_take_is_written_later(make, monkeypatch):
+    """A second later, or when the trial has ended."""
     searcher = make()
     searcher.suggest("a")
 
@@ -124,10 +125,27 @@ def test_an_epoch_that_the_study_did_not_take_may_come_again(make, monkeypatch):
         raise OSError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(searcher.study._storage, "set_trial_intermediate_value", fails)
+        patched.setattr(searcher.study._storage._backend, "set_trial_intermediate_values", fails)
         searcher.on_trial_result("a", result(0.1, 1))
-    searcher.on_trial_result("a", result(0.1, 1))
-    assert searcher.study.trials[0].intermediate_values == {1: 0.1}
+    searcher.write_due()
+    assert searcher.study.trials[0].intermediate_values == {}
+    searcher.on_trial_complete("a", result(0.2, 2))
+    assert searcher.study.trials[0].intermediate_values == {1: 0.1, 2: 0.2}
+
+
+def test_a_killed_driver_asks_for_the_epochs_that_waited(make):
+    """The study says which those are; without a directory of trials nothing can repeat them."""
+    first = make(trials=Path("/trials"))
+    first.suggest("a")
+    for epoch in (1, 2, 3):
+        first.on_trial_result("a", result(epoch / 10, epoch))
+    second = make(trials=Path("/trials"))
+    assert second.study.trials[0].intermediate_values == {1: 0.1}
+    assert second.suggest("b")["run"]["reported"] == 1
+    for epoch in (2, 3):
+        second.on_trial_result("b", result(epoch / 10, epoch))
+    second.on_trial_complete("b", result(0.3, 3))
+    assert second.known()[0].curve == {1: 0.1, 2: 0.2, 3: 0.3}
 
 
 def test_a_result_after_the_end_changes_nothing(make, caplog):

@@ -23,6 +23,7 @@ from dcml_tune.search.resume import resumed_plan
 from dcml_tune.search.start_or_resume import new_or_resumed
 from dcml_tune.utils.signals import SearchStopped
 from search_spaces.space import Choice, Float, SearchSpace
+from trainables import study_values
 from trainables.searcher import OptunaSearcher, Sampling, StudyOptions
 from trainables.study_file import PatientStorage
 
@@ -52,8 +53,9 @@ def opened(address, name, space=SPACE):
 
 
 @pytest.fixture
-def running(database, request):
-    """A searcher with two trials that run."""
+def running(database, request, monkeypatch):
+    """A searcher with two trials that run; it writes each value at once."""
+    monkeypatch.setattr(study_values, "TOGETHER_S", 0.0)
     searcher = opened(database, request.node.name)
     for name in "ab":
         searcher.suggest(name)

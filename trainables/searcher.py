@@ -40,6 +40,7 @@ from trainables.local_sampler import LocalSampler
 from trainables.prior_sampler import PriorSampler
 from trainables.run import FAILED, SHARED, STOP_SEARCH, Run, pack
 from trainables.study_file import adapt_study, keep_copy, open_study
+from trainables.study_values import StudyValues
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +156,6 @@ class OptunaSearcher(Searcher):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._ids: dict[str, int] = {}
-        self._recorded: dict[int, set[int]] = {}
-        """Epochs of the open trials that the study has. Nobody else writes to it, and to read a trial takes milliseconds."""
         adapt_study(options.storage, options.name, space)
         self.study = self._open()
         if not self.study.get_trials(deepcopy=False):
@@ -165,10 +164,12 @@ class OptunaSearcher(Searcher):
         self._launched = len(self.known())
 
     def _open(self) -> optuna.Study:
+        """Open the study; values of trials are written through `self._values`."""
         options = self.options
         study = open_study(options.storage, options.name, [direction(name) for name in options.metrics], options.check)
         drawn = len(study.get_trials(deepcopy=False))
         study.sampler = self.sampling.build(drawn, self.space, self.launching.infeasible_reason)
+        self._values = StudyValues(study)
         return study
 
     def _begin(self, start: StudyStart) -> None:
@@ -178,7 +179,7 @@ class OptunaSearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its searcher to disk; the study is not part of it."""
-        state = {name: value for name, value in self.__dict__.items() if name != "study"}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("study", "_values")}
         storage = self.options.storage
         if sqlite_file(storage) is None:  # the password of a server is written nowhere
             storage = without_password(storage)
@@ -194,6 +195,7 @@ class OptunaSearcher(Searcher):
 
     def known(self) -> list[KnownTrial]:
         """Return the trials that were launched, in that order."""
+        self._guarded(self._values.write_all)
         trials, reasons = self.study.get_trials(deepcopy=False), self.study.user_attrs
         found = [KnownTrial.of(trial, self.space.whole, reasons) for trial in trials if KEY in trial.user_attrs]
         return sorted(found, key=lambda trial: by_launch(trial.key))
@@ -220,10 +222,11 @@ class OptunaSearcher(Searcher):
 
     def requeue_running(self) -> None:
         """Queue the running trials for the next process."""
+        self._guarded(self._values.write_all)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         self._ids.clear()
-        self._recorded.clear()
+        self._values = StudyValues(self.study)
 
     def cut_short(self, reason: str) -> None:
         """End the open trials, because no more are run: one that has a value ends as pruned, with the reason.
@@ -289,23 +292,18 @@ class OptunaSearcher(Searcher):
         if value is None or not math.isfinite(value) or result.keys() & {STOP_SEARCH, FAILED}:
             return
         number, epoch, storage = self._ids.get(trial_id), int(result["epoch"]), self.study._storage
-        if number is None:
-            return
-        if number not in self._recorded:
-            trial = self._trial(trial_id)
-            if trial is None:
-                return
-            self._recorded[number] = set(trial.intermediate_values)
-        recorded = self._recorded[number]
-        if epoch in recorded:
+        if number is None or self._values.has(number, epoch):
             return
         if shared := result.get(SHARED):
             self._guarded(storage.set_trial_user_attr, number, SHARED_EPOCHS, shared)
         if len(self.metrics) > 1:
             others = [float(result[name]) for name in self.metrics[1:]]
             self._guarded(storage.set_trial_user_attr, number, f"{_OTHERS}/{epoch}", others)
-        if self._guarded(storage.set_trial_intermediate_value, number, epoch, value):
-            recorded.add(epoch)
+        self._guarded(self._values.add, number, epoch, value)
+
+    def write_due(self) -> None:
+        """Write the values to the study that wait for others of their trial; called after each step of Ray Tune."""
+        self._guarded(self._values.write_due)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended: failed, pruned (stopped before its last epoch), or complete."""
@@ -315,12 +313,13 @@ class OptunaSearcher(Searcher):
         result = result or {}
         value = result.get(self.metric)
         if error or result.get(FAILED) or value is None or not math.isfinite(value):
+            self._guarded(self._values.end, trial._trial_id)
             self._guarded(self._fail, trial, result.get(FAILED))
         else:
             self.on_trial_result(trial_id, result)  # Ray passes the last result to this method only
-            ended = {"values": self._values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
+            self._guarded(self._values.end, trial._trial_id)
+            ended = {"values": self._final_values(trial)} if result.get("done_all") else {"state": TrialState.PRUNED}
             self._guarded(self.study.tell, trial.number, **ended)
-        self._recorded.pop(trial._trial_id, None)
         self._guarded(keep_copy, self.options.storage)
 
     def save(self, checkpoint_path: str) -> None:
@@ -335,8 +334,8 @@ class OptunaSearcher(Searcher):
         trials = self.launching.trials
         directory = None if trials is None else str(trials / key)
         run = replace(self.launching.run, key=key, directory=directory)
-        if run.storage is not None:
-            run = replace(run, reported=reported, is_new=is_new)
+        if trials is not None:
+            run = replace(run, reported=reported, is_new=is_new and run.storage is not None)
         settings = self.space.whole(sampled)
         if (prefixes := self.launching.prefixes) is not None:
             local = self.sampling.sampler == "local"
@@ -344,7 +343,7 @@ class OptunaSearcher(Searcher):
             run = replace(run, prefixes=str(prefixes), shares=shares)
         return pack(settings, run)
 
-    def _values(self, trial: FrozenTrial) -> list[float]:
+    def _final_values(self, trial: FrozenTrial) -> list[float]:
         """Return the value of a trial in each metric, from what the study has now."""
         frozen = self.study._storage.get_trial(trial._trial_id)
         curve = frozen.intermediate_values

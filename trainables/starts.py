@@ -51,7 +51,7 @@ class Starts:
             run: of the trial; the searcher has set what the study has.
             last: the last report to this process, which the study and the tracker have; None: there is none.
         """
-        if run.storage is None:
+        if run.reported is None and run.storage is None:  # a run that is no trial of the search
             return None
         if last and "epoch" in last:
             return int(last["epoch"])

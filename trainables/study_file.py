@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,6 +48,18 @@ class PatientStorage(RDBStorage):
         options = engine_options(url) if file is None else {"connect_args": {"timeout": BUSY_S}}
         self.check: Callable[[], None] = lambda: None
         super().__init__(url, engine_kwargs=options)
+
+    def set_trial_intermediate_values(self, trial_id: int, values: dict[int, float]) -> None:
+        """Set the values of several steps of a trial in one transaction; one that a step has already stays."""
+        model = models.TrialIntermediateValueModel
+        with _create_scoped_session(self.scoped_session) as session:
+            trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
+            self.check_trial_is_updatable(trial_id, trial.state)
+            there = select(model.step).where(model.trial_id == trial_id, model.step.in_(values))
+            for step in values.keys() - set(session.scalars(there)):
+                stored, kind = model.intermediate_value_to_stored_repr(values[step])
+                row = model(trial_id=trial_id, step=step, intermediate_value=stored, intermediate_value_type=kind)
+                session.add(row)
 
 
 def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,7 +119,7 @@ _AGAIN = {
 
 
 # All methods that a study, or Optuna's cache in front of the storage, calls.
-for _name, _method in vars(RDBStorage).items():
+for _name, _method in {**vars(RDBStorage), **vars(PatientStorage)}.items():
     if callable(_method) and _name.startswith(
         ("create_", "_create_new", "delete_", "get_", "_get_", "set_", "_set_trial")
     ):
@@ -132,6 +145,18 @@ def open_study(
     opened = _opened(storage)
     opened.check = check or opened.check
     return optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
+
+
+def write_values(study: optuna.Study, trial_id: int, values: dict[int, float]) -> None:
+    """Write the values of several steps of a trial of an opened study in one transaction.
+
+    Args:
+        study: as `open_study` returns it.
+        trial_id: Optuna's identifier of the trial, which has not ended.
+        values: step -> value.
+    """
+    storage: Any = study._storage
+    storage._backend.set_trial_intermediate_values(trial_id, values)
 
 
 def _opened(storage: str) -> PatientStorage:

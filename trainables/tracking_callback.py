@@ -6,6 +6,8 @@ Above 250 lines because every hook of Ray has its method here, beside what it re
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ from trainables.watchdog import TrialWatchdog
 log = logging.getLogger(__name__)
 
 _MEASURES = ("val/", "test", "paper", "train/", "clusters/", "masks/", "phase/", "time/", "epochs/")
+_TOTALS_S = 1.0
 _STATUS: dict[RowState, str] = {"failed": "FAILED", "done": "FINISHED", "pruned": "PRUNED"}
 
 
@@ -56,6 +59,8 @@ class Hooks:
     """Called after each report."""
     on_change: Callable[[], None] = lambda: None
     """Called when a trial has started or ended."""
+    on_step: Callable[[], None] = lambda: None
+    """Called after each step of Ray Tune, several times in a second."""
     on_failure: Callable[[str, str], None] = lambda key, reason: None
     """Called with key and reason of a failed trial, where only the driver knows the reason."""
 
@@ -101,6 +106,8 @@ class Progress(Callback):
         self.files = files or TrialFiles()
         self._budget = CheckpointBudget(keep_models, lambda key, step: self.tracker.forget_model(self.key(key), step))
         self._results: dict[str, dict[str, Any]] = {}
+        self._totals: dict[str, float] = {}
+        self._totals_at = -math.inf
         self.settle(earlier.known, earlier.trials)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,6 +149,10 @@ class Progress(Callback):
     def setup(self, *_: Any, **__: Any) -> None:
         """Start the live table."""
         self.live.start()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Let the search do what is due."""
+        self._guarded(self.hooks.on_step)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start the trial's run in MLflow."""
@@ -259,7 +270,8 @@ class Progress(Callback):
             self.tracker.tags(self.key(name), {f"dcml.{SCORED_BEFORE}": result[SCORED_BEFORE]})
 
     def _take_epoch(self, row: TrialRow, result: dict[str, Any]) -> None:
-        """Update the row of a trial and, in the run of the search, the best value of all trials.
+        """Update the row of a trial and, in the run of the search, the best value of all trials: where it has changed, and else
+        once in `_TOTALS_S`.
 
         An epoch that was reported before a resume, and was trained again after it, changes neither.
         """
@@ -273,7 +285,10 @@ class Progress(Callback):
             totals = {f"{self.metric}_best": best, "trials/done": float(self.ended)}
             if self.live.shared:
                 totals["epochs/shared"] = float(self.live.shared)
-            self.tracker.metrics(self.search, self.epochs, totals, result.get("time_ms"))
+            now = time.monotonic()
+            if totals != self._totals or now >= self._totals_at + _TOTALS_S:
+                self._totals, self._totals_at = totals, now
+                self.tracker.metrics(self.search, self.epochs, totals, result.get("time_ms"))
 
     def _recover(self, trial: Any) -> None:
         name, reason = run_of(trial.config).key, self._why(trial)

@@ -57,6 +57,10 @@ from trainables.trial_lock import Ownership, take
 
 log = logging.getLogger(__name__)
 
+_REPORTS_MS = 60_000
+"""Age of the reports that a state contains, in milliseconds: the study gets them a second late
+(`trainables.study_values`), and a driver that is killed loses those. With a storage a state contains all."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -274,14 +278,14 @@ class DivideAndConquer(tune.Trainable):
         Meanwhile the next epoch begins, unless this one is the last, or another trial waits for its state.
         """
         sharing = self._sharing
-        if self.run.storage is not None:
-            self._reports.append(result)
+        self._reports.append(result)
+        if self.run.storage is None:
+            oldest = result["time_ms"] - _REPORTS_MS
+            self._reports = [each for each in self._reports if each["time_ms"] >= oldest]
         offers = sharing is not None and sharing.offers
         facts: dict[str, Any] = {"models_only": True}
         if self.trainer.epoch % self.run.save_every == 0 or result.get("done") or offers:
-            facts = {"result": result, **(sharing.facts() if sharing is not None else {})}
-            if self.run.storage is not None:
-                facts["reports"] = self._reports
+            facts = {"result": result, "reports": self._reports, **(sharing.facts() if sharing is not None else {})}
         if sharing is not None and offers:
             self.trainer.save(directory, **facts)
             sharing.offer()

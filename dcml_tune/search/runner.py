@@ -178,6 +178,7 @@ class SearchRunner:
             hooks=Hooks(
                 why_over=plan.budget.why_over,
                 on_report=self.stages.record_progress,
+                on_step=searcher.write_due,
                 on_failure=searcher.set_failure_reason,
             ),
         )

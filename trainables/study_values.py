@@ -1,0 +1,97 @@
+"""StudyValues: the value of each trial after each epoch, on its way to the Optuna study."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import optuna
+
+from trainables.study_file import write_values
+
+TOGETHER_S = 1.0
+"""A trial that reports more often than once in so many seconds has its values written together."""
+
+
+@dataclass
+class _Curve:
+    """What is known of an open trial."""
+
+    epochs: set[int]
+    """Epochs whose value the study has, or that wait."""
+    waiting: dict[int, float] = field(default_factory=dict)
+    """Epoch -> value that the study does not have."""
+    written: float = 0.0
+    """When values were written last, by the monotonic clock."""
+
+
+class StudyValues:
+    """Writes the values of open trials. A transaction for each would limit the number of reports that a driver takes.
+
+    A value waits only if the same trial had one written less than a second before. If the driver is killed meanwhile, the trial
+    reports it again (`Run.reported`).
+
+    Example:
+        >>> from trainables.study_file import open_study
+        >>> study = open_study("sqlite://", "s", ["maximize"])
+        >>> values, trial = StudyValues(study), study.ask()
+        >>> values.add(trial._trial_id, 1, 0.5), values.add(trial._trial_id, 2, 0.6), values.add(trial._trial_id, 2, 0.7)
+        (True, True, False)
+        >>> values.write_all()
+        >>> study.trials[0].intermediate_values
+        {1: 0.5, 2: 0.6}
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        """Know nothing yet: a trial is read from the study at its first value, which takes milliseconds."""
+        self._study = study
+        self._curves: dict[int, _Curve] = {}
+
+    def has(self, number: int, epoch: int) -> bool:
+        """Return whether an epoch of a trial has a value, or the trial has ended.
+
+        Args:
+            number: Optuna's identifier of the trial.
+            epoch: number of epochs that it has run.
+        """
+        if number not in self._curves:
+            trial = self._study._storage.get_trial(number)
+            if trial.state.is_finished():
+                return True
+            self._curves[number] = _Curve(set(trial.intermediate_values))
+        return epoch in self._curves[number].epochs
+
+    def add(self, number: int, epoch: int, value: float) -> bool:
+        """Add the value of an epoch, unless it has one; returns whether it was added."""
+        if self.has(number, epoch):
+            return False
+        curve = self._curves[number]
+        curve.epochs.add(epoch)
+        curve.waiting[epoch] = value
+        self.write_due()
+        return True
+
+    def write_due(self) -> None:
+        """Write what has waited for long enough."""
+        now = time.monotonic()
+        for number, curve in self._curves.items():
+            if curve.waiting and now >= curve.written + TOGETHER_S:
+                self._write(number)
+
+    def write_all(self) -> None:
+        """Write everything that waits."""
+        for number in self._curves:
+            self._write(number)
+
+    def end(self, number: int) -> None:
+        """Write what waits of a trial that ends now, and forget it."""
+        if number in self._curves:
+            self._write(number)
+            del self._curves[number]
+
+    def _write(self, number: int) -> None:
+        curve = self._curves[number]
+        if curve.waiting:
+            curve.written = time.monotonic()  # also if it fails: then it is tried again as late
+            write_values(self._study, number, curve.waiting)
+            curve.waiting = {}
