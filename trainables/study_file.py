@@ -147,18 +147,6 @@ def open_study(
     return optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
 
 
-def write_values(study: optuna.Study, trial_id: int, values: dict[int, float]) -> None:
-    """Write the values of several steps of a trial of an opened study in one transaction.
-
-    Args:
-        study: as `open_study` returns it.
-        trial_id: Optuna's identifier of the trial, which has not ended.
-        values: step -> value.
-    """
-    storage: Any = study._storage
-    storage._backend.set_trial_intermediate_values(trial_id, values)
-
-
 def _opened(storage: str) -> PatientStorage:
     """Open a storage. Searches that begin at the same time on one server create its tables only once."""
     place = sqlite_file(storage) or without_password(storage)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 
-from trainables.study_file import write_values
-
 TOGETHER_S = 1.0
 """A trial that reports more often than once in so many seconds has its values written together."""
+
+
+def write_values(study: optuna.Study, trial_id: int, values: dict[int, float]) -> None:
+    """Write the values of several steps of a trial of a study in one transaction.
+
+    Args:
+        study: as `trainables.study_file.open_study` returns it.
+        trial_id: Optuna's identifier of the trial, which has not ended.
+        values: step -> value.
+    """
+    storage: Any = study._storage
+    storage._backend.set_trial_intermediate_values(trial_id, values)
 
 
 @dataclass

@@ -270,10 +270,9 @@ class Progress(Callback):
             self.tracker.tags(self.key(name), {f"dcml.{SCORED_BEFORE}": result[SCORED_BEFORE]})
 
     def _take_epoch(self, row: TrialRow, result: dict[str, Any]) -> None:
-        """Update the row of a trial and, in the run of the search, the best value of all trials: where it has changed, and else
-        once in `_TOTALS_S`.
+        """Update the row of a trial and, in the run of the search, the best value of all trials.
 
-        An epoch that was reported before a resume, and was trained again after it, changes neither.
+        That is recorded when it has changed, and else once in `_TOTALS_S`. An epoch that was reported before a resume, and was trained again after it, changes neither.
         """
         if int(result["epoch"]) < row.epoch:
             return
