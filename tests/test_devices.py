@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
 
 from dcml_tune.clustering.faiss_backend import FAISS_GPU_BYTES
+from dcml_tune.config.trial import TrialConfig
+from dcml_tune.data import loader
+from dcml_tune.data.loader import ToDevice
 from dcml_tune.training.devices import cap_gpu_memory, exhausted_memory
 from dcml_tune.training.trainer import Trainer
 from trainables import DivideAndConquer, Run
@@ -110,6 +114,35 @@ def test_a_trial_without_a_share_of_a_gpu_trains_on_the_cpu(small, tmp_path, mon
     for device in ("cpu", "cuda"):
         DivideAndConquer({**small, "run": Run(stores=str(tmp_path), device=device).as_dict()})
     assert devices == ["cpu", "cuda"]
+
+
+def test_copies_to_a_gpu_share_one_stream(monkeypatch):
+    """Blocks of memory belong to a stream, so each further stream would keep its own."""
+    made = []
+    monkeypatch.setattr(loader, "_copy_stream", cache(loader._copy_stream.__wrapped__))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or device)
+    for device in (torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0), torch.device("cpu")):
+        ToDevice(device)
+    assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]
+
+
+class FirstUse(Exception):
+    """Something of the GPU was used."""
+
+
+def test_the_gpu_of_a_training_is_the_current_one_before_anything_uses_it(small, tmp_path, monkeypatch):
+    """Libraries such as Faiss take memory of the current GPU; the number may be left out."""
+    chosen = []
+
+    def build(*_, **__):
+        raise FirstUse
+
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("dcml_tune.training.trainer.TrainStep", build)
+    for device in ("cuda:1", "cuda"):
+        with pytest.raises(FirstUse):
+            Trainer(TrialConfig(**small), stores=tmp_path, device=device)
+    assert chosen == [torch.device("cuda", 1)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has mallopt")

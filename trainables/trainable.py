@@ -207,7 +207,7 @@ class DivideAndConquer(tune.Trainable):
         """Take over the first epochs from another trial, if there are such."""
         assert self._sharing is not None
         self._again.extend(self._sharing.join(self._before()))
-        if self._again and self.run.storage is not None:
+        if self._again:
             self._reports = list(self._again)
             self._ownership.push()
 
