@@ -15,11 +15,9 @@ from dcml_tune.search.gpu_probe import (
     Choice,
     Measured,
     ProbeError,
-    about_mps,
     choose,
     full_division,
     measure,
-    mps,
     probe,
     sharing,
     trial,
@@ -237,17 +235,3 @@ def test_a_resume_trains_on_as_many_gpus_as_before(folder, tmp_path, capsys, mon
     assert "4 GPUs, 2 each" in capsys.readouterr().out
     with pytest.raises(SettingError, match=r"--gpus-per-trial 4\.0: search s began with 2\.0; leave the flag out"):
         search.main(["--resume", "s", "--output-dir", str(tmp_path), "--gpus-per-trial", "4"])
-
-
-def test_a_search_says_whether_mps_runs(monkeypatch, tmp_path):
-    """If trials share a GPU of a machine that has it."""
-    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(mps.shutil, "which", lambda name: None)
-    assert about_mps(0.25) is None
-    monkeypatch.setattr(mps.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert about_mps(0.25) == (
-        "MPS is not running, so trials that share a GPU take turns; to start it: nvidia-cuda-mps-control -d"
-    )
-    (tmp_path / "control").touch()
-    assert about_mps(0.5) == f"MPS: trials that share a GPU go through it ({tmp_path})"
-    assert [about_mps(share) for share in (0, 0.6, 1.0, 2.0)] == [None] * 4

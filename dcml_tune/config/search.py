@@ -85,6 +85,9 @@ class SearchConfig(BaseModel):
     compile: Literal["off", "auto", "on"] = "off"
     """on: compile the training of the backbone by torch.compile, on a GPU with CUDA graphs; the first batches then take a
     minute or more. auto: where a measurement of about two minutes on this machine shows a gain. No effect on the CPU"""
+    mps: Literal["off", "on"] = "off"
+    """on: trials that share a GPU of this machine go through NVIDIA's Multi-Process Service, which is started for this search. off:
+    it is used if it is running"""
     no_share: bool = False
     """compute every epoch in every trial; by default epochs that are the same computation in several trials are computed
     once"""

@@ -10,6 +10,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.runs.paths import TRIALS, named_directory, output_directory
 from dcml_tune.runs.storage import StorageError
 from dcml_tune.search.flags import CommandLine, read_command_line
+from dcml_tune.search.mps import stop_mps
 from dcml_tune.search.outcome import EXIT_INCOMPLETE, EXIT_OK
 from dcml_tune.search.request import SearchCompleteError
 from dcml_tune.search.start_or_resume import new_or_resumed, refuse_other_commands
@@ -65,17 +66,19 @@ def _search(command_line: CommandLine, trainable: type[DivideAndConquer] | None)
     """Check a search, print its plan and run it; returns the exit code."""
     try:
         plan = _checked(command_line)
+
+        from dcml_tune.search.console import plan_text
+        from dcml_tune.search.runner import SearchRunner
+
+        print(plan_text(plan), flush=True)
+        return EXIT_OK if command_line.config.dry_run else SearchRunner(plan, trainable).run()
     except SearchCompleteError as complete:
         if command_line.config.start_or_resume is None:
             raise
         print(printable(complete.line))
         return EXIT_OK
-
-    from dcml_tune.search.console import plan_text
-    from dcml_tune.search.runner import SearchRunner
-
-    print(plan_text(plan), flush=True)
-    return EXIT_OK if command_line.config.dry_run else SearchRunner(plan, trainable).run()
+    finally:
+        stop_mps()
 
 
 def _repeat(command_line: CommandLine, name: str) -> int:

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "ray_address",
     "wait_for_nodes",
     "submit",
+    "mps",
     "quiet",
     "dry_run",
 )

@@ -11,8 +11,9 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data import load
 from dcml_tune.search.cluster_checks import join_cluster
-from dcml_tune.search.gpu_probe import about_mps, compiling, full_division, resolve
+from dcml_tune.search.gpu_probe import compiling, full_division, resolve
 from dcml_tune.search.later_runs import runs_per_later_stage
+from dcml_tune.search.mps import about_mps, check_mps, start_mps
 from dcml_tune.training.loading import LoaderProcesses
 from trainables.resources import Shares, share
 
@@ -59,6 +60,9 @@ def resources(request: Request, settings: CheckedSettings) -> Resources:
             f"--compile {AUTO}: with --ray-address the GPUs are those of the cluster, and only this machine's can be "
             "measured; give on or off"
         )
+    if flags.mps == "on":
+        check_mps(asked, joins=address is not None)
+        start_mps()
     most = max(request.planned, *runs_per_later_stage(request))
     if address is not None:
         assert not isinstance(asked, str), "`auto` was refused"

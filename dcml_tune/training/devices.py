@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
+
     from dcml_tune.config.trial import TrialConfig
 
 _EXHAUSTED = {
@@ -84,6 +87,15 @@ def cap_gpu_memory(fraction: float, backend: str = "auto") -> None:
     if 0 < fraction < 1 and torch.cuda.is_available():
         _, total = torch.cuda.mem_get_info()
         torch.cuda.set_per_process_memory_fraction(allocator_share(fraction, total, backend))
+
+
+def finish_work(device: torch.device) -> None:
+    """Wait for what a GPU still computes for this process: one that ends before may disturb others that share it through MPS."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        with suppress(RuntimeError):  # an earlier error of the GPU is raised again here
+            torch.cuda.synchronize(device)
 
 
 def gpu_memory() -> int:

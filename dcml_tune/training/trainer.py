@@ -27,6 +27,7 @@ from dcml_tune.runs.ledger import Ledger
 from dcml_tune.runs.stores import Stores
 from dcml_tune.training import saving
 from dcml_tune.training.averaging import MeasuredWeights
+from dcml_tune.training.devices import finish_work
 from dcml_tune.training.divisions import Division, cluster_measures, mask_measures
 from dcml_tune.training.embedding import embed
 from dcml_tune.training.evaluator import Evaluator
@@ -149,6 +150,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the processes of the loader and the other ranks. Without them a trainer may go on."""
+        finish_work(self.device)
         if hasattr(self, "loader"):
             self.loader.close()
         if self._processes is not None:

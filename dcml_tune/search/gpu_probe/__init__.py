@@ -1,7 +1,6 @@
 """Measure how many concurrent trials use a GPU best (`--gpus-per-trial auto`), and whether they are faster compiled (`--compile auto`)."""
 
 from dcml_tune.search.gpu_probe.child import ProbeError
-from dcml_tune.search.gpu_probe.mps import about_mps
 from dcml_tune.search.gpu_probe.sharing import (
     COUNTS,
     Choice,
@@ -20,7 +19,6 @@ __all__ = [
     "Choice",
     "Measured",
     "ProbeError",
-    "about_mps",
     "choose",
     "compiling",
     "fits",
