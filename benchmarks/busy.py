@@ -8,8 +8,10 @@ which computes on one core without a pause. Then the number changes, and all of 
 
     spinning   threads wait in a loop, as GNU OpenMP does by default: for milliseconds, which a thread that is
                not running does not get
-    passive    threads sleep while they wait, as in the trials of a search (`dcml_tune.OPENMP`)
-    nice 15    passive, with the niceness that Ray gives its workers by default
+    briefly    threads wait in a loop for some microseconds, then sleep, as in the trials of a search
+               (`dcml_tune.utils.openmp`)
+    passive    threads sleep at once
+    nice 15    briefly, with the niceness that Ray gives its workers by default
 
 A row has the seconds of an epoch of 700 images (medians), and the ratio to a spinning trial: how many times as fast.
 """
@@ -28,12 +30,15 @@ from typing import IO, Any
 
 from measure import Row, ratio_line, show
 
+from dcml_tune.utils.openmp import SPIN_COUNT
+
 IMAGES = 700
-SPINNING, PASSIVE, NICE = "spinning", "passive", "nice 15"
+SPINNING, BRIEFLY, PASSIVE, NICE = "spinning", "briefly", "passive", "nice 15"
 KINDS: dict[str, tuple[dict[str, str], int]] = {
     SPINNING: ({"GOMP_SPINCOUNT": "300000"}, 0),
-    PASSIVE: ({"OMP_WAIT_POLICY": "PASSIVE"}, 0),
-    NICE: ({"OMP_WAIT_POLICY": "PASSIVE"}, 15),
+    BRIEFLY: ({"GOMP_SPINCOUNT": SPIN_COUNT}, 0),
+    PASSIVE: ({"GOMP_SPINCOUNT": "0"}, 0),
+    NICE: ({"GOMP_SPINCOUNT": SPIN_COUNT}, 15),
 }
 """Kind of trial -> what it adds to its environment, and its niceness."""
 

@@ -2,7 +2,7 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see dcml_tune.utils.openmp
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; see dcml_tune.utils.openmp
 
 import numpy as np
 import pytest

@@ -126,7 +126,7 @@ def test_copies_to_a_gpu_share_one_stream(monkeypatch):
     assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
-class FirstUse(Exception):
+class FirstUseError(Exception):
     """Something of the GPU was used."""
 
 
@@ -135,12 +135,12 @@ def test_the_gpu_of_a_training_is_the_current_one_before_anything_uses_it(small,
     chosen = []
 
     def build(*_, **__):
-        raise FirstUse
+        raise FirstUseError
 
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr("dcml_tune.training.trainer.TrainStep", build)
     for device in ("cuda:1", "cuda"):
-        with pytest.raises(FirstUse):
+        with pytest.raises(FirstUseError):
             Trainer(TrialConfig(**small), stores=tmp_path, device=device)
     assert chosen == [torch.device("cuda", 1)]
 

@@ -77,7 +77,9 @@ def test_one_that_runs_is_used(control, monkeypatch, tmp_path):
 def test_it_ends_with_a_search_that_is_killed(control, number):
     """Its guard reads from a pipe that only the search holds open."""
     control.install()
-    program = "import time; from dcml_tune.search import mps; mps.start_mps(); print('ready', flush=True); time.sleep(600)"
+    program = (
+        "import time; from dcml_tune.search import mps; mps.start_mps(); print('ready', flush=True); time.sleep(600)"
+    )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         place = control.said[0].split()[2].rstrip(",")
@@ -124,7 +126,7 @@ def test_a_search_starts_and_ends_it(control, folder, tmp_path, capfd):
     with pytest.raises(SettingError, match="is not on this machine"):
         search.main([*words, "--gpus-per-trial", "0.5"])
     control.install()
-    with pytest.raises(SettingError, match="gpus-per-trial 0.5"):  # this machine has no GPU
+    with pytest.raises(SettingError, match=r"gpus-per-trial 0\.5"):  # this machine has no GPU
         search.main([*words, "--gpus-per-trial", "0.5"])
     assert [line.split()[0] for line in control.said] == ["started", "quit"]
 

@@ -2,9 +2,9 @@
 
 import gc
 
-from dcml_tune.utils.openmp import let_threads_sleep
+from dcml_tune.utils.openmp import let_threads_spin_briefly
 
-let_threads_sleep()  # here, because a worker of Ray imports this package before torch
+let_threads_spin_briefly()  # here, because a worker of Ray imports this package before torch
 
 # Garbage collection during the imports of torch and others takes a second of a trial's start and finds hardly any garbage.
 # The imported objects live until the process ends, so they are frozen: later collections skip them.

@@ -23,7 +23,7 @@ from dcml_tune.config.errors import SettingError, broken_bound
 from dcml_tune.config.trial import WORDS_FOR_WEIGHTS, TrialConfig
 from dcml_tune.runs.paths import absolute
 from dcml_tune.utils import tracebacks
-from dcml_tune.utils.openmp import let_threads_sleep
+from dcml_tune.utils.openmp import let_threads_spin_briefly
 from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.stored import is_shown, printable
 
@@ -99,7 +99,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     the line names the file that holds the traceback. Output that cannot be written is dropped.
     """
     make_lenient()
-    let_threads_sleep()
+    let_threads_spin_briefly()
     threading.excepthook = lambda hook: _say_unexpected(hook.exc_value)
     try:
         raise SystemExit(main(sys.argv[1:]))

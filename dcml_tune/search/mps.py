@@ -76,7 +76,9 @@ def start_mps() -> None:
         done = subprocess.run(
             [_CONTROL, "-d"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_S, check=False
         )
-        failed = "" if done.returncode == 0 else (done.stderr + done.stdout).decode(errors="replace") or str(done.returncode)
+        failed = (
+            "" if done.returncode == 0 else (done.stderr + done.stdout).decode(errors="replace") or str(done.returncode)
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         failed = str(error)
     if failed:
