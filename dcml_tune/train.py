@@ -31,7 +31,9 @@ from dcml_tune.utils.stored import printable, printable_lines
 if TYPE_CHECKING:
     from dcml_tune.tracking import Tracker
     from dcml_tune.tracking.wandb import WandbRun
+    from dcml_tune.training.divisions import Division
     from dcml_tune.training.trainer import Trainer
+    from dcml_tune.training.updates import Steps
 
 _MAY_CHANGE = ("resume", "output_dir", "scratch", "tracking_uri", "cuda_device", "wandb_enabled")
 """Flags that may be given at a resume."""
@@ -257,29 +259,52 @@ class _Run:
 
     def _train(self, tracker: Tracker) -> None:
         """Run all epochs, save after each, and keep the best model."""
+        from dcml_tune.training.updates import NonFiniteLossError, finish
+
         trainer, last = self.trainer, self.config.nb_epochs
         measures: dict[str, float] = {}
+        begun: Steps | None = None
         while trainer.epoch < last:
-            measures = trainer.run_epoch()
+            measures = finish(begun or trainer.epoch_steps())
             if trainer.epoch == last and self.flags.score_test and self.config.protocol != "paper":
                 measures |= trainer.test()
-            every = self.flags.save_model
             self.alone.check()
-            if every:
-                trainer.save(
-                    self.checkpoint, save_model=every, deterministic=self.flags.deterministic, scratch=self.scratch
-                )
-            if every > 1 and trainer.epoch % every == 0:
-                trainer.save_epoch(self.checkpoint)
-            self._log(tracker, measures)
+            division = trainer.division
+            try:
+                begun = self._save()
+            except (NonFiniteLossError, SearchStopped):  # in the next epoch; this one is saved
+                self._log(tracker, measures, division)
+                raise
+            self._log(tracker, measures, division)
             print(f"epoch {trainer.epoch}/{last}: {_line(measures)}", flush=True)
             raise_if_signalled()
         self._keep(tracker, measures)
 
-    def _log(self, tracker: Tracker, measures: dict[str, float]) -> None:
+    def _save(self) -> Steps | None:
+        """Save the last epoch while the next one trains; returns what is left of that, if it has begun."""
+        from dcml_tune.training.overlap import work_during
+
+        trainer, every = self.trainer, self.flags.save_model
+        if not every:
+            return None
+        if every > 1 and trainer.epoch % every == 0:
+            trainer.save_epoch(self.checkpoint)
+        facts: dict[str, Any] = {
+            "save_model": every,
+            "deterministic": self.flags.deterministic,
+            "scratch": self.scratch,
+        }
+        if trainer.epoch == self.config.nb_epochs:
+            trainer.save(self.checkpoint, **facts)
+            return None
+        snapshot, steps = trainer.snapshot(), trainer.epoch_steps()
+        work_during(lambda: snapshot.save(self.checkpoint, **facts), lambda: next(steps))
+        return steps
+
+    def _log(self, tracker: Tracker, measures: dict[str, float], division: Division | None) -> None:
         tracker.metrics(self.name, self.trainer.epoch, measures)
-        if self.trainer.division is not None:
-            for file in self.trainer.division.files(self.checkpoint):
+        if division is not None:
+            for file in division.files(self.checkpoint):
                 tracker.artifact(self.name, file, "divisions")
         if self.trainer.test_scored_before is not None:
             tracker.tags(self.name, {"dcml.test_scored_before": self.trainer.test_scored_before})

@@ -179,15 +179,15 @@ def test_a_run_resumes_with_it(folder, tmp_path, monkeypatch):
     """`train --deterministic`, interrupted after an epoch: the rest has the same algorithms."""
     from dcml_tune.utils.signals import SearchStopped
 
-    real, seen = Trainer.run_epoch, []
+    real, seen = Trainer.epoch_steps, []
 
-    def run_epoch(self):
+    def epoch_steps(self):
         seen.append(is_deterministic())
         if len(seen) == 2:
             raise SearchStopped("SIGTERM")
-        return real(self)
+        return (yield from real(self))
 
-    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
+    monkeypatch.setattr(Trainer, "epoch_steps", epoch_steps)
     settings = {**SMALL, "dataset_dir": folder}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "dataset"]
     output = ["--output-dir", str(tmp_path / "runs")]

@@ -17,9 +17,11 @@ CONTROL = """#!/bin/sh
 if [ "$1" = -d ]; then
   {start}
   echo "started in $CUDA_MPS_PIPE_DIRECTORY, logs in $CUDA_MPS_LOG_DIRECTORY" >> {log}
-  touch "$CUDA_MPS_PIPE_DIRECTORY/control"
+  echo runs > "$CUDA_MPS_PIPE_DIRECTORY/control"
 else
-  echo "$(cat) of $CUDA_MPS_PIPE_DIRECTORY" >> {log}
+  read order
+  [ "$order" = get_server_list ] && exec test -s "$CUDA_MPS_PIPE_DIRECTORY/control"
+  echo "$order of $CUDA_MPS_PIPE_DIRECTORY" >> {log}
 fi
 """
 
@@ -65,12 +67,22 @@ def test_it_runs_as_long_as_the_search(control):
 def test_one_that_runs_is_used(control, monkeypatch, tmp_path):
     """And goes on after the search: it belongs to the machine."""
     control.install()
-    (tmp_path / "control").touch()
+    (tmp_path / "control").write_text("runs")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     start_mps()
     stop_mps()
     assert control.said == []
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
+
+
+def test_what_a_killed_one_left_is_none_that_runs(control, tmp_path):
+    """The file stays, and nobody answers."""
+    control.install()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "control").touch()
+    start_mps()
+    assert [line.split()[0] for line in control.said] == ["started"]
+    assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] != str(tmp_path / "none")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

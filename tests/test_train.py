@@ -300,16 +300,16 @@ def test_a_resumed_run_ends_as_one_that_ran_through(train, tmp_path, monkeypatch
     from dcml_tune.training.trainer import Trainer
     from dcml_tune.utils.signals import SearchStopped
 
-    real = Trainer.run_epoch
+    real = Trainer.epoch_steps
 
     def stopped(self):
-        if self.epoch == 2:
+        if self.epoch == 2:  # it begins while the epoch before is saved
             raise SearchStopped("SIGTERM")
-        return real(self)
+        return (yield from real(self))
 
-    monkeypatch.setattr(Trainer, "run_epoch", stopped)
+    monkeypatch.setattr(Trainer, "epoch_steps", stopped)
     assert train("--name=cut", nb_epochs=4)[0] == 3
-    monkeypatch.setattr(Trainer, "run_epoch", real)
+    monkeypatch.setattr(Trainer, "epoch_steps", real)
     assert main(["--resume", "cut", "--output-dir", str(tmp_path / "runs")]) == 0
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     found = runs(tmp_path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from dcml_tune.training.overlap import work_during
 from dcml_tune.training.saving import Snapshot
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.training.trial_data import TrialData
-from dcml_tune.training.updates import NonFiniteLossError, finish
+from dcml_tune.training.updates import NonFiniteLossError, Steps, finish
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
@@ -68,7 +67,7 @@ class Begun:
 
     saved: Snapshot
     """What was saved, while the trainer is between two epochs."""
-    steps: Generator[bool, None, dict[str, float]]
+    steps: Steps
     """What is left of the epoch."""
 
 

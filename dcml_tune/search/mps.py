@@ -26,7 +26,7 @@ _DEFAULT = "/tmp/nvidia-mps"
 _GUARD = f'cat > /dev/null; echo quit | {_CONTROL} 2> /dev/null; rm -rf -- "$1"'
 """Waits for the end of its standard input, which this process holds open, then ends the daemon and removes its directory."""
 
-_START_S, _END_S = 60.0, 30.0
+_START_S, _ANSWER_S, _END_S = 60.0, 10.0, 30.0
 
 _guards: list[subprocess.Popen[bytes]] = []
 """The guard of the daemon that this process has started."""
@@ -119,4 +119,15 @@ def _pipes() -> Path:
 
 
 def _runs() -> bool:
-    return (_pipes() / "control").exists()
+    """Whether a daemon answers: the file of one that was killed stays."""
+    if not (_pipes() / "control").exists():
+        return False
+    if shutil.which(_CONTROL) is None:  # as in a container that has the pipes alone
+        return True
+    try:
+        asked = subprocess.run(
+            [_CONTROL], input=b"get_server_list\n", capture_output=True, timeout=_ANSWER_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0

@@ -16,10 +16,12 @@ def work_during(save: Callable[[], None], work: Callable[[], bool]) -> None:
         work: does the next piece of work, such as an update; returns False when none is left that may be done.
 
     Raises:
-        Exception: that of `save`, or that of `work`, after the save has ended.
+        Exception: that of `save`, otherwise that of `work`; after the save has ended.
     """
     with ThreadPoolExecutor(1, "dcml-save") as thread:
         saved = thread.submit(save)
-        while not saved.done() and work():
-            pass
-        saved.result()
+        try:
+            while not saved.done() and work():
+                pass
+        finally:
+            saved.result()

@@ -6,7 +6,6 @@ Above 250 lines because training, the facade of `Evaluator` and that of `saving`
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +40,7 @@ from dcml_tune.training.starting_model import TrainedModel
 from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
-from dcml_tune.training.updates import Updates, finish
+from dcml_tune.training.updates import Steps, Updates, finish
 
 
 class Trainer:
@@ -173,7 +172,7 @@ class Trainer:
         """
         return finish(self.epoch_steps())
 
-    def epoch_steps(self) -> Generator[bool, None, dict[str, float]]:
+    def epoch_steps(self) -> Steps:
         """Run one epoch as `run_epoch` does, in steps, between which something else may be done.
 
         Yields:
@@ -214,7 +213,7 @@ class Trainer:
             self.division = Division.of(plan.epoch, self.partition, self._labels, self.model.masks)
         return measures | cluster_measures(self.partition, self._labels, plan.nb_clusters)
 
-    def _train(self, plan: EpochPlan) -> Generator[bool, None, dict[str, float]]:
+    def _train(self, plan: EpochPlan) -> Steps:
         """Train on one pass of batches, round robin over the learners."""
         found = yield from self._updates.steps(plan, self.partition)
         masks = mask_measures(self.model.masks)

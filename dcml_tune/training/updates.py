@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
 
 T = TypeVar("T")
+
+Steps: TypeAlias = Generator[bool, None, dict[str, float]]
+"""The training of an epoch in steps; it returns measures."""
 
 TRAIN = "train"
 """Name of the order to train an epoch."""
