@@ -9,6 +9,7 @@ import torch
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.tracking import Tracker
 from dcml_tune.training.divisions import Division
+from dcml_tune.utils.locks import LockLostError
 from trainables.checkpoint_budget import CheckpointBudget, KeptModel
 from trainables.live_table import LiveTable, TableOptions, TrialRow
 from trainables.tracking_callback import Progress
@@ -83,6 +84,26 @@ def test_the_best_value_of_the_search_is_a_point_when_it_changes_and_once_a_seco
         now[0] += seconds
         progress.on_trial_result(0, [], trial, {"epoch": epoch, METRIC: best, f"{METRIC}_best": best})
     assert points == [(1, 0.5), (3, 0.6), (5, 0.6), (6, 0.6)]
+
+
+@pytest.mark.parametrize("hook", ["on_trial_recover", "on_trial_error"])
+def test_a_driver_that_was_replaced_writes_nothing_of_trials_that_died(hook, progress, tmp_path):
+    """Their processes end because another driver has started them again."""
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "ray-error.txt").write_text("RayActorError: The actor died unexpectedly")
+
+    def lost():
+        raise LockLostError("another process runs it")
+
+    progress.tracker = Tracker(
+        f"sqlite:///{tmp_path / 'm.db'}", "e", directory=tmp_path / "spool", artifact_root=tmp_path / "a", check=lost
+    )
+    config = {"run": {"key": "003", "directory": str(tmp_path / "trial")}}
+    trial = SimpleNamespace(config=config, trial_id="x", error_file=str(tmp_path / "ray-error.txt"))
+    with pytest.raises(LockLostError):
+        getattr(progress, hook)(0, [], trial)
+    progress.tracker.close(1.0)
+    assert list((tmp_path / "trial").iterdir()) == []
 
 
 def test_each_reclustering_is_an_artifact(progress, tmp_path):

@@ -306,6 +306,7 @@ class Progress(Callback):
     def _why(self, trial: Any) -> str:
         if self.nodes is not None and (reason := self.nodes.reasons.pop(trial.trial_id, None)):
             return reason
+        self.tracker.check()  # a driver that was replaced sees its trials die, and writes nothing of that
         return self.guard.reasons.pop(trial.trial_id, None) or _last_error(trial)
 
     def _end(self, trial: Any, error: str | None) -> None:

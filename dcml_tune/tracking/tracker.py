@@ -286,6 +286,10 @@ class Tracker:
         ids = [run for run in map(self.run_id, keys) if run]
         return compare_url(base, self.experiment_id, ids) if ids and self.experiment_id else None
 
+    def check(self) -> None:
+        """Raise if another process records to this spool now."""
+        self._check()
+
     def _record(self, kind: str, key: str, *, time: int | None = None, **fields: Any) -> None:
         self._check()
         self._outbox.append({"kind": kind, "key": safe_key(key), "time": now_ms() if time is None else time, **fields})
