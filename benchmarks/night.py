@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> list[tuple[str, ...]]:
     rows = []
     for name in ("cars", "sop"):
         run = run_hours(name, Rates(given.train), COUNTS[name]["train images"])
-        for gpus in (1, 8, 80):
+        for gpus in (1, 8, 80, 800):
             for words, flags in (("default", DEFAULT), ("small", SMALL)):
                 _, after, trials = night(given.hours, run, gpus, flags)
                 rows.append((name, str(gpus), f"{60 * run:.0f}", words, f"{after:.1f}", f"{trials:,}"))
