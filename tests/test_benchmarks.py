@@ -103,7 +103,9 @@ def test_night_follows_from_the_rates(program):
     """Half the rate takes twice as long; a box that is too small for what follows the search searches nothing."""
     night = program("night")
     rows = night.main(["--train", "1000", "--hours", "10"])
-    assert [row[:2] for row in rows[::2]] == [(name, gpus) for name in ("cars", "sop") for gpus in ("1", "8", "80", "800")]
+    assert [row[:2] for row in rows[::2]] == [
+        (name, gpus) for name in ("cars", "sop") for gpus in ("1", "8", "80", "800")
+    ]
     fast, slow = (night.run_hours("cars", night.Rates(rate), 8_054) for rate in (2000.0, 1000.0))
     assert slow == pytest.approx(2 * fast)
     assert night.night(10, 1.0, 1, night.DEFAULT) == (0.0, 27.0, 0)
