@@ -43,14 +43,15 @@ class StudyValues:
     reports it again (`Run.reported`).
 
     Example:
+        >>> from tempfile import TemporaryDirectory
         >>> from trainables.study_file import open_study
-        >>> study = open_study("sqlite://", "s", ["maximize"])
-        >>> values, trial = StudyValues(study), study.ask()
-        >>> values.add(trial._trial_id, 1, 0.5), values.add(trial._trial_id, 2, 0.6), values.add(trial._trial_id, 2, 0.7)
-        (True, True, False)
-        >>> values.write_all()
-        >>> study.trials[0].intermediate_values
-        {1: 0.5, 2: 0.6}
+        >>> with TemporaryDirectory() as place:
+        ...     study = open_study(f"sqlite:///{place}/study.db", "s", ["maximize"])
+        ...     values, trial = StudyValues(study), study.ask()
+        ...     added = [values.add(trial._trial_id, *point) for point in ((1, 0.5), (2, 0.6), (2, 0.7))]
+        ...     values.write_all()
+        ...     added, study.trials[0].intermediate_values
+        ([True, True, False], {1: 0.5, 2: 0.6})
     """
 
     def __init__(self, study: optuna.Study) -> None:
