@@ -89,11 +89,12 @@ def run_trials(
 
 def _with_resources(trainable: type[DivideAndConquer], shares: Shares) -> type[DivideAndConquer]:
     """Return a subclass that requests the resources of a trial. Ray shows its name."""
+    bundle = {"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}  # not `shares`, for which a process imports torch
 
     class Trial(trainable):  # type: ignore[misc, valid-type]
         @classmethod
         def default_resource_request(cls, config: dict[str, Any]) -> Any:
-            return PlacementGroupFactory([{"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}])
+            return PlacementGroupFactory([bundle])
 
     Trial.__name__ = Trial.__qualname__ = "DivideAndConquer"
     return Trial
