@@ -89,7 +89,10 @@ def run_trials(
 
 def _with_resources(trainable: type[DivideAndConquer], shares: Shares) -> type[DivideAndConquer]:
     """Return a subclass that requests the resources of a trial. Ray shows its name."""
-    bundle = {"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}  # not `shares`, for which a process imports torch
+    bundle = {
+        "CPU": shares.cpus_per_trial,
+        "GPU": shares.gpus_per_trial,
+    }  # not `shares`, for which a process imports torch
 
     class Trial(trainable):  # type: ignore[misc, valid-type]
         @classmethod
