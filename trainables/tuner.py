@@ -89,10 +89,8 @@ def run_trials(
 
 def _with_resources(trainable: type[DivideAndConquer], shares: Shares) -> type[DivideAndConquer]:
     """Return a subclass that requests the resources of a trial. Ray shows its name."""
-    bundle = {
-        "CPU": shares.cpus_per_trial,
-        "GPU": shares.gpus_per_trial,
-    }  # not `shares`, for which a process imports torch
+    # The class does not refer to `shares`, for which the process of a trial would import torch.
+    bundle = {"CPU": shares.cpus_per_trial, "GPU": shares.gpus_per_trial}
 
     class Trial(trainable):  # type: ignore[misc, valid-type]
         @classmethod
