@@ -42,6 +42,25 @@ def small(folder):
     }
 
 
+@pytest.fixture
+def four_epochs(small):
+    """Settings with a division, whose measures are those of averaged weights."""
+    schedule = {"nb_clusters": 2, "mod_epoch": 1, "mod_epoch_freeze": 0, "force_full_embedding_epoch": 3}
+    return {**small, "nb_epochs": 4, "average_epochs": 2, **schedule}
+
+
+@pytest.fixture
+def trial(four_epochs, tmp_path):
+    """Starts the trial of a process, with fields of its `Run`: the directory stays."""
+    from trainables import DivideAndConquer, Run
+
+    def start(**run):
+        where = {"stores": str(tmp_path / "store"), "directory": str(tmp_path / "trial"), "key": "000", **run}
+        return DivideAndConquer({**four_epochs, "run": Run(**where).as_dict()})
+
+    return start
+
+
 @pytest.fixture(scope="session")
 def postgresql():
     """A PostgreSQL server of these tests; skipped where none is installed."""

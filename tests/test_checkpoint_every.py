@@ -8,24 +8,6 @@ from dcml_tune.search import __main__ as search
 from dcml_tune.search.flags import read_command_line
 from dcml_tune.search.plan import given_plan
 from dcml_tune.training.prefixes import PrefixStore
-from trainables import DivideAndConquer, Run
-
-SETTINGS = {
-    "dataset": "folder", "train_classes": 16, "arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32,
-    "sz_embedding": 8, "batch_size": 8, "num_samples_per_class": 2, "nb_epochs": 4, "nb_clusters": 2, "mod_epoch": 1,
-    "mod_epoch_freeze": 0, "force_full_embedding_epoch": 3, "base_lr": 1e-3,
-}  # fmt: skip
-
-
-@pytest.fixture
-def trial(folder, tmp_path):
-    """Starts a process's trial: the directory stays."""
-
-    def start(**run):
-        where = {"stores": str(tmp_path / "store"), "directory": str(tmp_path / "trial"), "key": "000", **run}
-        return DivideAndConquer({**SETTINGS, "dataset_dir": str(folder), "run": Run(**where).as_dict()})
-
-    return start
 
 
 def measures(result):
@@ -100,10 +82,10 @@ def test_a_state_that_others_may_have_is_saved(trial, tmp_path):
     assert left(tmp_path / "trial", "trainer") == [1]
 
 
-def test_a_search_records_it(folder, tmp_path):
+def test_a_search_records_it(four_epochs, tmp_path):
     """A resume takes it over."""
-    words = ["folder", "--dataset-dir", str(folder), "--output-dir", str(tmp_path), "--name", "s"]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items() if name != "dataset"]
+    words = ["folder", "--output-dir", str(tmp_path), "--name", "s"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in four_epochs.items() if name != "dataset"]
     plan = given_plan(read_command_line([*words, "--checkpoint-every", "7"]))
     assert plan.runs.run().save_every == 7
     plan.begin().release()

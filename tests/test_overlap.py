@@ -11,25 +11,7 @@ import torch
 from dcml_tune.training import overlap, saving
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.training.updates import Updates, finish
-from trainables import DivideAndConquer, Run
 from trainables.run import FAILED, STOP_SEARCH
-
-SETTINGS = {
-    "dataset": "folder", "train_classes": 16, "arch": "test_resnet", "weights": "none", "sz_resize": 32, "sz_crop": 32,
-    "sz_embedding": 8, "batch_size": 8, "num_samples_per_class": 2, "nb_epochs": 4, "nb_clusters": 2, "mod_epoch": 1,
-    "mod_epoch_freeze": 0, "force_full_embedding_epoch": 3, "base_lr": 1e-3, "average_epochs": 2,
-}  # fmt: skip
-
-
-@pytest.fixture
-def trial(folder, tmp_path):
-    """Starts a process's trial: the directory stays."""
-
-    def start(**run):
-        where = {"stores": str(tmp_path / "store"), "directory": str(tmp_path / "trial"), "key": "000", **run}
-        return DivideAndConquer({**SETTINGS, "dataset_dir": str(folder), "run": Run(**where).as_dict()})
-
-    return start
 
 
 @pytest.fixture
@@ -195,11 +177,11 @@ def test_what_other_trials_wait_for_is_saved_before_anything_else(trial, tmp_pat
     assert begun == [False, False, True, False]
 
 
-def test_the_time_of_an_epoch_does_not_include_a_pause(folder, tmp_path):
+def test_the_time_of_an_epoch_does_not_include_a_pause(four_epochs, tmp_path):
     """A step of Ray ends in the middle of an epoch; the driver may take long to ask for the next one."""
     from dcml_tune.config.trial import TrialConfig
 
-    trainer = Trainer(TrialConfig(**SETTINGS, dataset_dir=str(folder)), stores=tmp_path / "store", device="cpu")
+    trainer = Trainer(TrialConfig(**four_epochs), stores=tmp_path / "store", device="cpu")
     trainer.run_epoch()
     steps, begun = trainer.epoch_steps(), time.perf_counter()
     next(steps)

@@ -100,6 +100,25 @@ def test_nothing_is_added_to_a_trial_that_has_ended(study, clock):
     values.end(trial._trial_id)
 
 
+def test_a_write_that_fails_at_the_end_of_a_trial_is_not_tried_again(study, clock, monkeypatch):
+    """The study would refuse it each second: the trial has ended."""
+    values, trial = StudyValues(study), study.ask()
+    values.add(trial._trial_id, 1, 0.1)
+    values.add(trial._trial_id, 2, 0.2)
+
+    def fails(*_):
+        raise OSError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(study_values, "write_values", fails)
+        with pytest.raises(OSError, match="no room"):
+            values.end(trial._trial_id)
+    study.tell(trial, 0.1)
+    clock.now += 5
+    values.write_due()
+    assert curve(study) == {1: 0.1}
+
+
 def test_a_write_that_fails_is_tried_again_a_second_later(study, clock, monkeypatch):
     """Not at each step of Ray Tune, and no value is lost."""
     values, trial, calls = StudyValues(study), study.ask()._trial_id, []

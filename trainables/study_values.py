@@ -88,21 +88,19 @@ class StudyValues:
         now = time.monotonic()
         for number, curve in self._curves.items():
             if curve.waiting and now >= curve.written + TOGETHER_S:
-                self._write(number)
+                self._write(number, curve)
 
     def write_all(self) -> None:
         """Write everything that waits."""
-        for number in self._curves:
-            self._write(number)
+        for number, curve in self._curves.items():
+            self._write(number, curve)
 
     def end(self, number: int) -> None:
-        """Write what waits of a trial that ends now, and forget it."""
-        if number in self._curves:
-            self._write(number)
-            del self._curves[number]
+        """Write what waits of a trial that ends now, and forget it, also if that fails: later its end would refuse a write."""
+        if (curve := self._curves.pop(number, None)) is not None:
+            self._write(number, curve)
 
-    def _write(self, number: int) -> None:
-        curve = self._curves[number]
+    def _write(self, number: int, curve: _Curve) -> None:
         if curve.waiting:
             curve.written = time.monotonic()  # also if it fails: then it is tried again as late
             write_values(self._study, number, curve.waiting)
