@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,22 @@ def child(file: str, *words: Any) -> Any:
 
 
 def memory_mb(field: str = "VmRSS") -> float:
-    """Megabytes of this process that its status tells of: VmRSS now, VmHWM at most since `forget_peak`."""
+    """Megabytes of this process that its status tells of: VmRSS now, VmHWM at most.
+
+    Not getrusage's `ru_maxrss`: Linux starts that of a process at the peak of the one which started it.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024 / 1e6
 
 
-def forget_peak() -> None:
-    """From now on VmHWM counts anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+def watch_memory() -> Callable[[], float]:
+    """Start to watch; the function returned gives the most megabytes taken since, beside those that are held now.
+
+    Linux counts VmRSS exactly and VmHWM in steps of each core: a peak at the start may look lower than the start.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts anew
+    before = memory_mb()
+    return lambda: max(0.0, memory_mb("VmHWM") - before)
 
 
 def grid(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,6 +29,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import torch
+from costs import child, watch_memory
 from measure import Row, alternate, ratio_line, show, value_line
 
 from dcml_tune.metrics.retrieval import retrieval_measures
@@ -82,30 +81,19 @@ def recall_at_1(found: Labels, labels: Labels) -> float:
 
 def peak(part: str, file: Path, ks: Sequence[int]) -> float:
     """Mebibytes that a part of this benchmark needs beside the embeddings, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", part, "--data", str(file), "--ks", *map(str, ks)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(said)) / MIB
+    return float(child(__file__, "--peak", part, "--data", file, "--ks", *ks)) * 1e6 / MIB
 
 
 def report_peak(part: str, file: Path, ks: Sequence[int]) -> None:
-    """What `peak` runs: print the bytes."""
+    """What `peak` runs: print the megabytes."""
     with np.load(file) as data:
         embeddings, labels = data["embeddings"], data["labels"]
-    before = resident()["VmRSS"]
+    grown = watch_memory()
     if part == "ours":
         retrieval_measures(embeddings, labels, ks)
     else:
         filled(part, embeddings).search(embeddings, neighbours(labels, ks))
-    print(json.dumps(resident()["VmHWM"] - before))
-
-
-def resident() -> dict[str, int]:
-    """Bytes that this process holds now (VmRSS) and held at most (VmHWM).
-
-    Not getrusage's `ru_maxrss`: Linux starts that of a process at the peak of the one which started it.
-    """
-    fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Vm"))
-    return {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in fields}
+    print(json.dumps(grown()))
 
 
 def measured(options: argparse.Namespace) -> tuple[str, list[Row]]:

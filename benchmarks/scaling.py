@@ -29,7 +29,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from costs import child, forget_peak, grid, memory_mb
+from costs import child, grid, watch_memory
 
 Values = dict[str, float]
 K, CLUSTERED, EMBEDDED, ITERATIONS = 32, 2048, 512, 20
@@ -127,10 +127,9 @@ def kind_of(part: str) -> str:
 
 def timed(work: Callable[[], object]) -> Values:
     """Seconds of a work, and the most megabytes that it takes beside what is there."""
-    forget_peak()
-    before, start = memory_mb(), time.perf_counter()
+    grown, start = watch_memory(), time.perf_counter()
     work()
-    return {"s": time.perf_counter() - start, "memory, MB": max(0.0, memory_mb("VmHWM") - before)}
+    return {"s": time.perf_counter() - start, "memory, MB": grown()}
 
 
 def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from costs import forget_peak, memory_mb
+from costs import watch_memory
 from rich.console import Console
 from tracking import METRIC, measures
 
@@ -151,13 +151,12 @@ def driver(trials: int, output: Path, *more: str) -> dict[str, float]:
     from dcml_tune.report import write_report
 
     made = Driver(output, trials, *more)
-    forget_peak()
-    before, start = memory_mb(), time.perf_counter()
+    grown, start = watch_memory(), time.perf_counter()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         made.run()
     ran = time.perf_counter()
     left = made.end()
-    delivered, peak = time.perf_counter(), memory_mb("VmHWM")
+    delivered, memory = time.perf_counter(), grown()
     assert left == 0, "records were not delivered"
     Console(file=io.StringIO()).print(made.progress.live.table(most=ROWS))
     drawn = time.perf_counter()
@@ -172,7 +171,7 @@ def driver(trials: int, output: Path, *more: str) -> dict[str, float]:
         "delivery after the end, s": delivered - ran,
         f"live table of {ROWS} rows, ms": 1e3 * (drawn - delivered),
         "report page, s": written - drawn,
-        "memory beside the start, MB": peak - before,
+        "memory beside the start, MB": memory,
         "mlflow.db, MB": (output / "mlflow.db").stat().st_size / 1e6,
         "optuna.db, MB": (made.plan.directory / "optuna.db").stat().st_size / 1e6,
     }
