@@ -64,6 +64,15 @@ def test_it_runs_as_long_as_the_search(control):
     assert len(control.said) == 2
 
 
+def test_it_serves_all_gpus_of_the_machine(control, monkeypatch):
+    """Trials name theirs by the numbers of the machine; it would number those that the search may use anew."""
+    control.install(start='echo "sees $CUDA_VISIBLE_DEVICES" >> "$(dirname "$0")/../log"')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    start_mps()
+    assert control.said[0] == "sees "
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
 def test_one_that_runs_is_used(control, monkeypatch, tmp_path):
     """And goes on after the search: it belongs to the machine."""
     control.install()

@@ -73,8 +73,10 @@ def start_mps() -> None:
     words = ["sh", "-c", _GUARD, "sh", str(directory)]
     _guards.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True))
     try:
+        # It numbers the GPUs that it sees anew, and trials name theirs by the numbers of the machine: it must see all.
+        seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
         done = subprocess.run(
-            [_CONTROL, "-d"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_S, check=False
+            [_CONTROL, "-d"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_S, check=False, env=seen
         )
         failed = (
             "" if done.returncode == 0 else (done.stderr + done.stdout).decode(errors="replace") or str(done.returncode)
