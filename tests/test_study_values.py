@@ -136,3 +136,27 @@ def test_a_write_that_fails_is_tried_again_a_second_later(study, clock, monkeypa
     clock.now += 1
     values.write_due()
     assert curve(study) == {1: 0.1}
+
+
+def test_a_write_that_fails_does_not_hold_up_other_trials(study, clock, monkeypatch):
+    """All others are written, now and at the end; the error is told."""
+    values, trials = StudyValues(study), [study.ask()._trial_id for _ in range(3)]
+    for trial in trials:
+        values.add(trial, 1, 0.1)
+        values.add(trial, 2, 0.2)
+    write = study_values.write_values
+
+    def fails(study, trial, waiting):
+        if trial == trials[0]:
+            raise OSError("no room")
+        write(study, trial, waiting)
+
+    monkeypatch.setattr(study_values, "write_values", fails)
+    clock.now += 1
+    with pytest.raises(OSError, match="no room"):
+        values.write_due()
+    assert [curve(study, number) for number in range(3)] == [{1: 0.1}, {1: 0.1, 2: 0.2}, {1: 0.1, 2: 0.2}]
+    values.add(trials[2], 3, 0.3)
+    with pytest.raises(OSError, match="no room"):
+        values.write_all()
+    assert curve(study, 2) == {1: 0.1, 2: 0.2, 3: 0.3}

@@ -85,23 +85,29 @@ class StudyValues:
 
     def write_due(self) -> None:
         """Write what has waited for long enough."""
-        now = time.monotonic()
-        for number, curve in self._curves.items():
-            if curve.waiting and now >= curve.written + TOGETHER_S:
-                self._write(number, curve)
+        due = time.monotonic() - TOGETHER_S
+        self._write({number: curve for number, curve in self._curves.items() if curve.written <= due})
 
     def write_all(self) -> None:
         """Write everything that waits."""
-        for number, curve in self._curves.items():
-            self._write(number, curve)
+        self._write(self._curves)
 
     def end(self, number: int) -> None:
         """Write what waits of a trial that ends now, and forget it, also if that fails: later its end would refuse a write."""
         if (curve := self._curves.pop(number, None)) is not None:
-            self._write(number, curve)
+            self._write({number: curve})
 
-    def _write(self, number: int, curve: _Curve) -> None:
-        if curve.waiting:
+    def _write(self, curves: dict[int, _Curve]) -> None:
+        """Write what waits of some trials, of each of them also if the write of another one fails."""
+        failed: Exception | None = None
+        for number, curve in curves.items():
+            if not curve.waiting:
+                continue
             curve.written = time.monotonic()  # also if it fails: then it is tried again as late
-            write_values(self._study, number, curve.waiting)
-            curve.waiting = {}
+            try:
+                write_values(self._study, number, curve.waiting)
+                curve.waiting = {}
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
