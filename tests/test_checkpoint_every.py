@@ -38,9 +38,12 @@ def test_a_resume_trains_the_epochs_since_the_state_again(every, killed_after, s
     assert left(place, "best") == [expected[-1]["epoch_best"]]
 
 
-@pytest.mark.parametrize(("reported", "again"), [(None, [3]), (0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, [3])])
+@pytest.mark.parametrize(("reported", "again"), [(None, [3]), (0, [1, 2, 3]), (1, [1, 2, 3]), (2, [2, 3]), (3, [3])])
 def test_what_the_study_may_lack_is_reported_again(reported, again, trial):
-    """Values of the last second may be lost with the driver; without a number the last saved epoch is repeated."""
+    """Values of the last second may be lost with the driver; without a number the last saved epoch is repeated.
+
+    The last epoch that the study has is repeated, too, because the scheduler has not compared it.
+    """
     first = trial()
     results = {result["epoch"]: result for result in (first.train() for _ in range(3))}
     first._ownership.release()
@@ -55,11 +58,11 @@ def test_what_the_study_may_lack_is_reported_again(reported, again, trial):
 def test_old_reports_are_not_kept(trial, monkeypatch):
     """A state would grow with each epoch; with a storage it does, because a driver on another machine may lack any."""
     started, now = trial(), [1000.0]
-    monkeypatch.setattr("trainables.trainable.time.time", lambda: now[0])
-    for seconds in (0, 40, 40):
+    monkeypatch.setattr("trainables.saved_reports.time.monotonic", lambda: now[0])
+    for seconds in (0, 40, 40, 40):
         now[0] += seconds
         started.train()
-    assert [report["epoch"] for report in started._reports] == [2, 3]
+    assert [report["epoch"] for report in started._reports.as_list()] == [3, 4]
 
 
 def test_the_best_model_is_there_whenever_an_epoch_is_reported(trial, tmp_path):

@@ -4,13 +4,15 @@ import errno
 import math
 import threading
 import time
+import weakref
 
 import pytest
 import torch
 
 from dcml_tune.training import overlap, saving
+from dcml_tune.training.overlap import finish
 from dcml_tune.training.trainer import Trainer
-from dcml_tune.training.updates import Updates, finish
+from dcml_tune.training.updates import Updates
 from trainables.run import FAILED, STOP_SEARCH
 
 
@@ -191,6 +193,48 @@ def test_the_time_of_an_epoch_does_not_include_a_pause(four_epochs, tmp_path):
     parts = [found[f"time/{part}_s"] for part in ("cluster", "train", "evaluate")]
     assert found["time/epoch_s"] == pytest.approx(sum(parts))
     assert found["time/epoch_s"] <= took - 3
+
+
+def test_a_report_does_not_wait_for_the_clusters_of_the_next_epoch(four_epochs, tmp_path, monkeypatch):
+    """The embedding of the images for them is work in steps, too: nothing has changed after them but the clusters' features."""
+    from dcml_tune.config.trial import TrialConfig
+    from dcml_tune.data.loader import EVALUATION_BATCH
+
+    monkeypatch.setitem(EVALUATION_BATCH, "cpu", 8)
+    trainer = Trainer(TrialConfig(**four_epochs), stores=tmp_path / "store", device="cpu")
+    trainer.run_epoch()
+    before, steps = weights(trainer), trainer.epoch_steps()
+    for _ in range(-(-len(trainer.data.train) // 8)):
+        assert next(steps)
+        assert trainer.division is None
+        assert not torch.is_inference_mode_enabled()
+        assert_equal(weights(trainer), before)
+    assert next(steps)
+    assert trainer.division is not None
+    steps.close()
+
+
+def test_the_copy_of_a_state_is_given_up_when_the_epoch_goes_on(trial, monkeypatch):
+    """It is as large as the state."""
+    first = trial()
+    first.train()
+    copy, evaluate, found = weakref.ref(first._begun.saved), Trainer.evaluate, []
+    monkeypatch.setattr(Trainer, "evaluate", lambda trainer: found.append(copy()) or evaluate(trainer))
+    first.train()
+    assert found == [None]
+
+
+def test_time_between_steps_is_not_counted(monkeypatch):
+    """Whatever the caller does then."""
+    now = iter([0, 1, 11, 13, 113, 116])
+    monkeypatch.setattr(overlap.time, "perf_counter", lambda: next(now))
+
+    def work():
+        yield True
+        yield True
+        return "done"
+
+    assert finish(overlap.timed(work())) == ("done", 1 + 2 + 3)
 
 
 def test_work_ends_with_the_save_or_when_none_is_left():

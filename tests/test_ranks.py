@@ -18,6 +18,7 @@ from dcml_tune.config.errors import SettingError
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.training.embedding import embed
+from dcml_tune.training.overlap import finish
 from dcml_tune.training.ranks.exchange import RankError
 from dcml_tune.training.seeding import epoch_seed, epoch_seeded
 from dcml_tune.training.trainer import Trainer
@@ -73,7 +74,7 @@ def averaged_epoch(trainer):
     """An epoch of one process that averages the gradients of two batches, written as plainly as possible."""
     plan, step, seed = EpochPlan.at(trainer.epoch, trainer.config), trainer.train_step, trainer.config.seed
     trainer.measured.before_epoch(trainer.model, is_first=trainer.epoch == 0)
-    trainer._recluster(plan)
+    finish(trainer._recluster(plan))
     labels, train = trainer.data.labels, trainer.data.train
     step.lr_scale = 2
     step.set_trainable(plan)
@@ -242,3 +243,20 @@ def test_a_trial_of_ray_goes_on_after_one_of_its_ranks_was_killed(config, stores
     assert [second.train()["epoch"] for _ in range(2)] == [1, 2]
     second.stop()
     assert not dist.is_initialized()
+
+
+def test_a_checkpoint_is_loaded_in_the_middle_of_an_epoch(config, stores, trained, tmp_path, one_thread):
+    """The other rank has begun the epoch that is given up; its next orders are those of the loaded one."""
+    place = {"stores": str(stores), "directory": str(tmp_path / "trial"), "device": "cpu", "ranks": 2}
+    trial = DivideAndConquer({**config.model_dump(), "run": Run(**place).as_dict()})
+    try:
+        trial.train()
+        (tmp_path / "ray").mkdir()
+        trial.save_checkpoint(str(tmp_path / "ray"))
+        trial.train()
+        assert trial._begun is not None
+        trial.load_checkpoint(str(tmp_path / "ray"))
+        found = [numbers(trial.trainer.run_epoch()) for _ in range(2)]
+    finally:
+        trial.cleanup()
+    assert found == [numbers(each) for each in trained[1][1:]]

@@ -5,6 +5,7 @@ from torch.profiler import profile
 
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
+from dcml_tune.training.overlap import finish
 from dcml_tune.training.trainer import Trainer
 
 
@@ -80,7 +81,7 @@ def test_a_step_waits_for_nothing(config, tmp_path):
     trainer = Trainer(config, stores=tmp_path / "store")
     run(trainer, 2)
     plan = EpochPlan.at(2, config)
-    trainer._recluster(plan)
+    finish(trainer._recluster(plan))
     trainer.train_step.set_trainable(plan)
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     labels = np.repeat(np.arange(4), 2)

@@ -64,8 +64,8 @@ class Run:
     storage: str | None = None
     """Address of the storage that has the trial's files, where nodes share no directory; None: `directory` has them."""
     reported: int | None = None
-    """Number of its first epochs whose reports the driver has. The saved reports of later epochs are repeated when the trial
-    goes on; None: only the last one is."""
+    """Number of its first epochs whose reports the driver has. The saved reports of the last of them and of later epochs are
+    repeated when the trial goes on; None: only the last saved one is."""
     is_new: bool = False
     """Whether the study has just got this trial. What a storage has of its key is then of another one: a driver that was killed may
     have sampled it after the last copy of the study."""

@@ -29,11 +29,11 @@ from dcml_tune.training.devices import (
     set_arithmetic,
     set_threads,
 )
-from dcml_tune.training.overlap import work_during
+from dcml_tune.training.overlap import Steps, finish, work_during
 from dcml_tune.training.saving import Snapshot
 from dcml_tune.training.trainer import Trainer
 from dcml_tune.training.trial_data import TrialData
-from dcml_tune.training.updates import NonFiniteLossError, Steps, finish
+from dcml_tune.training.updates import NonFiniteLossError
 from dcml_tune.utils.checkpoint import CheckpointError
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.files import CorruptFileError, write_checksummed
@@ -50,15 +50,12 @@ from trainables.run import (
     STOP_SEARCH,
     unpack,
 )
+from trainables.saved_reports import SavedReports
 from trainables.sharing import Sharing
 from trainables.stored_trial import StoredOwnership, take_stored
 from trainables.trial_lock import Ownership, take
 
 log = logging.getLogger(__name__)
-
-_REPORTS_MS = 60_000
-"""Age of the reports that a state contains, in milliseconds: the study gets them a second late
-(`trainables.study_values`), and a driver that is killed loses those. With a storage a state contains all."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Begun:
 
     saved: Snapshot
     """What was saved, while the trainer is between two epochs."""
-    steps: Steps
+    steps: Steps[dict[str, float]]
     """What is left of the epoch."""
 
 
@@ -87,7 +84,7 @@ class DivideAndConquer(tune.Trainable):
         settings, self.run = unpack(config)
         self.directory: Path | None = None
         self._again: deque[dict[str, Any]] = deque()
-        self._reports: list[dict[str, Any]] = []
+        self._reports = SavedReports(keeps_all=self.run.storage is not None)
         self._sharing: Sharing | None = None
         self._joins = False
         self._refused: str | None = None
@@ -167,21 +164,17 @@ class DivideAndConquer(tune.Trainable):
             try:
                 facts = self.trainer.load(self.directory)
                 result = _result_of(facts.get("result", {}), self.directory)
-                self._reports = [_result_of(each, self.directory) for each in facts.get("reports", [])]
+                self._reports.restore([_result_of(each, self.directory) for each in facts.get("reports", [])])
                 taken_over = self._sharing.resume(facts)
-                self._again.extend(self._not_reported() or taken_over or [result])
+                self._again.extend(self._reports.after(self.run.reported) or taken_over or [result])
+                if not self._reports.as_list():
+                    self._reports.restore(self._again)
                 self._joins = False
             except CheckpointError as error:
                 self._note = f"starts again from its first epoch: {error}"
                 self.trainer.close()
                 self.trainer = self.make_trainer(config)
                 self._sharing = Sharing(self.run, self.trainer)
-
-    def _not_reported(self) -> list[dict[str, Any]]:
-        """Return the saved results that the driver may lack: it may run on another machine, with an older study."""
-        return (
-            [] if self.run.reported is None else [each for each in self._reports if each["epoch"] > self.run.reported]
-        )
 
     def _blame_node(self, settings: dict[str, Any]) -> None:
         """Raise if a trial was refused for what this node has lost since it was checked: the images, or room for them."""
@@ -207,7 +200,7 @@ class DivideAndConquer(tune.Trainable):
         assert self._sharing is not None
         self._again.extend(self._sharing.join(self._before()))
         if self._again:
-            self._reports = list(self._again)
+            self._reports.restore(self._again)
             self._ownership.push()
 
     def _guarded(self, work: Any) -> Any:
@@ -231,8 +224,9 @@ class DivideAndConquer(tune.Trainable):
 
     def _epoch(self) -> dict[str, Any]:
         before = self._before()
-        begun, self._begun = self._begun, None
-        measures: dict[str, Any] = finish(begun.steps if begun is not None else self.trainer.epoch_steps())
+        steps = self.trainer.epoch_steps() if self._begun is None else self._begun.steps
+        self._begun = None  # its copy of the state is not needed any more
+        measures: dict[str, Any] = finish(steps)
         until = self.run.until or self.trainer.config.nb_epochs
         done = self.trainer.epoch >= until
         if done and self.run.role in SCORES_TEST:
@@ -277,14 +271,15 @@ class DivideAndConquer(tune.Trainable):
         Meanwhile the next epoch begins, unless this one is the last, or another trial waits for its state.
         """
         sharing = self._sharing
-        self._reports.append(result)
-        if self.run.storage is None:
-            oldest = result["time_ms"] - _REPORTS_MS
-            self._reports = [each for each in self._reports if each["time_ms"] >= oldest]
+        self._reports.add(result)
         offers = sharing is not None and sharing.offers
         facts: dict[str, Any] = {"models_only": True}
         if self.trainer.epoch % self.run.save_every == 0 or result.get("done") or offers:
-            facts = {"result": result, "reports": self._reports, **(sharing.facts() if sharing is not None else {})}
+            facts = {
+                "result": result,
+                "reports": self._reports.as_list(),
+                **(sharing.facts() if sharing is not None else {}),
+            }
         if sharing is not None and offers:
             self.trainer.save(directory, **facts)
             sharing.offer()
@@ -354,6 +349,11 @@ class DivideAndConquer(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
         """Continue from what `save_checkpoint` wrote; Ray has the result of that epoch."""
+        if self._begun is not None and self.trainer.ranks.size > 1:
+            while next(
+                self._begun.steps
+            ):  # the other ranks have begun the epoch, and are asked for something else after it
+                pass
         self._give_up_begun()
         self.trainer.load(Path(checkpoint))
         self._again.clear()

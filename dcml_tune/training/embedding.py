@@ -17,6 +17,7 @@ from dcml_tune.data import ImageList, ImageStore, open_store
 from dcml_tune.data.loader import EVALUATION_BATCH, ToDevice, evaluation_batches
 from dcml_tune.models.embedder import MaskedEmbedder
 from dcml_tune.runs.stores import Stores
+from dcml_tune.training.overlap import Steps, finish
 from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.trial_data import Indices
 
@@ -34,6 +35,13 @@ def embed(
     Returns:
         Unit vectors, rows x D or rows x F, float32, on the model's device.
     """
+    return finish(embedding_steps(model, views, rows, penultimate=penultimate, ranks=ranks))
+
+
+def embedding_steps(
+    model: MaskedEmbedder, views: ImageStore, rows: Indices, *, penultimate: bool = False, ranks: Ranks = ALONE
+) -> Steps[Tensor]:
+    """Do what `embed` does; yields True after each batch."""
     device = model.masks.device
     if ranks.leads:
         order = {"do": EMBED, "store": str(views.directory), "penultimate": penultimate}
@@ -41,9 +49,13 @@ def embed(
     of_features = partial(torch.nn.functional.normalize, dim=1) if penultimate else model.embed
     parts = _parts(rows, ranks.size, _batch(device))
     own = parts[ranks.rank]
+    if len(own):
+        found = yield from _in_batches(model, views, own, of_features)
+    else:
+        found = torch.empty(
+            0, model.embedding.in_features if penultimate else model.embedding.out_features, device=device
+        )
     with torch.inference_mode():
-        width = model.embedding.in_features if penultimate else model.embedding.out_features
-        found = _in_batches(model, views, own, of_features) if len(own) else torch.empty(0, width, device=device)
         return ranks.gather(found, [len(part) for part in parts])
 
 
@@ -63,7 +75,7 @@ def _parts(rows: Indices, ranks: int, batch: int) -> list[Indices]:
 
 def penultimate_features(model: MaskedEmbedder, views: ImageStore, rows: Indices) -> Tensor:
     """Penultimate features of rows of an evaluation store, not normalised: rows x F, float32, on the model's device."""
-    return _in_batches(model, views, rows, lambda features: features)
+    return finish(_in_batches(model, views, rows, lambda features: features))
 
 
 def _batch(device: torch.device) -> int:
@@ -72,14 +84,17 @@ def _batch(device: torch.device) -> int:
 
 def _in_batches(
     model: MaskedEmbedder, views: ImageStore, rows: Indices, of_features: Callable[[Tensor], Tensor]
-) -> Tensor:
+) -> Steps[Tensor]:
     """Apply a function to the penultimate features of each batch, in evaluation mode."""
     device = model.masks.device
     to_device = ToDevice(device)
     model.eval()
-    batches = evaluation_batches(views, rows, _batch(device))
-    with torch.inference_mode():
-        return torch.cat([of_features(model.penultimate(to_device(images))) for images in batches])
+    found = []
+    for images in evaluation_batches(views, rows, _batch(device)):
+        with torch.inference_mode():
+            found.append(of_features(model.penultimate(to_device(images))))
+        yield True
+    return torch.cat(found)
 
 
 def embed_images(

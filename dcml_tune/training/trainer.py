@@ -28,10 +28,11 @@ from dcml_tune.training import saving
 from dcml_tune.training.averaging import MeasuredWeights
 from dcml_tune.training.devices import finish_work
 from dcml_tune.training.divisions import Division, cluster_measures, mask_measures
-from dcml_tune.training.embedding import embed
+from dcml_tune.training.embedding import embedding_steps
 from dcml_tune.training.evaluator import Evaluator
 from dcml_tune.training.loading import training_loader
 from dcml_tune.training.optimizer import replace_masks
+from dcml_tune.training.overlap import Steps, finish, timed
 from dcml_tune.training.pca_start import initialise_by_pca
 from dcml_tune.training.ranks.exchange import ALONE
 from dcml_tune.training.ranks.processes import RankProcesses
@@ -40,7 +41,7 @@ from dcml_tune.training.starting_model import TrainedModel
 from dcml_tune.training.state import BestEpoch, LearnedTensors, TrainerState
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
-from dcml_tune.training.updates import Steps, Updates, finish
+from dcml_tune.training.updates import Updates
 
 
 class Trainer:
@@ -172,36 +173,38 @@ class Trainer:
         """
         return finish(self.epoch_steps())
 
-    def epoch_steps(self) -> Steps:
+    def epoch_steps(self) -> Steps[dict[str, float]]:
         """Run one epoch as `run_epoch` does, in steps, between which something else may be done.
 
+        With several ranks an epoch that is given up must first be done until the model is trained: the other ranks have begun it.
+
         Yields:
-            True after each update; False when the model is trained and not yet measured. Until then `epoch`, `best` and
-            `history` are those of the epoch before.
+            True after each batch that is embedded for the clusters, and each update; False when the model is trained and not
+            yet measured. Until then `epoch`, `best` and `history` are those of the epoch before.
         """
         plan = EpochPlan.at(self.epoch, self.config)
         self.division = None
         start = time.perf_counter()
         self.measured.before_epoch(self.model, is_first=self.best is None)
+        copy_s = time.perf_counter() - start
         with epoch_seeded(self.config.seed, self.epoch):
-            measures = self._recluster(plan)
-            clustered = time.perf_counter()
-            measures |= yield from self._train(plan)
+            measures, cluster_s = yield from timed(self._recluster(plan))
+            trained, train_s = yield from timed(self._train(plan))
             yield False
-            trained = time.perf_counter()
-            measures |= self.evaluate()
-        times = {"time/cluster_s": clustered - start, "time/evaluate_s": time.perf_counter() - trained}
-        times["time/epoch_s"] = sum(times.values()) + measures["time/train_s"]
+            start = time.perf_counter()
+            measures |= trained | self.evaluate()
+        times = {"cluster": copy_s + cluster_s, "train": train_s, "evaluate": time.perf_counter() - start}
+        times["epoch"] = sum(times.values())
         self.epoch += 1
         self._keep_best(measures)
-        return measures | plan.measures() | times
+        return measures | plan.measures() | {f"time/{part}_s": seconds for part, seconds in times.items()}
 
-    def _recluster(self, plan: EpochPlan) -> dict[str, float]:
+    def _recluster(self, plan: EpochPlan) -> Steps[dict[str, float]]:
         """Compute a new partition if the plan says so, and split or merge the masks."""
         measures: dict[str, float] = {}
         if plan.recluster:
-            penultimate = self.config.penultimate_for_clusters
-            features = embed(self.model, self.data.views, self.data.train, penultimate=penultimate, ranks=self.ranks)
+            views, rows, penultimate = self.data.views, self.data.train, self.config.penultimate_for_clusters
+            features = yield from embedding_steps(self.model, views, rows, penultimate=penultimate, ranks=self.ranks)
             found = recluster(features, self._labels, plan, self.assignment, config=self.config)
             self.partition, self.assignment = found.partition, found.assignment
             if found.nmi_previous is not None:
@@ -213,14 +216,14 @@ class Trainer:
             self.division = Division.of(plan.epoch, self.partition, self._labels, self.model.masks)
         return measures | cluster_measures(self.partition, self._labels, plan.nb_clusters)
 
-    def _train(self, plan: EpochPlan) -> Steps:
+    def _train(self, plan: EpochPlan) -> Steps[dict[str, float]]:
         """Train on one pass of batches, round robin over the learners."""
         found = yield from self._updates.steps(plan, self.partition)
         masks = mask_measures(self.model.masks)
         # The original logs the overlap also where the loss does not include it.
         overlap = found.overlap if self.train_step.trains_masks(plan) else masks["masks/overlap"]
         measures = {"train/loss": found.loss, "train/loss_masks": self.config.masking_lambda * overlap}
-        measures |= {"train/batches": float(found.batches), "time/train_s": found.train_s}
+        measures["train/batches"] = float(found.batches)
         return measures | masks | self.criterion.trained()
 
     def _keep_best(self, measures: dict[str, float]) -> None:
@@ -394,4 +397,4 @@ class Trainer:
             return
         plan = EpochPlan.at(self.epoch, self.config)
         if not plan.recluster:
-            self._recluster(replace(plan, nb_clusters=learners, recluster=True, divide=False, merge=False))
+            finish(self._recluster(replace(plan, nb_clusters=learners, recluster=True, divide=False, merge=False)))

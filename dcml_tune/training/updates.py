@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +13,12 @@ from dcml_tune import data
 from dcml_tune.config.schedule import EpochPlan
 from dcml_tune.config.trial import TrialConfig
 from dcml_tune.data.loader import BatchLoader
+from dcml_tune.training.overlap import Steps, finish
 from dcml_tune.training.ranks.exchange import ALONE, Ranks
 from dcml_tune.training.seeding import epoch_seed
 from dcml_tune.training.state import LearnedTensors, under
 from dcml_tune.training.step import TrainStep
 from dcml_tune.training.trial_data import Indices, TrialData
-
-T = TypeVar("T")
-
-Steps: TypeAlias = Generator[bool, None, dict[str, float]]
-"""The training of an epoch in steps; it returns measures."""
 
 TRAIN = "train"
 """Name of the order to train an epoch."""
@@ -45,8 +39,6 @@ class EpochLoss:
     """Number of batches."""
     difference: float
     """Largest difference of a parameter between two ranks after the epoch."""
-    train_s: float
-    """Time that it took, in seconds, without that in which the caller did something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +55,7 @@ class Updates:
     loader: BatchLoader
     ranks: Ranks = ALONE
 
-    def steps(self, plan: EpochPlan, partition: Indices) -> Generator[bool, None, EpochLoss]:
+    def steps(self, plan: EpochPlan, partition: Indices) -> Steps[EpochLoss]:
         """Train on one pass of batches, round robin over the learners.
 
         Batch-norm statistics that are learned are averaged over the ranks at the end; batches are normalised by their own.
@@ -83,7 +75,6 @@ class Updates:
             RankError: if another rank has failed, or has other parameters.
         """
         step, ranks, seed = self.step, self.ranks, self.config.seed
-        begun = time.perf_counter()
         if ranks.leads:
             order = {"do": TRAIN, "epoch": plan.epoch, "lr_scale": step.lr_scale}
             ranks.tell(order, _to_send(step, partition), step.device)
@@ -104,9 +95,7 @@ class Updates:
                 total += step.gradients(images, self.data.labels[indices], learner, plan, generator)
             ranks.average_gradients(step.parameters(), turn.batches)
             step.optimizer.step()
-            paused = time.perf_counter()
             yield True
-            begun += time.perf_counter() - paused
         assert next(prepared, None) is None, "a batch was left"
         difference = self._agree()
         loss, overlap = (ranks.add(total) / max(1, len(batches))).tolist()
@@ -115,8 +104,7 @@ class Updates:
                 f"the loss of epoch {plan.epoch} is not finite (base_lr={self.config.base_lr}, "
                 f"mask_lr_mult={self.config.mask_lr_mult}); lower the learning rates"
             )
-        train_s = time.perf_counter() - begun
-        return EpochLoss(loss=loss, overlap=overlap, batches=len(batches), difference=difference, train_s=train_s)
+        return EpochLoss(loss=loss, overlap=overlap, batches=len(batches), difference=difference)
 
     def _agree(self) -> float:
         """Average learned batch-norm statistics, and check that all ranks have the same parameters."""
@@ -131,15 +119,6 @@ class Updates:
         parts = {part: under(f"{part}/", tensors) for part in ("model", "criterion", "moments")}
         LearnedTensors(**parts).load_into(self.step)
         finish(self.steps(plan, cast(Indices, tensors["partition"].cpu().numpy())))
-
-
-def finish(steps: Generator[object, None, T]) -> T:
-    """Do the remaining steps of a generator; returns what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast(T, end.value)
 
 
 def _to_send(step: TrainStep, partition: Indices) -> dict[str, Tensor]:
