@@ -20,20 +20,20 @@ from dcml_tune.config.trial import PAPER_LABEL, TrialConfig
 from dcml_tune.config.unused import replaced_by_model, unused_settings
 from dcml_tune.runs.paths import CHECKPOINT, absolute, named_directory, new_directory, writable
 from dcml_tune.runs.record import refuse_existing
+from dcml_tune.runs.recorded_epoch import RecordedEpoch
 from dcml_tune.runs.stores import SCRATCH, SCRATCH_HELP, Stores, scratch_directory
 from dcml_tune.tracking.uris import add_flag, tracking_uri
 from dcml_tune.utils import tracebacks
 from dcml_tune.utils.errnos import CANNOT_WRITE
 from dcml_tune.utils.locks import HeldError, LockLostError, SharedLock
-from dcml_tune.utils.signals import SearchStopped, raise_if_signalled, signal_handled, stopped_by_signals
-from dcml_tune.utils.stored import printable, printable_lines
+from dcml_tune.utils.signals import SearchStopped, signal_handled, signals_wait, stopped_by_signals
+from dcml_tune.utils.stored import checked, printable, printable_lines
 
 if TYPE_CHECKING:
     from dcml_tune.tracking import Tracker
     from dcml_tune.tracking.wandb import WandbRun
-    from dcml_tune.training.divisions import Division
+    from dcml_tune.training.overlap import Steps
     from dcml_tune.training.trainer import Trainer
-    from dcml_tune.training.updates import Steps
 
 _MAY_CHANGE = ("resume", "output_dir", "scratch", "tracking_uri", "cuda_device", "wandb_enabled")
 """Flags that may be given at a resume."""
@@ -102,7 +102,10 @@ def main(argv: list[str]) -> int:
     run = _Run.new(flags, output) if flags.resume is None else _Run.resumed(flags, flags.resume, output, argv)
     for line in run.head():
         print(printable_lines(line), flush=True)
-    return run.run()
+    try:
+        return run.run()
+    finally:
+        run.alone.release()
 
 
 class _Run:
@@ -136,6 +139,8 @@ class _Run:
         self.wandb = self._wandb()
         self.untrained: dict[str, float] = {}
         """Measures before training, for step 0 of the curves."""
+        self.last: RecordedEpoch | None = None
+        """The last epoch; None before the first one, and after a resume from a state that does not have it."""
 
     @classmethod
     def new(cls, flags: Flags, output: Path) -> _Run:
@@ -164,6 +169,7 @@ class _Run:
             SettingError: if there is none of this name, or other flags are given.
         """
         from dcml_tune.training.saving import has_state, saved_config
+        from dcml_tune.utils.checkpoint import CheckpointError
 
         others = parser().given(argv).keys() - set(_MAY_CHANGE)
         if others:
@@ -177,10 +183,15 @@ class _Run:
             )
         config, saved = saved_config(directory)
         # A run of version 0.1 saved none of these.
-        kept = {"save_model": saved.get("save_model", 1), "deterministic": saved.get("deterministic") is True}
-        kept["scratch"] = flags.scratch or saved.get("scratch")
+        kept: dict[str, Any] = {name: saved.get(name) is True for name in ("deterministic", "score_test")}
+        kept |= {"save_model": saved.get("save_model", 1), "scratch": flags.scratch or saved.get("scratch")}
         run = cls(begun.name, config, replace(flags, **kept), output)
-        run.trainer.load(run.checkpoint)
+        facts = run.trainer.load(run.checkpoint)
+        if "recorded" in facts:
+            try:
+                run.last = checked(RecordedEpoch, facts["recorded"])
+            except ValueError as error:
+                raise CheckpointError(f"checkpoint {run.checkpoint}: its measures are not valid ({error})") from None
         return run
 
     def head(self) -> list[str]:
@@ -227,6 +238,8 @@ class _Run:
         tracker = Tracker.open(self.output, self.name, uri=self.uri)
         tracker.start(self.name, name=self.name, role="train", params=self.config.model_dump(), tags=tags)
         tracker.metrics(self.name, 0, self.untrained)
+        if self.last is not None:
+            self._record(tracker, self.last)
         status, reason = "FINISHED", None
         try:
             with stopped_by_signals():
@@ -259,59 +272,75 @@ class _Run:
 
     def _train(self, tracker: Tracker) -> None:
         """Run all epochs, save after each, and keep the best model."""
-        from dcml_tune.training.updates import NonFiniteLossError, finish
+        from dcml_tune.training.overlap import finish
 
         trainer, last = self.trainer, self.config.nb_epochs
-        measures: dict[str, float] = {}
-        begun: Steps | None = None
+        begun: Steps[dict[str, float]] | None = None
         while trainer.epoch < last:
             measures = finish(begun or trainer.epoch_steps())
             if trainer.epoch == last and self.flags.score_test and self.config.protocol != "paper":
                 measures |= trainer.test()
             self.alone.check()
-            division = trainer.division
-            try:
-                begun = self._save()
-            except (NonFiniteLossError, SearchStopped):  # in the next epoch; this one is saved
-                self._log(tracker, measures, division)
-                raise
-            self._log(tracker, measures, division)
-            print(f"epoch {trainer.epoch}/{last}: {_line(measures)}", flush=True)
-            raise_if_signalled()
-        self._keep(tracker, measures)
+            division = None if trainer.division is None else trainer.division.name
+            self.last = RecordedEpoch.of(trainer.epoch, measures, division, trainer.test_scored_before)
+            with signals_wait():  # an epoch is saved and recorded, or neither
+                begun, error = self._save(self.last)
+                self._record(tracker, self.last)
+                print(f"epoch {trainer.epoch}/{last}: {_line(measures)}", flush=True)
+            if error is not None:
+                raise error
+        self._keep(tracker)
 
-    def _save(self) -> Steps | None:
-        """Save the last epoch while the next one trains; returns what is left of that, if it has begun."""
+    def _save(self, epoch: RecordedEpoch) -> tuple[Steps[dict[str, float]] | None, Exception | None]:
+        """Save the last epoch while the next one trains.
+
+        Returns:
+            What is left of the next epoch, if it has begun; and the error with which it failed, if it did.
+        """
         from dcml_tune.training.overlap import work_during
 
         trainer, every = self.trainer, self.flags.save_model
         if not every:
-            return None
+            return None, None
         if every > 1 and trainer.epoch % every == 0:
             trainer.save_epoch(self.checkpoint)
         facts: dict[str, Any] = {
             "save_model": every,
             "deterministic": self.flags.deterministic,
+            "score_test": self.flags.score_test,
             "scratch": self.scratch,
+            "recorded": epoch.model_dump(),
         }
         if trainer.epoch == self.config.nb_epochs:
             trainer.save(self.checkpoint, **facts)
-            return None
-        snapshot, steps = trainer.snapshot(), trainer.epoch_steps()
-        work_during(lambda: snapshot.save(self.checkpoint, **facts), lambda: next(steps))
-        return steps
+            return None, None
+        snapshot, steps, errors = trainer.snapshot(), trainer.epoch_steps(), []
 
-    def _log(self, tracker: Tracker, measures: dict[str, float], division: Division | None) -> None:
-        tracker.metrics(self.name, self.trainer.epoch, measures)
-        if division is not None:
-            for file in division.files(self.checkpoint):
+        def work() -> bool:
+            try:
+                return next(steps)
+            except Exception as error:
+                errors.append(error)
+                return False
+
+        work_during(lambda: snapshot.save(self.checkpoint, **facts), work)
+        return steps, errors[0] if errors else None
+
+    def _record(self, tracker: Tracker, epoch: RecordedEpoch) -> None:
+        """Record an epoch; the tracker skips what it has recorded before."""
+        from dcml_tune.training.divisions import files
+
+        measures = epoch.numbers()
+        tracker.metrics(self.name, epoch.epoch, measures)
+        if epoch.division is not None:
+            for file in files(self.checkpoint, epoch.division):
                 tracker.artifact(self.name, file, "divisions")
-        if self.trainer.test_scored_before is not None:
-            tracker.tags(self.name, {"dcml.test_scored_before": self.trainer.test_scored_before})
+        if epoch.test_scored_before is not None:
+            tracker.tags(self.name, {"dcml.test_scored_before": epoch.test_scored_before})
         if self.wandb is not None:
-            self.wandb.metrics(self.trainer.epoch, measures)
+            self.wandb.metrics(epoch.epoch, measures)
 
-    def _keep(self, tracker: Tracker, measures: dict[str, float]) -> None:
+    def _keep(self, tracker: Tracker) -> None:
         """Log the best model, and say where it is."""
         from dcml_tune.models.embedder import best_model
         from dcml_tune.training.saving import remove_state
@@ -320,7 +349,8 @@ class _Run:
         if best is None:
             return
         remove_state(self.checkpoint)
-        tracker.model(self.name, best, name="train", step=self.trainer.epoch, metrics=measures)
+        metrics = {} if self.last is None else self.last.numbers()
+        tracker.model(self.name, best, name="train", step=self.trainer.epoch, metrics=metrics)
         print(f"checkpoint: {best}")
         print("measure it on the test classes:\n  " + command("dcml_tune.evaluate", str(best), *self._data_flags()))
 

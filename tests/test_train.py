@@ -322,6 +322,64 @@ def test_a_resumed_run_ends_as_one_that_ran_through(train, tmp_path, monkeypatch
     assert found["cut"].info.status == "FINISHED"
 
 
+def curve(tmp_path, name, metric="train/loss"):
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    return [(point.step, point.value) for point in client.get_metric_history(runs(tmp_path)[name].info.run_id, metric)]
+
+
+def test_an_error_of_the_next_epoch_does_not_lose_the_saved_one(train, tmp_path, monkeypatch, capsys):
+    """It has begun while the epoch before was saved; that one is shown and recorded, then the error ends the run."""
+    train("--name=whole", nb_epochs=4)
+    from dcml_tune.training.updates import Updates
+
+    real = Updates.steps
+
+    def broken(self, plan, partition):
+        if plan.epoch == 2:
+            raise RuntimeError("CUDA error: the device is gone")
+        return (yield from real(self, plan, partition))
+
+    monkeypatch.setattr(Updates, "steps", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        train("--name=cut", nb_epochs=4)
+    assert "epoch 2/4" in capsys.readouterr().out
+    assert [step for step, _ in curve(tmp_path, "cut")] == [1, 2]
+    monkeypatch.setattr(Updates, "steps", real)
+    assert main(["--resume", "cut", "--output-dir", str(tmp_path / "runs")]) == 0
+    assert curve(tmp_path, "cut") == curve(tmp_path, "whole")
+
+
+@pytest.mark.parametrize("ends", [2, 4])
+def test_a_run_that_ends_before_it_records_a_saved_epoch_records_it_later(ends, train, tmp_path, monkeypatch):
+    """As one does that is killed; with the division of that epoch, and what it scored on the test classes."""
+    from dcml_tune.train import _Run
+
+    settings = {"nb_epochs": 4, "nb_clusters": 2, "mod_epoch": 1, "mask_lr_mult": 10}
+    train("--name=whole", "--score-test", **settings)
+    real = _Run._record
+
+    def killed(self, tracker, epoch):
+        if epoch.epoch == ends:
+            raise SystemExit
+        real(self, tracker, epoch)
+
+    monkeypatch.setattr(_Run, "_record", killed)
+    with pytest.raises(SystemExit):
+        train("--name=cut", "--score-test", **settings)
+    assert [step for step, _ in curve(tmp_path, "cut")] == list(range(1, ends))
+    monkeypatch.setattr(_Run, "_record", real)
+    assert main(["--resume", "cut", "--output-dir", str(tmp_path / "runs")]) == 0
+    found, client = runs(tmp_path), mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    for metric in ("train/loss", "epoch_best", *(["test/recall_at_1"] if ends == 4 else [])):
+        assert curve(tmp_path, "cut", metric) == curve(tmp_path, "whole", metric) != []
+    of = [
+        {each.path for each in client.list_artifacts(found[name].info.run_id, "divisions")} for name in ("whole", "cut")
+    ]
+    assert of[0] == of[1] != set()
+    assert found["cut"].data.tags["dcml.test_scored_before"] == "1"
+    assert found["cut"].info.status == "FINISHED"
+
+
 def test_weights_and_biases_offline(train, tmp_path, monkeypatch):
     """--wandb-enabled writes a run below the output directory, with settings and measures; nothing leaves the machine."""
     monkeypatch.setenv("WANDB_MODE", "offline")
