@@ -73,6 +73,14 @@ def test_it_serves_all_gpus_of_the_machine(control, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
+def test_a_daemon_that_keeps_its_output_open_is_not_waited_for(control, monkeypatch):
+    """It is the output of this process."""
+    control.install(start="sleep 5 &")
+    monkeypatch.setattr(mps, "_START_S", 2.0)
+    start_mps()
+    assert os.environ["CUDA_MPS_PIPE_DIRECTORY"]
+
+
 def test_one_that_runs_is_used(control, monkeypatch, tmp_path):
     """And goes on after the search: it belongs to the machine."""
     control.install()

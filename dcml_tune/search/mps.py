@@ -72,21 +72,27 @@ def start_mps() -> None:
     os.environ |= {_PIPES: str(directory), _LOGS: str(directory)}
     words = ["sh", "-c", _GUARD, "sh", str(directory)]
     _guards.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True))
-    try:
-        # It numbers the GPUs that it sees anew, and trials name theirs by the numbers of the machine: it must see all.
-        seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-        done = subprocess.run(
-            [_CONTROL, "-d"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_S, check=False, env=seen
-        )
-        failed = (
-            "" if done.returncode == 0 else (done.stderr + done.stdout).decode(errors="replace") or str(done.returncode)
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failed = str(error)
+    failed = _start_daemon()
     if failed:
         stop_mps()
         said = printable(" ".join(failed.split()))
         raise SettingError(f"--mps on: {_CONTROL} -d failed ({said}); leave the flag out")
+
+
+def _start_daemon() -> str:
+    """Start the daemon; returns why that failed, empty if it did not."""
+    # It numbers the GPUs that it sees anew, and trials name theirs by the numbers of the machine: it must see all.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    with tempfile.TemporaryFile() as output:  # no pipe: the daemon may keep it open, and its end would be waited for
+        try:
+            done = subprocess.run(
+                [_CONTROL, "-d"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=_START_S, check=False,
+                env=environment,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        output.seek(0)
+        return "" if done.returncode == 0 else output.read().decode(errors="replace") or f"status {done.returncode}"
 
 
 def stop_mps() -> None:
