@@ -1,14 +1,17 @@
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from searches import SMALLEST
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.runs import record as record_module
 from dcml_tune.runs.record import Record, SearchRunningError, all_records, refuse_existing
 from dcml_tune.search.__main__ import main
 from dcml_tune.utils.files import write_checksummed
+from dcml_tune.utils.locks import SharedLock
 
 
 def test_a_record_is_made_once_and_found_again(tmp_path):
@@ -41,8 +44,9 @@ def test_one_process_runs_a_search(tmp_path):
 
 
 @pytest.mark.parametrize("left", [["lock"], ["lock", ".search.json.123"], ["lock", "lock.lease"]])
-def test_a_process_that_was_killed_before_it_wrote_a_record_does_not_take_the_name(tmp_path, left):
+def test_a_process_that_was_killed_before_it_wrote_a_record_does_not_take_the_name(tmp_path, left, monkeypatch):
     """A directory that holds anything else does, and so does one whose lock another process holds."""
+    monkeypatch.setattr(record_module, "SharedLock", partial(SharedLock, lease_s=2, heartbeat_s=0.5))
     directory = tmp_path / "s"
     directory.mkdir()
     for name in left:
