@@ -128,6 +128,7 @@ def test_every_command_refuses_an_address_that_cannot_work_first_of_all(
         main([*words, "--tracking-uri", address])
     assert SECRET not in str(refused.value)
     assert str(refused.value).startswith("tracking-uri=")
+    assert redact(str(refused.value)) == str(refused.value), "the rule is removed where the message is printed"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,6 +21,7 @@ from dcml_tune.search.flags import read_command_line
 from dcml_tune.search.plan import given_plan
 from dcml_tune.search.resume import resumed_plan
 from dcml_tune.search.start_or_resume import new_or_resumed
+from dcml_tune.utils.redaction import redact
 from dcml_tune.utils.signals import SearchStopped
 from search_spaces.space import Choice, Float, SearchSpace
 from trainables import study_values
@@ -70,6 +71,7 @@ def running(database, request, monkeypatch):
         ("mysql://ann:geheim@host/db", "must be postgresql://"),
         ("postgresql://ann:geheim@host", "must be postgresql://"),
         ("postgresql:///db", "must be postgresql://"),
+        ("mysql://ann@host/db?password=geheim", "must be postgresql://"),
         ("postgresql://ann:geheim@host:port/db", "must be postgresql://"),
         ("http://ann:geheim@host", "must be postgresql://"),
         ("studies", "must be postgresql://"),
@@ -83,6 +85,7 @@ def test_an_address_that_cannot_work_is_refused_first_of_all(address, rule):
         read_command_line(["emoji", "--study-uri", address])
     assert rule in str(refused.value)
     assert "geheim" not in str(refused.value)
+    assert redact(str(refused.value)) == str(refused.value), "the rule is removed where the message is printed"
 
 
 def test_an_address_is_recorded_without_its_password():

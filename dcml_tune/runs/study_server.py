@@ -57,7 +57,11 @@ def checked_address(text: str) -> str:
     from sqlalchemy.exc import ArgumentError
 
     shown = f"{FLAG} {redact(text)}"
-    rule = "must be postgresql://USER@HOST:PORT/DATABASE; in a user or password write / as %2F, @ as %40, ? as %3F, # as %23"
+    # Without an at sign: what is shown before the last one of a line is taken for a login, and removed.
+    rule = (
+        "must be postgresql://HOST:PORT/DATABASE, with a user before HOST if it needs one; in a user or password write / as %2F, an "
+        "at sign as %40, ? as %3F, # as %23"
+    )
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

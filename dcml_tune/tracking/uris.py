@@ -82,7 +82,7 @@ def _web(uri: str) -> str:
     if parts is None or not host or "@" in parts.path + parts.query + parts.fragment or "\\" in parts.netloc:
         raise _refused(
             uri,
-            "must be http(s)://HOST:PORT; in a user or password write / as %2F, @ as %40, ? as %3F, # as %23, \\ as %5C",
+            "must be http(s)://HOST:PORT; in a user or password write / as %2F, an at sign as %40, ? as %3F, # as %23, \\ as %5C",
         )
     if parts.query or parts.fragment:
         raise _refused(
@@ -104,7 +104,7 @@ def _database(uri: str) -> str:
         raise SettingError(f"tracking-uri={error}") from None
     except (ArgumentError, ValueError):
         raise _refused(
-            uri, "must be an SQLAlchemy address, DIALECT://USER:PASSWORD@HOST:PORT/DATABASE; escape special characters"
+            uri, "must be an SQLAlchemy address, DIALECT://HOST:PORT/DATABASE; escape special characters of the login"
         ) from None
     if file is None:
         return uri

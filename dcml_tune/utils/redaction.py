@@ -18,8 +18,11 @@ _SHORT = r"(?:[\w.-]*[-_.])?(?:auth|key|pwd|pass|sig|signature|sas)"
 
 # Addresses of SQLite and of local files have no login; an @ in them belongs to the path.
 _LOGIN = re.compile(r"(?i)(?<![\w+.-])((?!(?:sqlite(?:\+\w+)?|file):)[a-z][\w+.-]*://).*@")
-_QUERY = re.compile(rf"(?i)([?&;](?:{_LONG}|{_SHORT})=)[^&#\r\n]*")
-_NAMED = re.compile(rf"(?i)((?<![\w.-]){_LONG}=)(?:'[^'\r\n]*'|\"[^\"\r\n]*\"|[^&\s#]+)")
+_DONE = r"\*\*\*(?=[:&#\s]|$)"
+"""A value that was replaced before: what follows it in a message stays."""
+
+_QUERY = re.compile(rf"(?i)([?&;](?:{_LONG}|{_SHORT})=)(?:{_DONE}|[^&#\r\n]*)")
+_NAMED = re.compile(rf"(?i)((?<![\w.-]){_LONG}=)(?:{_DONE}|'[^'\r\n]*'|\"[^\"\r\n]*\"|[^&\s#]+)")
 _FLAG = re.compile(rf"(?i)--?(?:{_LONG}|{_SHORT})")
 
 
