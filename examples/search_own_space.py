@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
     ])  # fmt: skip
     trials = read_study(output / "own-space")  # Optuna's; a trial that failed has no value
     best = max(trials, key=lambda trial: trial.value or 0.0)
-    print(f"best of {len(trials)} trials: recall@1 {best.value:.1%} with {best.params}")
+    if best.value is not None:
+        print(f"best of {len(trials)} trials: MAP@R {best.value:.1%} with {best.params}")
     return status
 
 

@@ -94,7 +94,7 @@ def test_search_own_space(tmp_path):
     best = max(
         (trial for trial in read_study(tmp_path / "own-space") if trial.value is not None), key=lambda t: t.value
     )
-    last = re.fullmatch(r"best of 3 trials: recall@1 (\d+\.\d)% with (.*)", done.stdout.splitlines()[-1])
+    last = re.fullmatch(r"best of 3 trials: MAP@R (\d+\.\d)% with (.*)", done.stdout.splitlines()[-1])
     assert last[1] == f"{100 * best.value:.1f}"
     assert ast.literal_eval(last[2]) == best.params
 

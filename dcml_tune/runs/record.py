@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from dcml_tune.config.errors import SettingError
+from dcml_tune.runs.paths import CHECKPOINT
 from dcml_tune.runs.storage import StorageError
 from dcml_tune.runs.stored_lock import StoredLock
 from dcml_tune.utils.files import CorruptFileError, read_checksummed, write_checksummed
@@ -208,10 +209,10 @@ class Record:
             SettingError: if there is no record, it is damaged or was changed, or the search was renamed.
         """
         if not is_search(directory):
-            raise SettingError(
-                f"--resume {directory.name}: {directory} holds no search; --resume without a name lists those that can "
-                "be resumed"
-            )
+            remedy = "python -m dcml_tune.browse lists all searches"
+            if (directory / CHECKPOINT).is_dir():
+                remedy = f"it is a run of train, which goes on by python -m dcml_tune.train --resume {directory.name}"
+            raise SettingError(f"--resume {directory.name}: {directory} holds no search; {remedy}")
         try:
             asked = read_checksummed(directory / _ASKED)
         except CorruptFileError as error:
