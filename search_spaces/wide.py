@@ -1,7 +1,7 @@
 """`--space wide`: whole recipes. Loss, rates, batches, initialisation, augmentation, pooling, decay and the division vary.
 
-Ranges, with the reason or source of each. Every range holds the value of the published point, so that trial 0 is that
-point. Where a source is named as "tuning runs", these are the published ones of powerful-benchmarker (Musgrave et al., "A
+Ranges, with the reason or source of each. Trial 0 is the published point; a value that cannot work on a data set is moved to the
+nearest one that can, and the search says so (emoji: 4 clusters instead of 32). Where a source is named as "tuning runs", these are the published ones of powerful-benchmarker (Musgrave et al., "A
 Metric Learning Reality Check", ECCV 2020: 50 trials for each loss and data set).
 
     criterion              margin, and those that gain on it in the tuning runs by 2 to 5 points of MAP@R (SOP: margin

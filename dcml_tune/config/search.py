@@ -67,7 +67,7 @@ class SearchConfig(BaseModel):
     """maximum number of concurrent trials; default: as many as fit. On a cluster with an autoscaler it brings nodes for so many
     trials; default there: for twice as many as fit, at most a fourth of all"""
     time_budget: Duration | None = None
-    """stop the search after this time, such as 30m or 10h"""
+    """stop trials, confirmation and ablation together after this time, such as 30m or 10h; final scoring comes after it"""
     epoch_budget: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """stop the search after this number of epochs, summed over all trials"""
     patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
