@@ -194,7 +194,7 @@ exec "$@"
 RAY = """#!/usr/bin/env bash
 echo "$@" >> "$STUBS/ray.txt"
 [[ $1 == start ]] && sleep 60
-exit 0
+[[ $1 != health-check ]] || grep -q -- --head "$STUBS/ray.txt"
 """
 PYTHON = f"""#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exec {sys.executable} "$@"; fi

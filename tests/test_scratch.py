@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -486,7 +486,13 @@ def test_the_other_commands_have_their_stores_there(folder, tmp_path, capsys):
 
 def test_a_training_that_is_resumed_keeps_the_directory(folder, tmp_path, monkeypatch):
     """Or takes the one that is given."""
-    monkeypatch.setattr(train, "raise_if_signalled", lambda: (_ for _ in ()).throw(train.SearchStopped("a test")))
+
+    @contextmanager
+    def stopped():
+        yield
+        raise train.SearchStopped("a test")
+
+    monkeypatch.setattr(train, "signals_wait", stopped)
     local = tmp_path / "local"
     assert train.main(flags(folder, tmp_path, "--name", "t", "--scratch", local)) == 3
     shutil.rmtree(local)
