@@ -1,4 +1,5 @@
 import os
+import time
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -59,6 +60,17 @@ def trial(four_epochs, tmp_path):
         return DivideAndConquer({**four_epochs, "run": Run(**where).as_dict()})
 
     return start
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`time.monotonic` stands still until `now` is changed."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(time, "monotonic", lambda: Clock.now)
+    return Clock
 
 
 @pytest.fixture(scope="session")

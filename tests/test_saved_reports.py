@@ -2,19 +2,7 @@
 
 import pytest
 
-from trainables import saved_reports
 from trainables.saved_reports import KEPT_S, SavedReports
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Time that stands still until it is changed."""
-
-    class Clock:
-        now = 100.0
-
-    monkeypatch.setattr(saved_reports.time, "monotonic", lambda: Clock.now)
-    return Clock
 
 
 def report(epoch):

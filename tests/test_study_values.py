@@ -11,17 +11,6 @@ from trainables.study_values import StudyValues
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Time that stands still until it is changed."""
-
-    class Clock:
-        now = 100.0
-
-    monkeypatch.setattr(study_values.time, "monotonic", lambda: Clock.now)
-    return Clock
-
-
-@pytest.fixture
 def study(tmp_path):
     return open_study(f"sqlite:///{tmp_path / 'study.db'}", "s", ["maximize"])
 
